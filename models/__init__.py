@@ -1,0 +1,38 @@
+"""Everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O.
+
+A new network is a module here and a line in NETWORKS.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from models.digits_convnet import DigitsConvnet
+from models.simple_convnet import SimpleConvnet
+from models.softmax_regression import SoftmaxRegression
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "digits_convnet": DigitsConvnet,
+    "simple_convnet": SimpleConvnet,
+    "softmax_regression": SoftmaxRegression,
+}
+
+
+def build(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
+    """A freshly initialised network (from torch's global generator).
+
+    `image_shape` is (channels, height, width) after the crop, `classes` their number, `options` the
+    keyword arguments of the network's class. Its forward takes float32 [batch, channels, height, width]
+    and returns logits, float32 [batch, classes]; parameters are named `<layer>.weight`, `<layer>.bias`.
+    Raises KeyError for an unknown name, ValueError where the network does not accept the images.
+    """
+    return NETWORKS[name](image_shape, classes, **options)
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a network: keyword-only parameters of its class, with annotation and default."""
+    parameters = inspect.signature(NETWORKS[name], eval_str=True).parameters
+    return {key: value for key, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}

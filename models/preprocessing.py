@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Standardize = Literal["scale", "per-image", "per-channel"]
+
+
+class Preprocessing(nn.Module):
+    """Pixels as stored to what the network sees: centre crop, then standardisation, in float32.
+
+    "scale": x / 255. "per-image": (x - mean) / max(std, 1 / sqrt(N)) over the N values of each cropped
+    image, std of the population (TensorFlow's `tf.image.per_image_standardization`). "per-channel":
+    (x - mean) / std with the dataset's `mean` and `std`, one value a channel, in pixel units (0 to 255).
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        crop: int | None = None,
+        standardize: Standardize = "scale",
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+    ) -> None:
+        super().__init__()
+        self.height, self.width = image_size
+        self.crop = crop
+        self.standardize = standardize
+        if crop is not None and crop > min(image_size):
+            raise ValueError(f"a crop of {crop}x{crop} does not fit images of {self.height}x{self.width}")
+        if standardize == "per-channel":
+            # a channel that never changes has a std of 0
+            scale = [1 / max(value, 1e-6) for value in std]
+            self.mean: Tensor
+            self.scale: Tensor
+            self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+            self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width after the crop."""
+        return (self.height, self.width) if self.crop is None else (self.crop, self.crop)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [batch, channels, height, width] of uint8 [batch, height, width, channels]."""
+        return self.standardized(self.cropped(images))
+
+    def cropped(self, images: Tensor) -> Tensor:
+        """The centre crop of uint8 [batch, height, width, channels]."""
+        if self.crop is None or (self.height, self.width) == (self.crop, self.crop):
+            return images
+        top, left = (self.height - self.crop) // 2, (self.width - self.crop) // 2
+        return images[:, top : top + self.crop, left : left + self.crop]
+
+    def standardized(self, images: Tensor) -> Tensor:
+        """float32 [batch, channels, height, width] of uint8 or float [batch, height, width, channels]."""
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        if self.standardize == "scale":
+            return x / 255
+        if self.standardize == "per-channel":
+            return (x - self.mean) * self.scale
+        x = x - x.mean((1, 2, 3), keepdim=True)
+        std = x.square().mean((1, 2, 3), keepdim=True).sqrt()
+        return x / std.clamp(min=1 / math.sqrt(math.prod(x.shape[1:])))

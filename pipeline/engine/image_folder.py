@@ -1,0 +1,176 @@
+"""Decodes a folder of images, or an archive of one, into an array, on all CPUs."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.engine.layout import lay_out
+from pipeline.engine.prepared import Prepared, create_array
+from serving.console import log, progress
+from serving.errors import ConvlineError, ImageError
+from serving.files import sha256
+from serving.images import ImageSpec, decode
+from serving.listing import Found, find, folders
+from serving.machine import usable_cpus
+
+MAX_REJECTED = 0.01
+CHUNK = 256  # images a worker process decodes at once: passing them costs little then
+
+
+@dataclass(frozen=True)
+class Options:
+    """`size` (height, width), None to keep the size that all images share; `channels` "auto" is 1 only
+    if every image is grey; more than 1% of unusable files is an error unless `allow_rejects`."""
+
+    size: tuple[int, int] | None = None
+    channels: Literal["auto", "1", "3"] = "auto"
+    fit: Literal["crop", "stretch"] = "crop"
+    allow_rejects: bool = False
+
+
+@dataclass
+class Decoded:
+    """What decoding met: rejects by row, whether every image was grey, the SHA-256 of each file by row."""
+
+    rejects: dict[int, ImageError] = field(default_factory=dict)
+    all_grey: bool = True
+    digests: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, other: Decoded) -> None:
+        self.rejects |= other.rejects
+        self.all_grey &= other.all_grey
+        self.digests |= other.digests
+
+
+def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
+    """Decode every image of `source` into an array below `folder`.
+
+    Raises ConvlineError for a source that is not laid out in classes, for images of several sizes without
+    `options.size`, and for more unusable files than `options` allow.
+    """
+    layout = lay_out(source, (file.path for file in find([str(source)])), folders(source))
+    # by split, class and name: a folder and any archive of it give the same dataset
+    order = sorted(layout.places, key=lambda path: (layout.places[path], path.encode("utf-8", "surrogateescape")))
+    rows = {path: row for row, path in enumerate(order)}
+    height, width = options.size or _first_size(source, rows)
+    spec = ImageSpec(height, width, 1 if options.channels == "1" else 3, options.fit)
+    images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
+    decoded = _decode_all(source, folder / "decoded.npy", rows, spec, native=options.size is None)
+    (folder / "decoded.npy").unlink()  # the map keeps its pages for as long as it is used
+    rejects = [
+        {"path": order[row], "reason": problem.reason, "detail": problem.detail}
+        for row, problem in sorted(decoded.rejects.items())
+    ]
+    _judge(rejects, len(order), options)
+    usable = np.delete(np.arange(len(order)), sorted(decoded.rejects))
+    splits = np.array([layout.places[path][0] for path in order])
+    number = {label: index for index, label in enumerate(layout.classes)}
+    return Prepared(
+        images=images,
+        labels=np.array([number[layout.places[path][1]] for path in order]),
+        rows={split: usable[splits[usable] == split] for split in ("train", "test") if split in splits},
+        classes=layout.classes,
+        spec=replace(spec, channels=1) if options.channels == "auto" and decoded.all_grey else spec,
+        source={"name": source.name, "sha256": _source_hash(source, order, decoded.digests)},
+        rejects=rejects,
+    )
+
+
+def _first_size(source: Path, rows: dict[str, int]) -> tuple[int, int]:
+    """Height and width of the first usable image."""
+    for file in find([str(source)]):
+        if file.path in rows:
+            try:
+                height, width, _ = decode(file.read(), ImageSpec(None, None, 3)).shape
+            except ImageError:
+                continue
+            return height, width
+    raise ConvlineError(f"{source} holds no usable image")
+
+
+def _decode_all(source: Path, array: Path, rows: dict[str, int], spec: ImageSpec, native: bool) -> Decoded:
+    decoded = Decoded()
+    work = ((rows[file.path], file) for file in find([str(source)]) if file.path in rows)
+    with progress("decode", len(rows)) as bar:
+        for part in _on_all_cpus(work, array, spec, native, len(rows)):
+            decoded.add(part)
+            bar.advance(bar.task_ids[0], len(part.digests))
+    return decoded
+
+
+def _on_all_cpus(
+    work: Iterator[tuple[int, Found]], array: Path, spec: ImageSpec, native: bool, total: int
+) -> Iterator[Decoded]:
+    """Chunks of work on one process a CPU (threads would share Python's lock), few in flight."""
+    chunks = iter(lambda: list(islice(work, CHUNK)), [])
+    workers = min(usable_cpus(), total // CHUNK)
+    if workers < 2:
+        yield from (_decode_chunk(chunk, array, spec, native) for chunk in chunks)
+        return
+    running: deque[Future[Decoded]] = deque()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for chunk in chunks:
+            running.append(pool.submit(_decode_chunk, chunk, array, spec, native))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _decode_chunk(chunk: Iterable[tuple[int, Found]], array: Path, spec: ImageSpec, native: bool) -> Decoded:
+    """Decode some files into their rows of `array`; `native`: all must have the size of `spec` already."""
+    images = np.load(array, mmap_mode="r+")
+    decoded = Decoded()
+    for row, file in chunk:
+        decoded.digests[row] = b""
+        try:
+            data = file.read()
+            decoded.digests[row] = hashlib.sha256(data).digest()
+            pixels = decode(data, replace(spec, height=None, width=None) if native else spec)
+        except ImageError as problem:
+            decoded.rejects[row] = problem
+            continue
+        if pixels.shape != images.shape[1:]:
+            sizes = f"{spec.height}x{spec.width}, {file.path} is {pixels.shape[0]}x{pixels.shape[1]}"
+            raise ConvlineError(f"the images differ in size (the first is {sizes}); give --image-size HxW")
+        decoded.all_grey &= _is_grey(pixels)
+        images[row] = pixels
+    return decoded
+
+
+def _is_grey(pixels: NDArray[np.uint8]) -> bool:
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _judge(rejects: list[dict[str, str]], total: int, options: Options) -> None:
+    """List the unusable files; stop where they are too many."""
+    for reject in rejects:
+        log(f"rejected {reject['path']}: {reject['reason']} ({reject['detail']})")
+    if rejects:
+        log(f"{len(rejects)} of {total} files are unusable")
+    if len(rejects) > MAX_REJECTED * total and not options.allow_rejects:
+        raise ConvlineError(
+            f"{len(rejects)} of {total} files are unusable, more than {MAX_REJECTED:.0%}, such as "
+            f"{rejects[0]['path']} ({rejects[0]['reason']}); mend them, or accept it with --allow-rejects"
+        )
+
+
+def _source_hash(source: Path, order: list[str], digests: dict[int, bytes]) -> str:
+    """An archive's SHA-256, or one over the names and contents of a folder's files."""
+    if source.is_file():
+        return sha256(source)
+    whole = hashlib.sha256()
+    for row, path in enumerate(order):
+        whole.update(path.encode("utf-8", "surrogateescape") + b"\0" + digests[row])
+    return whole.hexdigest()

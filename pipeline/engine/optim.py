@@ -1,0 +1,96 @@
+"""Optimisers and learning-rate schedules, as recipes name them.
+
+A new one is a section here and a member of its union.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from pipeline.engine.schema import Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class Sgd(Section):
+    """weight -= learning_rate * gradient, with momentum where asked for."""
+
+    name: Literal["sgd"]
+    learning_rate: PositiveFloat
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+
+    def build(self, parameters: Iterable[Tensor]) -> Optimizer:
+        from torch.optim import SGD
+
+        return SGD(parameters, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class Adam(Section):
+    """Kingma and Ba, 2015 (arXiv:1412.6980)."""
+
+    name: Literal["adam"]
+    learning_rate: PositiveFloat
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+    def build(self, parameters: Iterable[Tensor]) -> Optimizer:
+        from torch.optim import Adam as TorchAdam
+
+        betas = (self.beta1, self.beta2)
+        return TorchAdam(parameters, lr=self.learning_rate, betas=betas, eps=self.epsilon)
+
+
+class AdaGrad(Section):
+    """h += gradient²; weight -= learning_rate * gradient / (sqrt(h) + epsilon), ε outside the root.
+
+    "Deep Learning from Scratch" (Saitoh), chapter 6.
+    """
+
+    name: Literal["adagrad"]
+    learning_rate: PositiveFloat
+    epsilon: PositiveFloat = 1e-7
+
+    def build(self, parameters: Iterable[Tensor]) -> Optimizer:
+        from torch.optim import Adagrad
+
+        return Adagrad(parameters, lr=self.learning_rate, eps=self.epsilon)
+
+
+OptimizerSection = Annotated[Sgd | Adam | AdaGrad, Field(discriminator="name")]
+
+
+class Constant(Section):
+    """The same learning rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+    def factor(self, step: int, steps: int) -> float:  # noqa: ARG002
+        """What the learning rate is multiplied with at `step` of `steps`."""
+        return 1.0
+
+
+class Cosine(Section):
+    """Half a cosine from 1 to `floor`."""
+
+    name: Literal["cosine"]
+    floor: NonNegativeFloat = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied with at `step` of `steps`."""
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+ScheduleSection = Annotated[Constant | Cosine, Field(discriminator="name")]
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -1,0 +1,186 @@
+"""An archive or an image folder -> a prepared dataset: uint8 arrays and `meta.json`.
+
+Everything is written to a folder beside the destination, which is renamed when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import FORMAT, Dataset, fingerprint, stratified
+from pipeline.download import download, officials
+from pipeline.engine.archives import READERS
+from pipeline.engine.image_folder import Options, decode_images
+from pipeline.engine.prepared import CHUNK, Prepared, create_array
+from serving.console import log
+from serving.errors import ConvlineError
+from serving.files import sync_folder
+from serving.images import ImageSpec
+
+TEST_SHARE = 0.2
+TEST_SEED = 0
+
+
+def preprocess(
+    name: str,
+    data_dir: Path,
+    source: Path | None = None,
+    options: Options | None = None,
+    mirrors: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Dataset:
+    """Prepare the dataset `name`: embedded, from its official archives, or from `source`, a folder or
+    archive of images.
+
+    Raises ConvlineError, with nothing left behind, for a source that will not do.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "archives":
+        raise ConvlineError(f"{name!r} is no name for a dataset; use letters, digits, '.', '_' and '-'")
+    destination = data_dir / name
+    if destination.exists() and not overwrite:
+        raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
+    with _folder_beside(destination) as folder:
+        if source is not None:
+            prepared = decode_images(source, folder, options or Options())
+        elif name == "digits":
+            prepared = _digits()
+        else:
+            prepared = _official(name, data_dir, mirrors)
+        _write(folder, name, prepared)
+    return Dataset.open(data_dir, name)
+
+
+@contextmanager
+def _folder_beside(destination: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `destination` on success and vanishes otherwise."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _tidy_after_a_crash(destination)
+    folder = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    replaced = folder.with_suffix(".old")
+    folder.mkdir()
+    try:
+        yield folder
+        if destination.exists():
+            destination.rename(replaced)
+        folder.rename(destination)
+        sync_folder(destination.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _tidy_after_a_crash(destination: Path) -> None:
+    """Remove what a killed process left; put back a dataset that it was just replacing."""
+    for left in destination.parent.glob(f".{destination.name}.*.*"):
+        process, kind = left.name.split(".")[-2:]
+        if not process.isdigit() or _is_alive(int(process)):
+            continue
+        if kind == "old" and not destination.exists():
+            left.rename(destination)
+        else:
+            shutil.rmtree(left)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _digits() -> Prepared:
+    """scikit-learn's 8x8 digits, whose 17 levels become 0 to 255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = digits.target.astype(np.int64)
+    source = {"name": "scikit-learn digits", "sha256": fingerprint(images, labels)}
+    classes = [str(digit) for digit in range(10)]
+    return Prepared(images, labels, {"train": np.arange(len(labels))}, classes, ImageSpec(8, 8, 1), source)
+
+
+def _official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Prepared:
+    table = officials()
+    if name not in table:
+        known = ", ".join(["digits", *table])
+        raise ConvlineError(f"{name} is not one of {known}; for images of your own give --source FOLDER|ARCHIVE")
+    official = table[name]
+    return READERS[official.format](official, download(official, data_dir, mirrors))
+
+
+def _write(folder: Path, name: str, prepared: Prepared) -> None:
+    rows = prepared.rows if "test" in prepared.rows else _hold_out_test(prepared)
+    counts, fingerprints = {}, {}
+    for split, selected in rows.items():
+        labels = prepared.labels[selected]
+        sizes = np.bincount(labels, minlength=len(prepared.classes)).tolist()
+        counts[split] = dict(zip(prepared.classes, sizes, strict=True))
+        if empty := [label for label, size in counts[split].items() if not size]:
+            raise ConvlineError(f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or drop the class")
+        images = _copy_rows(folder / f"{split}.images.npy", prepared, selected)
+        np.save(folder / f"{split}.labels.npy", labels)
+        fingerprints[split] = fingerprint(images, labels)
+        if split == "train":
+            mean, std = _moments(images)
+    told = [prepared.classes, prepared.spec.to_dict(), fingerprints]
+    meta = {
+        "format": FORMAT,
+        "name": name,
+        "classes": prepared.classes,
+        "image": prepared.spec.to_dict(),
+        "counts": counts,
+        "source": prepared.source,
+        "rejected": prepared.rejects,
+        "mean": mean,
+        "std": std,
+        "fingerprints": fingerprints,
+        "fingerprint": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _hold_out_test(prepared: Prepared) -> dict[str, NDArray[np.int64]]:
+    log("there is no test split: a fifth of each class, drawn by a fixed seed, becomes test")
+    train = prepared.rows["train"]
+    test = stratified(prepared.labels[train], TEST_SHARE, TEST_SEED)
+    return {"train": np.delete(train, test), "test": train[test]}
+
+
+def _copy_rows(path: Path, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The selected rows as a file, in bounded memory; grey images stored as RGB keep one channel."""
+    spec = prepared.spec
+    images = create_array(path, (len(rows), *prepared.images.shape[1:3], spec.channels))
+    for start in range(0, len(rows), CHUNK):
+        images[start : start + CHUNK] = prepared.images[rows[start : start + CHUNK], ..., : spec.channels]
+    images.flush()
+    return images
+
+
+def _moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Mean and (population) standard deviation of each channel, exact: from histograms."""
+    channels = images.shape[-1]
+    histogram = np.zeros((channels, 256))
+    for start in range(0, len(images), CHUNK):
+        for channel in range(channels):
+            values = images[start : start + CHUNK, ..., channel].ravel()
+            histogram[channel] += np.bincount(values, minlength=256)
+    share = histogram / histogram.sum(1, keepdims=True)
+    values = np.arange(256)
+    mean = share @ values
+    variance = share @ values**2 - mean**2
+    return mean.tolist(), np.sqrt(np.maximum(variance, 0)).tolist()

@@ -1,0 +1,243 @@
+"""Recipes: what to train on, what network, how. TOML files, checked to the last field."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from pipeline.engine.optim import Constant, OptimizerSection, ScheduleSection
+from pipeline.engine.schema import Section
+from serving.errors import ConvlineError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Split = Literal["train", "validation", "test"]
+
+
+def _count_or_fraction(value: int | float) -> int | float:
+    if value < 0 or (isinstance(value, float) and value >= 1):
+        raise ValueError("is a count of images (0, 5000) or a fraction below 1 (0.1)")
+    return value
+
+
+class Data(Section):
+    """`validation`: how much of train to hold out (a count or a fraction; 0: nothing), seeded, stratified.
+    `sampling`: "epoch", shuffled passes; "independent", a fresh draw without repeats each step."""
+
+    dataset: str
+    validation: Annotated[int | float, AfterValidator(_count_or_fraction)] = 0
+    sampling: Literal["epoch", "independent"] = "epoch"
+
+
+class Preprocess(Section):
+    """`crop`: side of the centre crop in pixels, inside the served graph; without it the whole image.
+    `standardize`: "scale" x / 255; "per-image"; "per-channel" with the dataset's mean and std."""
+
+    crop: PositiveInt | None = None
+    standardize: Literal["scale", "per-image", "per-channel"] = "scale"
+
+
+class Model(BaseModel):
+    """`name` in `models.NETWORKS`; every other key is an option of that network."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, fields: Any) -> Any:
+        """Check the options against the network's own signature and fill in its defaults."""
+        from models import NETWORKS, options
+
+        if not isinstance(fields, dict) or "name" not in fields:
+            return fields
+        name = fields["name"]
+        if name not in NETWORKS:
+            raise ValueError(f"there is no network {name!r}; there are {', '.join(sorted(NETWORKS))}")
+        accepted: dict[str, Any] = {key: (p.annotation, p.default) for key, p in options(name).items()}
+        schema = create_model("Options", __base__=Section, **accepted)
+        return {"name": name, **schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()}
+
+
+class Train(Section):
+    """`steps` updates of `batch_size` images (over all devices); `loss`: the batch's cross-entropies as a
+    mean or a sum; `average_decay` of the moving average, 0 for none; the `_every` are in steps, 0: never;
+    `evaluate_limit`: the first N images of each of `evaluate_splits`."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    seed: NonNegativeInt = 0
+    loss: Literal["mean", "sum"] = "mean"
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt = 1000
+    evaluate_every: NonNegativeInt = 0
+    evaluate_splits: tuple[Split, ...] = ("test",)
+    evaluate_limit: PositiveInt | None = None
+
+
+class Published(Section):
+    """What the source of this recipe published."""
+
+    precision_at_1: Annotated[float, Field(ge=0, le=1)] | None = None
+    seconds: PositiveFloat | None = None
+    source: str = ""
+
+
+class Recipe(Section):
+    """A whole recipe. `name` is the file's."""
+
+    name: str = ""
+    data: Data
+    preprocess: Preprocess = Preprocess()
+    model: Model
+    train: Train
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = Constant()
+    published: Published = Published()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, defaults included; those that are unset are left out, as TOML has no null."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+
+# what may differ between a run and its continuation: it changes what is seen, not what is learnt
+OBSERVATION = {
+    "name",
+    "published",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.evaluate_every",
+    "train.evaluate_splits",
+    "train.evaluate_limit",
+}
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """The dotted fields in which two recipes would train differently."""
+    a, b = _flat(one.to_dict()), _flat(other.to_dict())
+    changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return [key for key in changed if key not in OBSERVATION and key.split(".")[0] not in OBSERVATION]
+
+
+def names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a shipped one by name, any other by its path."""
+    if name.endswith(".toml") or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise ConvlineError(f"no recipe file at {path}")
+        return path
+    if name not in names():
+        close = get_close_matches(name, names(), 1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise ConvlineError(f"there is no recipe {name!r}: {meant}there are {', '.join(names())}, or a path to a .toml")
+    return RECIPES / f"{name}.toml"
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name or path, with overrides of the form "section.field=value" (values as in TOML).
+
+    Raises ConvlineError naming the field, and what would be accepted.
+    """
+    path = find(name)
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConvlineError(f"{path} is not valid TOML: {error}") from error
+    fields.setdefault("name", path.stem)
+    for override in overrides:
+        _override(fields, override)
+    return parse(fields, f"recipe {name}")
+
+
+def parse(fields: dict[str, Any], where: str) -> Recipe:
+    """Raises ConvlineError for the first field that does not fit; `where` begins its sentence."""
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise ConvlineError(f"{where}: {_complaint(error, fields)}") from error
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and section and field):
+        raise ConvlineError(f"--set {override}: write it as section.field=value, such as train.steps=500")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    table = fields.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConvlineError(f"--set {override}: {section} is no section")
+    if field == "name" and table.get("name") != value:
+        # another optimiser, schedule or network: the options of the old one do not fit it
+        kept = {"learning_rate"} if section == "optimizer" else set()
+        fields[section] = table = {k: v for k, v in table.items() if k in kept}
+    table[field] = value
+
+
+def _complaint(error: ValidationError, fields: dict[str, Any]) -> str:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    if len(path) > 2 and path[0] in ("optimizer", "schedule"):
+        del path[1]  # the union's tag, which is no field
+    field = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        owner = ".".join(path[:-1])
+        return f"{field} is not a known field; {owner or 'a recipe'} accepts {', '.join(_accepted(owner, fields))}"
+    if first["type"] == "missing":
+        return f"{field} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
+    return f"{field}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
+    """The fields of a section; those of a model, optimiser or schedule depend on its name."""
+    schema: Any = Recipe.model_fields[section].annotation if section else Recipe
+    if section == "model":
+        from models import options
+
+        return ["name", *options(fields[section]["name"])]
+    if members := get_args(schema):
+        name = fields[section].get("name", "constant")
+        schema = next(member for member in members if name in get_args(member.model_fields["name"].annotation))
+    return list(schema.model_fields)
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 1}} -> {"train.steps": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in fields.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

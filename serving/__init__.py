@@ -1,0 +1,30 @@
+"""Serving: classify images with an exported model. Runs without torch.
+
+    from serving import Classifier
+
+    with Classifier("runs/digits/model.onnx") as classifier:
+        classifier.classify_files(["a.png", "b.jpg"], top_k=3)
+        classifier.classify_arrays(images)  # uint8 [n, height, width, channels]
+
+    listing (find files) -> images (decode) -> model (infer) -> results (journal, table)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from serving.errors import ConvlineError, ImageError, ModelError
+
+if TYPE_CHECKING:
+    from serving.classifier import Classifier, Prediction, Reject
+
+__all__ = ["Classifier", "ConvlineError", "ImageError", "ModelError", "Prediction", "Reject"]
+
+
+def __getattr__(name: str) -> Any:
+    # onnxruntime and numpy take 0.4 s to import: `serving --help` does not need them
+    if name in ("Classifier", "Prediction", "Reject"):
+        from serving import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,122 @@
+"""The command line of serving: a few lines a command, heavy imports inside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from serving import console
+from serving.errors import ConvlineError
+
+app = typer.Typer(
+    help="Classify folders of images with an exported model. Runs without torch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file made by `pipeline export`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """`--debug` is taken out of the arguments by `console.main`; here it is only documented."""
+
+
+@app.command()
+def classify(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or archives of images.")],
+    model: Annotated[Path, typer.Option(help="The ONNX file.")],
+    output: Annotated[str, typer.Option(help="A .csv or .jsonl file; - is stdout.")] = "-",
+    top_k: Annotated[int, typer.Option(help="Classes a row, most probable first.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    provider: Annotated[
+        Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="One that was asked for must load.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Of the model; default: the CPUs this process may use.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a file was rejected.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
+) -> None:
+    """Classify every image of the inputs into a table of path, label and probability."""
+    from serving.classify import Job
+    from serving.classify import classify as run_job
+    from serving.classify import is_complete
+
+    to_stdout = output == "-"
+    job = Job(
+        inputs=inputs,
+        model=model,
+        output=None if to_stdout else Path(output),
+        stdout_format="jsonl" if as_json else "csv",
+        top_k=top_k,
+        batch_size=batch_size,
+        provider=provider,
+        threads=threads,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if resume and overwrite:
+        raise ConvlineError("--resume and --overwrite contradict each other; give one of them")
+    if resume and is_complete(job):
+        console.log(f"{output} is complete; there is nothing to resume")
+        return
+    summary = run_job(job)
+    if as_json and not to_stdout:
+        print(json.dumps(summary.to_dict()))
+    else:
+        console.log(summary.sentence())
+    if strict and summary.tally.rejected:
+        raise typer.Exit(3)
+
+
+@app.command()
+def inspect(model: ModelArgument, as_json: Json = False) -> None:
+    """Show a model's classes, graph, provenance and proof."""
+    from serving.inspect import inspect as examine_model
+
+    _print(examine_model(model), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show providers, libraries and threads; exit 1 if something is wrong with them."""
+    from serving.doctor import examine
+
+    report = examine()
+    report["providers"] = {name: problem or "ok" for name, problem in report["providers"].items()}
+    _print(report, as_json)
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+def _print(report: dict[str, Any], as_json: bool) -> None:
+    """A nested report: JSON, or one indented line a value."""
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    for section, content in report.items():
+        if not isinstance(content, dict):
+            print(f"{section:12}{_text(content)}")
+            continue
+        print(section)
+        for name, value in content.items():
+            print(f"  {name:22}{_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
+    return str(value)
+
+
+def run() -> None:
+    """The console script `serving`."""
+    console.main(app)

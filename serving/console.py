@@ -1,0 +1,82 @@
+"""What both command lines share: exit statuses, error sentences, progress, log lines.
+
+Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 finished but `--strict` found rejected images,
+130 interrupted, 143 terminated. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from serving.errors import ConvlineError
+
+if TYPE_CHECKING:
+    import typer
+    from rich.progress import Progress
+
+
+def main(app: typer.Typer) -> NoReturn:
+    """Run a Typer app and exit: a `ConvlineError` becomes one sentence, `--debug` shows tracebacks."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    try:
+        app()
+        sys.stdout.flush()
+        sys.exit(0)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            # the reader of our stdout has left: nothing to say, and nobody to say it to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif debug:
+            raise
+        else:
+            print(f"error: {sentence(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def sentence(error: Exception) -> str:
+    """One sentence for any exception: ours as they stand, the system's with the file they name."""
+    if isinstance(error, ConvlineError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        advice = {
+            errno.ENOSPC: "; free some space and run the command again",
+            errno.EDQUOT: "; free some space and run the command again",
+            errno.EACCES: "; check its permissions",
+        }.get(error.errno, "")
+        return f"{os.strerror(error.errno)}{where}{advice}"
+    kind = type(error).__name__
+    return f"this should not have happened: {kind}: {error} (run the command again with --debug to see where)"
+
+
+def log(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
+    """A rich progress bar on stderr with one task, off when stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + "{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        bar.add_task(description, total=total, note="")
+        yield bar

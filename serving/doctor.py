@@ -1,0 +1,46 @@
+"""What this machine offers to serving, and what is wrong with it: `serving doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from serving.machine import usable_cpus
+
+LIBRARIES = ("convline", "numpy", "pillow", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "mlflow", "pyarrow", "ray")
+
+
+def examine() -> dict[str, Any]:
+    """Python, libraries, CPUs, providers (None: loads; else why not), and a list of problems."""
+    libraries = {name: found for name in LIBRARIES if (found := _version(name))}
+    problems = []
+    runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in libraries]
+    if len(runtimes) == 2:
+        problems.append(
+            "onnxruntime and onnxruntime-gpu are installed over each other, and either may win: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
+        )
+    providers: dict[str, str | None] = {}
+    try:
+        from serving.model import PROVIDERS, provider_problem
+
+        providers = {name: provider_problem(name) for name in PROVIDERS}
+    except ImportError as error:
+        problems.append(f"onnxruntime does not import ({error}): install convline again")
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "libraries": libraries,
+        "cpus": {"machine": os.cpu_count(), "usable": usable_cpus()},
+        "providers": providers,
+        "problems": problems,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,32 @@
+"""What a user can mend. Everything else that goes wrong is a defect and keeps its traceback.
+
+    ConvlineError             one sentence: what, where, what to do; commands exit 1 with it
+    ├── ImageError            one file cannot be used as an image; carries a reason code
+    └── ModelError            an ONNX file cannot be trusted, or a provider did not load
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Reason = Literal["unreadable", "not-an-image", "truncated", "too-large", "empty", "unsupported"]
+
+
+class ConvlineError(Exception):
+    """A problem that the user can mend; the message says what, where and what to do."""
+
+
+class ImageError(ConvlineError):
+    """A file that cannot be used as an image.
+
+    `reason` is the code that rejects carry; `detail` says more, for a person.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+class ModelError(ConvlineError):
+    """An ONNX file that cannot be trusted, or a provider that did not load."""

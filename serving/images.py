@@ -1,0 +1,158 @@
+"""THE one way a file becomes pixels. Preparing a dataset and serving a model both call `decode`.
+
+In order: open and verify; EXIF orientation; 16 bits scaled to 8; alpha composited on white; palette,
+1-bit, CMYK and the like converted; to grey or RGB; shorter side resized with an antialiasing filter,
+then centre-cropped. Animations give their first frame.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from serving.errors import ConvlineError, ImageError, Reason
+
+# a fixed list: Pillow would also start Ghostscript on an .eps that somebody dropped into the folder
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB as RGB
+MAX_BYTES = 512 * 2**20
+
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
+
+# between 89 and 179 megapixels Pillow only warns; MAX_PIXELS decides here
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How files become pixels. It travels in `meta.json` and in the ONNX file.
+
+    `height` and `width` in pixels, None for the size as stored; `channels` 1 (grey) or 3 (RGB);
+    `fit`: "crop" resizes the shorter side, then crops the centre; "stretch" ignores the aspect ratio;
+    `resample`: Pillow's name of the (antialiasing) filter.
+    """
+
+    height: int | None
+    width: int | None
+    channels: int
+    fit: Literal["crop", "stretch"] = "crop"
+    resample: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    version: int = 1
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ImageSpec:
+        """Raises ConvlineError where this version of convline would decode differently."""
+        try:
+            spec = cls(**fields)
+        except TypeError as error:
+            raise ConvlineError(f"unknown image decoding spec {fields}; a newer convline may read it") from error
+        known = spec.version == 1 and spec.channels in (1, 3) and spec.fit in ("crop", "stretch")
+        if not known or spec.resample not in ("box", "bilinear", "bicubic", "lanczos"):
+            raise ConvlineError(f"unknown image decoding spec {fields}; a newer convline may read it")
+        return spec
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
+    """The pixels of an image file: uint8 [height, width, channels].
+
+    Raises ImageError, and nothing else, for data that cannot be used.
+    """
+    if not data:
+        raise ImageError("empty", "the file has no bytes")
+    if len(data) > MAX_BYTES:
+        raise ImageError("too-large", f"{len(data)} bytes; the limit is {MAX_BYTES}")
+    try:
+        image = _fit(_convert(_upright(_open(data)), spec.channels), spec)
+        return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError("too-large", "not enough memory to decode it") from error
+    # Pillow's readers raise whatever a malformed file makes them stumble over
+    except Exception as error:
+        raise ImageError(_reason(error), str(error) or type(error).__name__) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """The decoded first frame; size checked before any pixel is decoded."""
+    try:
+        image = _identify(data)
+        if image.format == "PNG":
+            image.verify()  # checksums, which decoding skips; ends the object's use
+            image = _identify(data)
+    except Image.UnidentifiedImageError as error:
+        if data.startswith(SIGNATURES) or data[8:12] == b"WEBP":
+            raise ImageError("truncated", "the file ends or breaks inside its header") from error
+        raise ImageError("not-an-image", "no image format that is read here begins like this") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too-large", f"over {MAX_PIXELS} pixels") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError("too-large", f"{image.width}x{image.height}; the limit is {MAX_PIXELS} pixels")
+    image.load()
+    return image
+
+
+def _identify(data: bytes) -> Image.Image:
+    Image.init()
+    return Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; unreadable EXIF is as good as none, as in every viewer."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """To 8-bit grey or RGB on white."""
+    if image.mode.startswith("I"):
+        image = _from_16_bit(image)
+    if image.mode == "F":
+        raise ImageError("unsupported", "floating-point pixels have no defined range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """round(v / 257): 65535 becomes 255. Mode I also holds 32-bit files, whose range is anyone's guess."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError("unsupported", "32-bit integer pixels have no defined range")
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values[values == transparent] = 65535
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    if spec.height is None or spec.width is None or image.size == (spec.width, spec.height):
+        return image
+    resample = Image.Resampling[spec.resample.upper()]
+    if spec.fit == "stretch":
+        return image.resize((spec.width, spec.height), resample)
+    scale = max(spec.width / image.width, spec.height / image.height)
+    width = max(spec.width, round(image.width * scale))
+    height = max(spec.height, round(image.height * scale))
+    if width * height > MAX_PIXELS:  # a strip one pixel high would grow without bound
+        raise ImageError("too-large", f"{image.width}x{image.height} would be resized to {width}x{height}")
+    left, top = (width - spec.width) // 2, (height - spec.height) // 2
+    return image.resize((width, height), resample).crop((left, top, left + spec.width, top + spec.height))
+
+
+def _reason(error: Exception) -> Reason:
+    message = str(error).lower()
+    cut = isinstance(error, EOFError) or any(word in message for word in ("truncated", "end of", "not enough"))
+    return "truncated" if cut else "unreadable"
