@@ -139,7 +139,7 @@ OBSERVATION = {
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """The dotted fields in which two recipes would train differently."""
-    a, b = _flat(one.to_dict()), _flat(other.to_dict())
+    a, b = flat(one.to_dict()), flat(other.to_dict())
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     return [key for key in changed if key not in OBSERVATION and key.split(".")[0] not in OBSERVATION]
 
@@ -235,9 +235,9 @@ def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
     return list(schema.model_fields)
 
 
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"steps": 1}} -> {"train.steps": 1}"""
-    flat: dict[str, Any] = {}
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys: {"train": {"steps": 1}} -> {"train.steps": 1}."""
+    dotted: dict[str, Any] = {}
     for key, value in fields.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        dotted |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return dotted

@@ -1,0 +1,229 @@
+"""The command line of the pipeline: a few lines a command, heavy imports inside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from serving import console
+from serving.errors import ConvlineError
+
+app = typer.Typer(
+    help="Train image classifiers, export the averaged weights to ONNX, and prove that both are the same model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="digits, mnist, …, or a name of your own.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name or path; default: trained last.")]
+DataDir = Annotated[Path, typer.Option(help="Where datasets are.")]
+RunsDir = Annotated[Path, typer.Option(help="Where runs are.")]
+Mirrors = Annotated[list[str] | None, typer.Option("--mirror", help="http(s) or file URL to try first; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+SplitOption = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which images.")]
+
+DATA = Path("data")
+RUNS = Path("runs")
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """`--debug` is taken out of the arguments by `console.main`; here it is only documented."""
+
+
+@app.command()
+def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors = None) -> None:
+    """Fetch a dataset's official archives."""
+    from pipeline.download import download as fetch
+    from pipeline.download import officials
+
+    table = officials()
+    if dataset == "digits":
+        console.log("digits is embedded: there is nothing to download")
+        return
+    if dataset not in table:
+        raise ConvlineError(f"{dataset} has no official archives here; there are {', '.join(table)}")
+    for path in fetch(table[dataset], data_dir, mirror or []):
+        print(path)
+
+
+@app.command()
+def preprocess(
+    dataset: DatasetArgument,
+    source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz or .zip of images.")] = None,
+    image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
+    channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
+    fit: Annotated[Literal["crop", "stretch"], typer.Option(help="What resizing does to the aspect ratio.")] = "crop",
+    allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Go on beyond 1% unusable files.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare an existing dataset again.")] = False,
+    data_dir: DataDir = DATA,
+    mirror: Mirrors = None,
+) -> None:
+    """Turn an archive or an image folder into a prepared dataset."""
+    from pipeline.engine.image_folder import Options
+    from pipeline.preprocess import preprocess as prepare
+
+    folder_options = Options(_image_size(image_size), channels, fit, allow_rejects)
+    prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
+    image = prepared.meta["image"]
+    sizes = ", ".join(f"{sum(counts.values())} {split}" for split, counts in prepared.meta["counts"].items())
+    print(
+        f"{prepared.folder}: {sizes} images of {image['height']}x{image['width']}x{image['channels']}, "
+        f"{len(prepared.classes)} classes, {len(prepared.meta['rejected'])} rejected"
+    )
+
+
+@app.command()
+def samples(
+    dataset: DatasetArgument,
+    split: SplitOption = "test",
+    count: Annotated[int, typer.Option(min=1, help="Images in all.")] = 100,
+    output: Annotated[Path | None, typer.Option(help="Folder; default samples/DATASET.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open the contact sheet.")] = False,
+    data_dir: DataDir = DATA,
+) -> None:
+    """Write images of a dataset as DIR/<class>/<i>.png, and a contact sheet as DIR.png."""
+    from pipeline.dataset import Dataset
+    from pipeline.samples import write_samples
+
+    opened = Dataset.open(data_dir, dataset)
+    folder = output or Path("samples") / dataset
+    sheet = write_samples(opened, opened.split(split), count, folder)
+    print(f"{folder}\n{sheet}")
+    if show:
+        typer.launch(str(sheet))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Show this one.")] = None) -> None:
+    """List the shipped recipes, or show one."""
+    from pipeline import recipe
+
+    if name is not None:
+        print(recipe.find(name).read_text(encoding="utf-8"), end="")
+        return
+    for each in map(recipe.load, recipe.names()):
+        figure = each.published.precision_at_1
+        published = f"published {figure:.4f}" if figure is not None else ""
+        print(f"{each.name:24}{each.data.dataset:12}{each.model.name:22}{published}".rstrip())
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a path to a .toml.")],
+    dataset: Annotated[str | None, typer.Option(help="Train on another dataset.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Short for --set train.steps=N.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set train.seed=N.")] = None,
+    device: Device = "auto",
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    tracking: Annotated[Literal["mlflow", "none"], typer.Option(help="Where metrics are sent.")] = "mlflow",
+    data_dir: DataDir = DATA,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Train a recipe; a missing dataset is prepared first."""
+    from pipeline.recipe import load
+    from pipeline.train import train as run_training
+
+    shorts = {"data.dataset": dataset, "train.steps": steps, "train.seed": seed}
+    given = [f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None]
+    loaded = load(recipe, [*(overrides or []), *given])
+    folder = runs_dir / (run or loaded.name)
+    with_mlflow = tracking == "mlflow"
+    run_training(loaded, folder, data_dir, device, resume=resume, overwrite=overwrite, tracking=with_mlflow)
+    print(folder)
+
+
+@app.command()
+def evaluate(
+    run: RunArgument = None,
+    precision_at_1: Annotated[bool, typer.Option("--precision-at-1", help="Print that line only.")] = False,
+    top_k: Annotated[int, typer.Option(min=1, help="Also precision @ K.")] = 1,
+    split: SplitOption = "test",
+    weights: Annotated[Literal["averaged", "raw"], typer.Option(help="Which weights.")] = "averaged",
+    onnx: Annotated[bool, typer.Option("--onnx", help="Evaluate the exported file instead.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N images only.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    as_json: Json = False,
+    data_dir: DataDir = DATA,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """precision @ k of a run, on images it has not seen."""
+    from pipeline.engine.run import Run
+    from pipeline.evaluate import Question, evaluate_run, table
+
+    question = Question(split, weights, onnx, limit, device, batch_size, top_k)
+    report = evaluate_run(Run.find(runs_dir, run), data_dir, question)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    elif precision_at_1:
+        print(f"precision @ 1 = {report['precision_at_1']:.3f}")
+    else:
+        print(table(report))
+
+
+@app.command()
+def export(
+    run: RunArgument = None,
+    output: Annotated[Path | None, typer.Option(help="Default: model.onnx in the run.")] = None,
+    data_dir: DataDir = DATA,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Export the averaged weights to ONNX; published only if they equal PyTorch's."""
+    from pipeline.engine.run import Run
+    from pipeline.export import export as publish
+
+    found = Run.find(runs_dir, run)
+    exported = publish(found, found.dataset(data_dir), output)
+    print(exported.parity.sentence())
+    print(exported.path)
+
+
+@app.command()
+def parity(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN|MODEL.onnx]", help="Default: trained last.")] = None,
+    as_json: Json = False,
+    data_dir: DataDir = DATA,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Prove an exported file against its checkpoint again."""
+    from pipeline.parity import prove_again
+
+    result = prove_again(run, runs_dir, data_dir)
+    print(json.dumps(result.to_dict(), indent=2) if as_json else result.sentence())
+
+
+@app.command()
+def sync(
+    run: RunArgument = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Until the training ends.")] = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Send a run's metrics to MLflow: what the server lacks, no more."""
+    from pipeline.engine.run import Run
+    from pipeline.sync import sync as send
+
+    print(send(Run.find(runs_dir, run), follow))
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "32" or "32x48"."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not height.isdigit() or not (width or height).isdigit() or 0 in (int(height), int(width or height)):
+        raise typer.BadParameter(f"--image-size {text}: write it as 32 or 32x48 (height x width, in pixels)")
+    return int(height), int(width or height)
+
+
+def run() -> None:
+    """The console script `pipeline`."""
+    console.main(app)

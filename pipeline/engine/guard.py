@@ -1,0 +1,36 @@
+"""A non-finite loss never reaches the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from serving.errors import ConvlineError
+
+
+class FiniteGuard:
+    """Remembers the first step whose loss was not finite, and drops the gradients of such steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def mask(self, step: int, loss: Tensor, parameters: Iterable[Tensor]) -> None:
+        """Zero the gradients if `loss` is not finite; on an accelerator without waiting for it."""
+        finite = loss.detach().isfinite()
+        if loss.device.type == "cpu":
+            if finite:
+                return  # the usual case costs microseconds
+        self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(torch.where(finite, parameter.grad, 0))
+
+    def check(self) -> None:
+        """Wait for the device; raises ConvlineError naming the first bad step."""
+        if (step := int(self._bad_step)) >= 0:
+            raise ConvlineError(
+                f"the loss stopped being finite at step {step}; the last checkpoint is good. "
+                "Lower optimizer.learning_rate (--set optimizer.learning_rate=…) and train again"
+            )

@@ -1,0 +1,148 @@
+"""What a training shows and records: metrics.jsonl, log lines, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from serving.console import log, progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+SMOOTHING = 0.9
+
+
+class Monitor:
+    """Records points and shows them: a bar on a terminal, the originals' lines elsewhere.
+
+    Values stay on the device until a point is logged. `elapsed` is in seconds of training, those before a
+    resumption included, evaluations and checkpoints left out of images_per_second.
+    """
+
+    def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Progress) -> None:
+        self._file = open(metrics, "ab")  # noqa: SIM115  # closed by monitor()
+        self._batch_size = batch_size
+        self._steps = steps
+        self._bar = bar
+        self._began = time.perf_counter()
+        self._first_step: int | None = None
+        self._smoothed: Tensor | None = None
+        self._note = ""
+        self._mark(0)
+
+    def restore(self, state: dict[str, float], step: int) -> None:
+        """Go on from what `state` returned at `step`."""
+        self._smoothed = torch.tensor(state["smoothed_loss"])
+        self._began -= state["elapsed"]
+        self._mark(step)
+        self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps; the points so far are made durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        smoothed = float("nan") if self._smoothed is None else float(self._smoothed)
+        return {"elapsed": self.elapsed, "smoothed_loss": smoothed, "metrics_size": self._file.tell()}
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def observe(self, loss: Tensor) -> None:
+        """Every step: the smoothed loss, on the device."""
+        loss = loss.detach()
+        if self._smoothed is None:
+            self._smoothed = loss.clone()
+        else:
+            self._smoothed = self._smoothed.to(loss.device).lerp_(loss, 1 - SMOOTHING)
+
+    def log(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor, learning_rate: float) -> None:
+        """A point of the curve, at `step` (from 0)."""
+        assert self._smoothed is not None
+        accuracy = float((logits.argmax(1) == labels).float().mean())
+        now = time.perf_counter()
+        if self._first_step is None:
+            self._first_step = step
+            self._write(step, seconds_to_first_step=now - self._marked)
+        seconds = (now - self._marked) / max(1, step + 1 - self._marked_step)
+        self._mark(step + 1)
+        value, rate = float(loss.detach()), self._batch_size / seconds
+        self._write(
+            step,
+            loss=value,
+            smoothed_loss=float(self._smoothed),
+            batch_accuracy=accuracy,
+            learning_rate=learning_rate,
+            images_per_second=rate,
+            seconds_per_batch=seconds,
+            elapsed=self.elapsed,
+        )
+        self._bar.update(self._bar.task_ids[0], completed=step + 1, note=f" · loss {value:.4g} · {rate:.0f} images/s{self._note}")
+        self._line(
+            f"step {step}, loss = {value:.4g}, accuracy = {accuracy:.3f} "
+            f"({rate:.1f} images/s; {seconds:.3g} s/batch)"
+        )
+
+    def evaluated(self, step: int, precision: dict[str, float]) -> None:
+        """precision@1 of the averaged weights after `step` updates, by split."""
+        self._write(step, **{_metric(split): value for split, value in precision.items()}, elapsed=self.elapsed)
+        self._note = "".join(f" · {split} {value:.3f}" for split, value in precision.items())
+        self._line(f"after {step} steps, " + ", ".join(f"{s} precision @ 1 = {v:.3f}" for s, v in precision.items()))
+        self._mark(step)
+
+    def finish(self, steps: int, trained: int) -> None:
+        """The machine benchmark: seconds in all and for 100 steps."""
+        per_100 = 100 * self.elapsed / steps
+        self._write(steps, training_seconds=self.elapsed, seconds_per_100_steps=per_100)
+        log(f"trained {trained} steps; {self.elapsed:.1f} s in all, {per_100:.2f} s per 100 steps")
+
+    def resume_clock(self, step: int) -> None:
+        """Leave what happened since the last step (a checkpoint, say) out of images_per_second."""
+        self._mark(step)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _mark(self, step: int) -> None:
+        self._marked, self._marked_step = time.perf_counter(), step
+
+    def _write(self, step: int, **values: float) -> None:
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def _line(self, text: str) -> None:
+        if self._bar.disable:
+            log(f"{datetime.now():%Y-%m-%d %H:%M:%S.%f}: {text}")
+
+
+def _metric(split: str) -> str:
+    return "precision_at_1" if split == "test" else f"{split}_precision_at_1"
+
+
+@contextmanager
+def monitor(name: str, metrics: Path, batch_size: int, steps: int) -> Iterator[Monitor]:
+    with progress(name, steps, "steps") as bar:
+        watch = Monitor(metrics, batch_size, steps, bar)
+        try:
+            yield watch
+        finally:
+            watch.close()
+            sys.stderr.flush()
+
+
+def cut_back(metrics: Path, size: int) -> None:
+    """Forget the points after a checkpoint, so that no step stands twice."""
+    if metrics.exists() and metrics.stat().st_size > size:
+        os.truncate(metrics, size)

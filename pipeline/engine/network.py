@@ -1,0 +1,85 @@
+"""From a recipe and the images it meets to the module that is trained and served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models import build
+from models.preprocessing import Preprocessing
+from models.served import Served
+from pipeline.engine import checkpoint
+from pipeline.engine.run import Run
+from pipeline.recipe import Recipe
+from serving.errors import ConvlineError
+
+# probability and logit, float32 [n, classes], of uint8 images [n, height, width, channels]
+Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+def build_served(recipe: Recipe, meta: dict[str, Any]) -> Served:
+    """Preprocessing and a freshly initialised network, by the recipe's seed, for a dataset's `meta`.
+
+    Raises ConvlineError where the network does not accept the dataset's images.
+    """
+    image = meta["image"]
+    try:
+        preprocessing = Preprocessing(
+            (image["height"], image["width"]),
+            recipe.preprocess.crop,
+            recipe.preprocess.standardize,
+            meta["mean"],
+            meta["std"],
+        )
+        shape = (image["channels"], *preprocessing.output_size)
+        torch.manual_seed(recipe.train.seed)
+        network = build(recipe.model.name, shape, len(meta["classes"]), **recipe.model.options)
+    except ValueError as error:
+        raise ConvlineError(
+            f"the network {recipe.model.name} does not accept the dataset {meta['name']}, whose images are "
+            f"{image['height']}x{image['width']}x{image['channels']}: {error}"
+        ) from error
+    return Served(preprocessing, network)
+
+
+def load_served(run: Run, weights: str = "averaged") -> tuple[Served, int]:
+    """The run's network with its newest "averaged" or "raw" weights, for inference, and their step.
+
+    Raises ConvlineError where the run has no checkpoint yet.
+    """
+    state = checkpoint.load_newest(run.folder / "checkpoints")
+    if state is None:
+        raise ConvlineError(f"{run.folder} has no checkpoint yet; `pipeline train` makes one")
+    served = build_served(run.recipe, run.info["dataset"])
+    served.network.load_state_dict(state[weights])
+    return served.eval().requires_grad_(False), state["step"]
+
+
+def predictor(served: nn.Module, device: torch.device) -> Predict:
+    """A served module as a function on NumPy arrays."""
+    served = served.to(device)
+
+    @torch.inference_mode()
+    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        probability, logit = served(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+        return probability.cpu().numpy(), logit.cpu().numpy()
+
+    return predict
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA where it works. Raises ConvlineError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConvlineError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConvlineError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    return device

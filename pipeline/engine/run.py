@@ -1,0 +1,123 @@
+"""A run: the folder `runs/<run>/` and what is in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import tomllib
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.dataset import Dataset
+from pipeline.recipe import Recipe, parse
+from serving.errors import ConvlineError
+from serving.files import atomic_write
+from serving.images import ImageSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. `info` is its `run.json`: id, and the dataset as it was when training began."""
+
+    folder: Path
+    info: dict[str, Any]
+    recipe: Recipe
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> Run:
+        """A new run in `folder`; whatever is there is replaced."""
+        if folder.exists():
+            shutil.rmtree(folder)
+        meta = {key: dataset.meta[key] for key in ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")}
+        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
+        with atomic_write(folder / "recipe.toml", "w", encoding="utf-8") as file:
+            file.write(recipe.to_toml())
+        with atomic_write(folder / "run.json", "w", encoding="utf-8") as file:
+            json.dump(info, file, indent=2)
+        return cls(folder, info, recipe)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Raises ConvlineError where there is no run of this version."""
+        try:
+            info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            fields = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ConvlineError(f"{folder} is no run ({Path(error.filename).name} is missing)") from error
+        except ValueError as error:
+            raise ConvlineError(f"{folder} is damaged ({error}); train it again with --overwrite") from error
+        if info.get("format") != FORMAT:
+            raise ConvlineError(f"{folder} has format {info.get('format')}, this convline reads {FORMAT}")
+        return cls(folder, info, parse(fields, str(folder / "recipe.toml")))
+
+    @classmethod
+    def find(cls, runs_dir: Path, name: str | None) -> Run:
+        """A run by its name or path; without one, the run trained last."""
+        if name is not None:
+            folder = Path(name) if "/" in name and not (runs_dir / name).exists() else runs_dir / name
+            if not folder.is_dir():
+                there = ", ".join(sorted(path.parent.name for path in runs_dir.glob("*/run.json"))) or "none"
+                raise ConvlineError(f"no run at {folder}; the runs in {runs_dir} are: {there}")
+            return cls.open(folder)
+        trained = sorted(runs_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        if not trained:
+            raise ConvlineError(f"there is no run in {runs_dir}; `pipeline train digits` makes one")
+        return cls.open(trained[-1].parent)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.info["dataset"]["classes"])
+
+    @property
+    def spec(self) -> ImageSpec:
+        return ImageSpec.from_dict(self.info["dataset"]["image"])
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.onnx"
+
+    def dataset(self, data_dir: Path) -> Dataset:
+        """The dataset it was trained on. Raises ConvlineError where it is not the same any more."""
+        dataset = Dataset.open(data_dir, self.info["dataset"]["name"])
+        if dataset.fingerprint != self.info["dataset"]["fingerprint"]:
+            raise ConvlineError(
+                f"{dataset.folder} is not the dataset that {self.folder} was trained on (its fingerprint differs); "
+                "prepare that one again, or train with --overwrite"
+            )
+        return dataset
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held while training; it dies with its process. Raises ConvlineError where another process holds it."""
+        with open(self.folder / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConvlineError(f"{self.folder} is being trained by another process; wait for it") from error
+            yield
+
+    def is_training(self) -> bool:
+        """Whether a process holds the lock."""
+        try:
+            with open(self.folder / "lock") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False

@@ -1,0 +1,90 @@
+"""All that a training holds between two steps: made, saved, restored and evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from models.served import Served
+from pipeline.average import MovingAverage
+from pipeline.dataset import Dataset
+from pipeline.engine import checkpoint
+from pipeline.engine.batches import Batches
+from pipeline.engine.guard import FiniteGuard
+from pipeline.engine.monitor import Monitor, cut_back
+from pipeline.engine.network import build_served, predictor
+from pipeline.engine.run import Run
+from pipeline.evaluate import evaluate
+from serving.machine import usable_cpus
+
+
+@dataclass
+class Training:
+    """A training of `run`'s recipe on `device`."""
+
+    run: Run
+    dataset: Dataset
+    device: torch.device
+    served: Served
+    average: MovingAverage
+    optimizer: Optimizer
+    batches: Batches
+    guard: FiniteGuard
+
+    @classmethod
+    def begin(cls, run: Run, dataset: Dataset, device: torch.device) -> Training:
+        recipe = run.recipe
+        served = build_served(recipe, run.info["dataset"]).to(device).train()
+        split = dataset.split("train", recipe.data.validation, recipe.train.seed)
+        return cls(
+            run=run,
+            dataset=dataset,
+            device=device,
+            served=served,
+            average=MovingAverage(served.network, recipe.train.average_decay),
+            optimizer=recipe.optimizer.build(served.network.parameters()),
+            batches=Batches(split, recipe.data.sampling, recipe.train.batch_size, recipe.train.seed, device),
+            guard=FiniteGuard(device),
+        )
+
+    def restore(self, watch: Monitor) -> int:
+        """Load the newest checkpoint, if there is one; returns the step to go on from."""
+        state = checkpoint.load_newest(self.run.folder / "checkpoints")
+        torch.set_num_threads(state["threads"] if state else usable_cpus())  # sums depend on it
+        cut_back(self.run.metrics, int(state["monitor"]["metrics_size"]) if state else 0)
+        if state is None:
+            return 0
+        self.served.network.load_state_dict(state["raw"])
+        self.average.network.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        watch.restore(state["monitor"], state["step"])
+        return int(state["step"])
+
+    def save(self, step: int, watch: Monitor) -> None:
+        """A checkpoint after `step` updates, never of weights that a non-finite loss has met."""
+        self.guard.check()
+        state: dict[str, Any] = {
+            "raw": self.served.network.state_dict(),
+            "averaged": self.average.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "threads": torch.get_num_threads(),
+            "monitor": watch.state(),
+        }
+        checkpoint.save(self.run.folder / "checkpoints", step, state)
+        watch.resume_clock(step)
+
+    def evaluate(self, step: int, watch: Monitor) -> None:
+        """precision@1 of the averaged weights on the splits that the recipe names."""
+        settings = self.run.recipe.train
+        if not settings.evaluate_every:
+            return
+        predict = predictor(Served(self.served.preprocessing, self.average.network), self.device)
+        precision = {}
+        for name in settings.evaluate_splits:
+            split = self.dataset.split(name, self.run.recipe.data.validation, settings.seed)
+            evaluation = evaluate(predict, split, self.run.classes, settings.evaluate_limit)
+            precision[name] = evaluation.precision_at(1)
+        watch.evaluated(step, precision)

@@ -1,0 +1,154 @@
+"""precision@k, and what lies behind it: figures for each class and the confusion matrix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import Split
+from pipeline.engine.network import Predict, choose_device, load_served, predictor
+from pipeline.engine.run import Run
+from serving.errors import ConvlineError
+from serving.files import atomic_write
+from serving.model import open_model
+
+BATCH_SIZE = 256
+
+
+@dataclass
+class Evaluation:
+    """Counts over a split: `confusion` int64 [classes, classes], rows true, columns predicted;
+    `ranks` int64 [classes + 1], how often the true class came out first, second, … (last: NaN)."""
+
+    classes: Sequence[str]
+    confusion: NDArray[np.int64] = field(init=False)
+    ranks: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        self.confusion = np.zeros((count, count), np.int64)
+        self.ranks = np.zeros(count + 1, np.int64)
+
+    def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        """Take in a batch: float32 [n, classes] and int64 [n]."""
+        np.add.at(self.confusion, (labels, logits.argmax(1)), 1)
+        np.add.at(self.ranks, ranks(logits, labels), 1)
+
+    @property
+    def count(self) -> int:
+        return int(self.ranks.sum())
+
+    def precision_at(self, k: int) -> float:
+        """The share of images whose true class is among the k most probable."""
+        return float(self.ranks[:k].sum() / self.count)
+
+    def to_dict(self, top_k: int = 1) -> dict[str, Any]:
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        hits = self.confusion.diagonal()
+        return {
+            "count": self.count,
+            **{f"precision_at_{k}": self.precision_at(k) for k in range(1, top_k + 1)},
+            "classes": {
+                name: {
+                    "count": int(true[i]),
+                    "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
+                    "recall": float(hits[i] / true[i]) if true[i] else None,
+                }
+                for i, name in enumerate(self.classes)
+            },
+            "confusion": self.confusion.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to evaluate: which split, weights and how many images (`limit`: the first N), on what."""
+
+    split: str = "test"
+    weights: str = "averaged"
+    onnx: bool = False
+    limit: int | None = None
+    device: str = "auto"
+    batch_size: int = BATCH_SIZE
+    top_k: int = 1
+
+
+def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]:
+    """Answer a question about a run; a whole split's answer about averaged weights is kept as evaluation.json.
+
+    Raises ConvlineError where the run has no such weights, file or split.
+    """
+    if question.top_k > len(run.classes):
+        raise ConvlineError(f"--top-k {question.top_k}: {run.folder} knows {len(run.classes)} classes; ask for fewer")
+    recipe = run.recipe
+    split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)
+    predict, origin = _subject(run, question)
+    evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
+    report = {"run": run.name, "split": question.split, **origin, **evaluation.to_dict(question.top_k)}
+    if question.limit is None and question.split == "test" and origin["weights"] == "averaged":
+        with atomic_write(run.folder / "evaluation.json", "w") as file:
+            json.dump(report, file, indent=2)
+    return report
+
+
+def _subject(run: Run, question: Question) -> tuple[Predict, dict[str, Any]]:
+    """What is evaluated, as a function, and what it is."""
+    if question.onnx:
+        if question.weights == "raw":
+            raise ConvlineError("the ONNX file holds averaged weights; leave out --weights raw")
+        provider = "cpu" if question.device == "cpu" else "auto"
+        model = open_model(run.model, provider)  # type: ignore[arg-type]
+        return model.run, {
+            "weights": model.metadata["weights"],
+            "step": model.metadata["run"]["step"],
+            "engine": f"onnxruntime, {model.provider}",
+        }
+    served, step = load_served(run, question.weights)
+    device = choose_device(question.device)
+    origin = {"weights": question.weights, "step": step, "engine": f"PyTorch, {device}"}
+    return predictor(served, device), origin
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report for a person."""
+    lines = [f"{report['run']}: {report['split']}, {report['weights']} weights of step {report['step']}, {report['engine']}"]
+    lines += [f"precision @ {key.rpartition('_')[2]} = {value:.3f}" for key, value in report.items() if key.startswith("precision_at_")]
+    lines.append(f"{'class':20}{'images':>8}{'precision':>11}{'recall':>8}")
+    for name, figures in report["classes"].items():
+        precision, recall = (f"{v:.3f}" if v is not None else "-" for v in (figures["precision"], figures["recall"]))
+        lines.append(f"{name[:19]:20}{figures['count']:>8}{precision:>11}{recall:>8}")
+    return "\n".join(lines)
+
+
+def evaluate(
+    predict: Predict, split: Split, classes: Sequence[str], limit: int | None = None, batch_size: int = BATCH_SIZE
+) -> Evaluation:
+    """Run the first `limit` images of a split, every one once, through `predict`."""
+    evaluation = Evaluation(classes)
+    for images, labels in batches(split.first(limit), batch_size):
+        evaluation.add(predict(images)[1], labels)
+    return evaluation
+
+
+def batches(split: Split, size: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """A split in order, the last batch as short as it comes."""
+    for start in range(0, len(split), size):
+        yield split.batch(start, size)
+
+
+def ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each true class among the logits, 0 for the largest, int64 [n].
+
+    Of equal logits the earlier class is first, as in argmax: a network that knows nothing scores no more
+    than chance. A row with a NaN has place `classes`, behind every class.
+    """
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    places = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return np.where(np.isnan(logits).any(1), logits.shape[1], places)

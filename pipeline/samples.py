@@ -1,0 +1,82 @@
+"""Images of a dataset as files, so that there is something to look at and to classify."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from pipeline.dataset import Dataset, Split
+from serving.errors import ConvlineError
+from serving.files import atomic_write
+
+SHEET_COLUMNS = 10  # images a class on the contact sheet
+TILE = 48  # pixels, at least
+MARGIN = 4
+LABEL_WIDTH = 110
+
+
+def write_samples(dataset: Dataset, split: Split, count: int, output: Path) -> Path:
+    """The first images of each class, `count` in all, as `output`/<class>/<row>.png, lossless, and a
+    contact sheet beside it as `output`.png, which is returned.
+
+    Raises ConvlineError rather than replace a file that is something else.
+    """
+    chosen = _round_robin(split, len(dataset.classes))[:count]
+    folders = [output / label.replace("/", "_") for label in dataset.classes]
+    for row in chosen:
+        index = split.rows[row]
+        _keep(folders[split.labels[index]] / f"{index}.png", _png(split.images[index]))
+    sheet = output.with_name(output.name + ".png")
+    with atomic_write(sheet) as file:
+        contact_sheet(dataset, split, chosen).save(file, "PNG")
+    return sheet
+
+
+def _round_robin(split: Split, classes: int) -> NDArray[np.int64]:
+    """Positions in the split: the first of every class, then the second of every class, …"""
+    labels = split.labels[split.rows]
+    turn = np.zeros(len(labels), np.int64)
+    for label in range(classes):
+        mine = labels == label
+        turn[mine] = np.arange(mine.sum())
+    return np.lexsort((labels, turn))
+
+
+def _keep(path: Path, content: bytes) -> None:
+    if path.exists():
+        if path.read_bytes() != content:
+            raise ConvlineError(f"{path} exists and is another image; choose another --output")
+        return
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    _image(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _image(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def contact_sheet(dataset: Dataset, split: Split, positions: NDArray[np.int64]) -> Image.Image:
+    """One row a class, its name at the left, up to ten images."""
+    height, width = split.images.shape[1:3]
+    scale = max(1, -(-TILE // max(height, width)))
+    tile_width, tile_height = width * scale + MARGIN, height * scale + MARGIN
+    sheet = Image.new("RGB", (LABEL_WIDTH + SHEET_COLUMNS * tile_width, len(dataset.classes) * tile_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, label in enumerate(dataset.classes):
+        top = number * tile_height
+        draw.text((MARGIN, top + tile_height // 2 - 6), label[:16], fill="black")
+        rows = [row for row in split.rows[positions] if split.labels[row] == number][:SHEET_COLUMNS]
+        for column, row in enumerate(rows):
+            tile = _image(split.images[row]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            sheet.paste(tile, (LABEL_WIDTH + column * tile_width, top + MARGIN // 2))
+    return sheet

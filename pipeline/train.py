@@ -1,0 +1,135 @@
+"""The training loop: batch, forward, loss, guard, backward, step, average, log, save."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.dataset import Dataset
+from pipeline.engine.interrupts import stop_request
+from pipeline.engine.monitor import monitor
+from pipeline.engine.network import build_served, choose_device
+from pipeline.engine.optim import set_learning_rate
+from pipeline.engine.run import Run
+from pipeline.engine.tracking import Follower
+from pipeline.engine.training import Training
+from pipeline.preprocess import preprocess
+from pipeline.recipe import Recipe, differences
+from serving.console import log
+from serving.errors import ConvlineError
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    data_dir: Path,
+    device: str = "auto",
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    tracking: bool = True,
+) -> Run:
+    """Train `recipe` into the run `folder`; a dataset that is missing is prepared first.
+
+    Raises ConvlineError for a recipe that does not fit its dataset, for a run that exists (unless `resume`
+    goes on with it or `overwrite` replaces it) or is another recipe's, and where the loss stops being finite.
+    Exits 130 or 143, after saving, when interrupted.
+    """
+    where = choose_device(device)
+    if not (data_dir / recipe.data.dataset / "meta.json").exists():
+        log(f"the dataset {recipe.data.dataset} is not in {data_dir} yet: preparing it")
+        preprocess(recipe.data.dataset, data_dir)
+    dataset = Dataset.open(data_dir, recipe.data.dataset)
+    _check_fit(recipe, dataset)
+    run = _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite)
+    if _is_finished(run):
+        log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
+        return run
+    with run.lock():
+        follower = Follower(folder) if tracking else None
+        loop(run, dataset, where)
+    if follower is not None:
+        follower.finish()
+    return run
+
+
+def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
+    """From the newest checkpoint, or from the start, to the last step."""
+    recipe, settings = run.recipe, run.recipe.train
+    training = Training.begin(run, dataset, device)
+    network, preprocessing = training.served.network, training.served.preprocessing
+    parameters = list(network.parameters())
+    with monitor(run.name, run.metrics, settings.batch_size, settings.steps) as watch, stop_request() as stop:
+        first = training.restore(watch)
+        if first == 0:
+            training.evaluate(0, watch)
+        for step in range(first, settings.steps):
+            images, labels = training.batches.draw(step)
+            logits = network(preprocessing(images))
+            loss = F.cross_entropy(logits, labels, reduction=settings.loss)
+
+            training.optimizer.zero_grad()
+            loss.backward()
+            training.guard.mask(step, loss, parameters)
+
+            learning_rate = recipe.optimizer.learning_rate * recipe.schedule.factor(step, settings.steps)
+            set_learning_rate(training.optimizer, learning_rate)
+            training.optimizer.step()
+            training.average.update(step)
+
+            watch.observe(loss)
+            done = step + 1
+            is_last = done == settings.steps
+            if step % settings.log_every == 0 or is_last:
+                training.guard.check()
+                watch.log(step, loss, logits, labels, learning_rate)
+            if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
+                training.evaluate(done, watch)
+            if done % settings.checkpoint_every == 0 or is_last or stop.status is not None:
+                training.save(done, watch)
+            if stop.status is not None and not is_last:
+                sys.exit(stop.status)
+        watch.finish(settings.steps, settings.steps - first)
+
+
+def _check_fit(recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse, before anything is written, a recipe that cannot train on this dataset."""
+    build_served(recipe, dataset.meta)
+    settings = recipe.train
+    split = dataset.split("train", recipe.data.validation, settings.seed)
+    if recipe.data.sampling == "independent" and settings.batch_size > len(split):
+        raise ConvlineError(
+            f"train.batch_size {settings.batch_size} exceeds the {len(split)} training images of {dataset.name}"
+        )
+    for name in settings.evaluate_splits if settings.evaluate_every else ():
+        dataset.split(name, recipe.data.validation, settings.seed)
+
+
+def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, overwrite: bool) -> Run:
+    if resume and overwrite:
+        raise ConvlineError("--resume and --overwrite contradict each other; give one of them")
+    if overwrite and (folder / "run.json").exists():
+        with Run.open(folder).lock():  # not while it is being trained
+            return Run.create(folder, recipe, dataset)
+    if not folder.exists() or not any(folder.iterdir()):
+        return Run.create(folder, recipe, dataset)
+    if not (folder / "run.json").exists():
+        raise ConvlineError(f"{folder} exists and is no run; choose another --run")
+    if not resume:
+        raise ConvlineError(f"{folder} exists: --resume goes on with it, --overwrite replaces it")
+    run = Run.open(folder)
+    changed = differences(run.recipe, recipe)
+    if run.info["dataset"]["fingerprint"] != dataset.fingerprint:
+        changed.append("the dataset's fingerprint")
+    if changed:
+        raise ConvlineError(
+            f"{folder} was begun with another {', '.join(changed)}; train into another --run, or --overwrite it"
+        )
+    return Run(folder, run.info, recipe)
+
+
+def _is_finished(run: Run) -> bool:
+    return (run.folder / "checkpoints" / f"step-{run.recipe.train.steps}.pt").exists()
