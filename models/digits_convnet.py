@@ -25,6 +25,7 @@ class DigitsConvnet(nn.Module):
         self.fc2 = nn.Linear(hidden_size, classes)
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:

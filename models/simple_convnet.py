@@ -37,6 +37,7 @@ class SimpleConvnet(nn.Module):
         self.affine2 = nn.Linear(hidden_size, classes)
         for layer in (self.conv1, self.affine1, self.affine2):
             nn.init.normal_(layer.weight, std=init_std)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:

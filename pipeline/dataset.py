@@ -54,9 +54,7 @@ class Dataset:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ConvlineError(
-                f"no dataset {name} in {data_dir}; `pipeline preprocess {name}` prepares it"
-            ) from error
+            raise ConvlineError(f"no dataset {name} in {data_dir}; `pipeline preprocess {name}` prepares it") from error
         except json.JSONDecodeError as error:
             raise ConvlineError(f"{folder}/meta.json is damaged ({error}); prepare the dataset again") from error
         if meta.get("format") != FORMAT:

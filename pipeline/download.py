@@ -98,7 +98,7 @@ def _why(error: Exception) -> str:
     import requests
     import urllib3
 
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code}"
     if isinstance(error, requests.Timeout):
         return f"no answer within {TIMEOUT} s"

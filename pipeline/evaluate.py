@@ -117,8 +117,14 @@ def _subject(run: Run, question: Question) -> tuple[Predict, dict[str, Any]]:
 
 def table(report: dict[str, Any]) -> str:
     """A report for a person."""
-    lines = [f"{report['run']}: {report['split']}, {report['weights']} weights of step {report['step']}, {report['engine']}"]
-    lines += [f"precision @ {key.rpartition('_')[2]} = {value:.3f}" for key, value in report.items() if key.startswith("precision_at_")]
+    lines = [
+        f"{report['run']}: {report['split']}, {report['weights']} weights of step {report['step']}, {report['engine']}"
+    ]
+    lines += [
+        f"precision @ {key.rpartition('_')[2]} = {value:.3f}"
+        for key, value in report.items()
+        if key.startswith("precision_at_")
+    ]
     lines.append(f"{'class':20}{'images':>8}{'precision':>11}{'recall':>8}")
     for name, figures in report["classes"].items():
         precision, recall = (f"{v:.3f}" if v is not None else "-" for v in (figures["precision"], figures["recall"]))

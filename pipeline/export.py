@@ -88,7 +88,9 @@ def to_onnx(served: Served, spec: ImageSpec) -> onnx.ModelProto:
     _strip(model)
     opset = {entry.domain: entry.version for entry in model.opset_import}
     if opset != {"": OPSET}:
-        raise ConvlineError(f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt")
+        raise ConvlineError(
+            f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt"
+        )
     onnx.checker.check_model(model, full_check=True)
     return model
 

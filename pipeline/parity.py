@@ -26,6 +26,8 @@ NOISE_SEED = 20151109
 
 PROBABILITY_TOLERANCE = 1e-5
 
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]  # probability and logit
+
 
 @dataclass
 class Parity:
@@ -47,7 +49,7 @@ class Parity:
     def __post_init__(self) -> None:
         self.reference, self.candidate = Evaluation(self.classes), Evaluation(self.classes)
 
-    def add(self, mine: tuple[NDArray, NDArray], theirs: tuple[NDArray, NDArray]) -> None:
+    def add(self, mine: Outputs, theirs: Outputs) -> None:
         """Take in (probability, logit) of a batch from the reference and from the candidate."""
         (p, logit), (other_p, other_logit) = mine, theirs
         self.images += len(p)
@@ -120,7 +122,9 @@ def prove_again(name: str | None, runs_dir: Path, data_dir: Path) -> Parity:
     served, step = load_served(run)
     exported = open_model(path, "cpu").metadata["run"]["step"]
     if exported != step:
-        raise ConvlineError(f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again")
+        raise ConvlineError(
+            f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again"
+        )
     return prove(predictor(served, torch.device("cpu")), path, run, run.dataset(data_dir))
 
 

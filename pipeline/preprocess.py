@@ -131,7 +131,9 @@ def _write(folder: Path, name: str, prepared: Prepared) -> None:
         sizes = np.bincount(labels, minlength=len(prepared.classes)).tolist()
         counts[split] = dict(zip(prepared.classes, sizes, strict=True))
         if empty := [label for label, size in counts[split].items() if not size]:
-            raise ConvlineError(f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or drop the class")
+            raise ConvlineError(
+                f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or drop the class"
+            )
         images = _copy_rows(folder / f"{split}.images.npy", prepared, selected)
         np.save(folder / f"{split}.labels.npy", labels)
         fingerprints[split] = fingerprint(images, labels)
@@ -177,8 +179,8 @@ def _moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     histogram = np.zeros((channels, 256))
     for start in range(0, len(images), CHUNK):
         for channel in range(channels):
-            values = images[start : start + CHUNK, ..., channel].ravel()
-            histogram[channel] += np.bincount(values, minlength=256)
+            pixels = images[start : start + CHUNK, ..., channel].ravel()
+            histogram[channel] += np.bincount(pixels, minlength=256)
     share = histogram / histogram.sum(1, keepdims=True)
     values = np.arange(256)
     mean = share @ values

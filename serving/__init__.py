@@ -1,12 +1,12 @@
 """Serving: classify images with an exported model. Runs without torch.
 
-    from serving import Classifier
+from serving import Classifier
 
-    with Classifier("runs/digits/model.onnx") as classifier:
-        classifier.classify_files(["a.png", "b.jpg"], top_k=3)
-        classifier.classify_arrays(images)  # uint8 [n, height, width, channels]
+with Classifier("runs/digits/model.onnx") as classifier:
+    classifier.classify_files(["a.png", "b.jpg"], top_k=3)
+    classifier.classify_arrays(images)  # uint8 [n, height, width, channels]
 
-    listing (find files) -> images (decode) -> model (infer) -> results (journal, table)
+listing (find files) -> images (decode) -> model (infer) -> results (journal, table)
 """
 
 from __future__ import annotations

@@ -104,9 +104,7 @@ class Classifier:
     def _prediction(self, path: str, probability: NDArray[np.float32], top_k: int) -> Prediction:
         best = np.argsort(-probability, kind="stable")[:top_k]  # ties: the earlier class first
         # str() of a float32 is its shortest exact form: 0.9987123, not 0.9987123012542725
-        return Prediction(
-            path, tuple(self.classes[i] for i in best), tuple(float(str(probability[i])) for i in best)
-        )
+        return Prediction(path, tuple(self.classes[i] for i in best), tuple(float(str(probability[i])) for i in best))
 
     def __enter__(self) -> Classifier:
         return self

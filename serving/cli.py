@@ -44,9 +44,8 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
     """Classify every image of the inputs into a table of path, label and probability."""
-    from serving.classify import Job
+    from serving.classify import Job, is_complete
     from serving.classify import classify as run_job
-    from serving.classify import is_complete
 
     to_stdout = output == "-"
     job = Job(

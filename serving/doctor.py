@@ -9,7 +9,18 @@ from typing import Any
 
 from serving.machine import usable_cpus
 
-LIBRARIES = ("convline", "numpy", "pillow", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "mlflow", "pyarrow", "ray")
+LIBRARIES = (
+    "convline",
+    "numpy",
+    "pillow",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "mlflow",
+    "pyarrow",
+    "ray",
+)
 
 
 def examine() -> dict[str, Any]:

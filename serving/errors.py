@@ -1,8 +1,8 @@
 """What a user can mend. Everything else that goes wrong is a defect and keeps its traceback.
 
-    ConvlineError             one sentence: what, where, what to do; commands exit 1 with it
-    ├── ImageError            one file cannot be used as an image; carries a reason code
-    └── ModelError            an ONNX file cannot be trusted, or a provider did not load
+ConvlineError             one sentence: what, where, what to do; commands exit 1 with it
+├── ImageError            one file cannot be used as an image; carries a reason code
+└── ModelError            an ONNX file cannot be trusted, or a provider did not load
 """
 
 from __future__ import annotations

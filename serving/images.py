@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from serving.errors import ConvlineError, ImageError, Reason
 
@@ -89,7 +89,7 @@ def _open(data: bytes) -> Image.Image:
         if image.format == "PNG":
             image.verify()  # checksums, which decoding skips; ends the object's use
             image = _identify(data)
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         if data.startswith(SIGNATURES) or data[8:12] == b"WEBP":
             raise ImageError("truncated", "the file ends or breaks inside its header") from error
         raise ImageError("not-an-image", "no image format that is read here begins like this") from error

@@ -52,9 +52,7 @@ class Model:
         probability, logit = self.session.run(["probability", "logit"], {"image": images})
         return probability, logit
 
-    def run_padded(
-        self, images: NDArray[np.uint8], batch_size: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run_padded(self, images: NDArray[np.uint8], batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """As `run`, for up to `batch_size` images, through a batch of exactly that many.
 
         One shape means one set of kernels: an image's result does not depend on its company.

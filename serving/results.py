@@ -142,7 +142,9 @@ class Journal:
         """Write the table and the rejects, then drop the journal."""
         os.fsync(self._file.fileno())
         with ExitStack() as stack:
-            table = stack.enter_context(atomic_write(output, "w", encoding="utf-8", errors="surrogateescape", newline=""))
+            table = stack.enter_context(
+                atomic_write(output, "w", encoding="utf-8", errors="surrogateescape", newline="")
+            )
             # closed first, so that the table, which says "done", appears last
             rejects = stack.enter_context(atomic_write(rejects_path(output), "wb"))
             write_table = table_writer(table, output_format(output), top_k)
@@ -166,7 +168,9 @@ def table_writer(file: IO[str], format: Format, top_k: int) -> Any:
     ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
     columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
     if format == "jsonl":
-        return lambda row: file.write(json.dumps(dict(zip(columns, _cells(row), strict=False)), ensure_ascii=True) + "\n")
+        return lambda row: file.write(
+            json.dumps(dict(zip(columns, _cells(row), strict=False)), ensure_ascii=True) + "\n"
+        )
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
     return lambda row: writer.writerow(_cells(row))

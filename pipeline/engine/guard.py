@@ -19,9 +19,8 @@ class FiniteGuard:
     def mask(self, step: int, loss: Tensor, parameters: Iterable[Tensor]) -> None:
         """Zero the gradients if `loss` is not finite; on an accelerator without waiting for it."""
         finite = loss.detach().isfinite()
-        if loss.device.type == "cpu":
-            if finite:
-                return  # the usual case costs microseconds
+        if loss.device.type == "cpu" and finite:
+            return  # the usual case costs microseconds
         self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
         for parameter in parameters:
             if parameter.grad is not None:

@@ -88,10 +88,11 @@ class Monitor:
             seconds_per_batch=seconds,
             elapsed=self.elapsed,
         )
-        self._bar.update(self._bar.task_ids[0], completed=step + 1, note=f" · loss {value:.4g} · {rate:.0f} images/s{self._note}")
+        self._bar.update(
+            self._bar.task_ids[0], completed=step + 1, note=f" · loss {value:.4g} · {rate:.0f} images/s{self._note}"
+        )
         self._line(
-            f"step {step}, loss = {value:.4g}, accuracy = {accuracy:.3f} "
-            f"({rate:.1f} images/s; {seconds:.3g} s/batch)"
+            f"step {step}, loss = {value:.4g}, accuracy = {accuracy:.3f} ({rate:.1f} images/s; {seconds:.3g} s/batch)"
         )
 
     def evaluated(self, step: int, precision: dict[str, float]) -> None:

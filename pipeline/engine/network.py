@@ -73,7 +73,10 @@ def predictor(served: nn.Module, device: torch.device) -> Predict:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes CUDA where it works. Raises ConvlineError for a device that is not there."""
+    """The device of that name; "auto" takes CUDA where it works.
+
+    Raises ConvlineError for a device that is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -35,7 +35,9 @@ class Run:
         """A new run in `folder`; whatever is there is replaced."""
         if folder.exists():
             shutil.rmtree(folder)
-        meta = {key: dataset.meta[key] for key in ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")}
+        meta = {
+            key: dataset.meta[key] for key in ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")
+        }
         info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
         with atomic_write(folder / "recipe.toml", "w", encoding="utf-8") as file:
             file.write(recipe.to_toml())

@@ -82,7 +82,7 @@ class Training:
         if not settings.evaluate_every:
             return
         predict = predictor(Served(self.served.preprocessing, self.average.network), self.device)
-        precision = {}
+        precision: dict[str, float] = {}
         for name in settings.evaluate_splits:
             split = self.dataset.split(name, self.run.recipe.data.validation, settings.seed)
             evaluation = evaluate(predict, split, self.run.classes, settings.evaluate_limit)

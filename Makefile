@@ -1,0 +1,70 @@
+# convline: `make train export` is the main job; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+RECIPE  ?= digits
+RUN     ?= $(basename $(notdir $(RECIPE)))
+DATASET ?=
+SOURCE  ?=
+STEPS   ?=
+IMAGES  ?=
+MODEL   ?= runs/$(RUN)/model.onnx
+OUTPUT  ?= runs/$(RUN)/predictions.csv
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup data train evaluate export parity classify ui test test-slow check clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@echo "variables: RECIPE DATASET SOURCE RUN STEPS IMAGES MODEL OUTPUT, as in: make train export RECIPE=simple-convnet"
+
+setup: $(VENV)/.installed ## create .venv with everything that training needs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "convline needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=python3.12 …" >&2; exit 1; }
+	@echo "setting up $(VENV): PyTorch and the rest are several gigabytes, this takes minutes" >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+data: setup ## prepare DATASET (from SOURCE, a folder or archive of images of your own)
+	@if [ -e data/$(or $(DATASET),digits)/meta.json ]; then echo "data/$(or $(DATASET),digits) is prepared"; \
+	else $(BIN)/pipeline preprocess $(or $(DATASET),digits) $(if $(SOURCE),--source "$(SOURCE)"); fi
+
+train: setup $(if $(SOURCE),data) ## train RECIPE into runs/RUN, going on where it was
+	$(BIN)/pipeline train $(RECIPE) --run $(RUN) --resume $(if $(DATASET),--dataset $(DATASET)) $(if $(STEPS),--steps $(STEPS))
+
+evaluate: setup ## print precision @ 1 of RUN on test
+	@$(BIN)/pipeline evaluate $(RUN) --precision-at-1
+
+export: setup ## export RUN to ONNX and prove it; nothing to do where it is newer than the checkpoints
+	@if [ -e runs/$(RUN)/model.onnx ] && [ -z "$$(find runs/$(RUN)/checkpoints -newer runs/$(RUN)/model.onnx -name '*.pt')" ]; \
+	then echo "runs/$(RUN)/model.onnx is up to date"; else $(BIN)/pipeline export $(RUN); fi
+
+parity: setup ## prove MODEL against its checkpoint again
+	@$(BIN)/pipeline parity $(MODEL)
+
+classify: setup ## classify the folder IMAGES with MODEL into OUTPUT
+	@test -n "$(IMAGES)" || { echo "say which images: make classify IMAGES=folder" >&2; exit 2; }
+	$(BIN)/serving classify "$(IMAGES)" --model $(MODEL) --output $(OUTPUT) --overwrite
+
+ui: setup ## open MLflow on http://127.0.0.1:5000
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## run the longer tests
+	$(BIN)/python -m pytest -m slow
+
+check: setup ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove caches; data, runs and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
