@@ -75,10 +75,9 @@ def sync(run: Run, follow: bool = False) -> str:
     uri = tracking_uri()
     try:
         _create_database(uri)
-        mlflow.set_tracking_uri(uri)
         client = mlflow.MlflowClient(uri)
         cursor = _open_cursor(client, run, uri)
-        with _system_metrics(cursor.mlflow_run, follow):
+        with _system_metrics(cursor, follow):
             while follow and run.is_training():
                 _send_points(client, run, cursor)
                 time.sleep(INTERVAL)
@@ -141,14 +140,14 @@ def _entities(kind: str, values: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _system_metrics(mlflow_run: str, enabled: bool) -> Iterator[None]:
+def _system_metrics(cursor: Cursor, enabled: bool) -> Iterator[None]:
     """CPU, memory, disk, network and GPU of the machine, sampled every ten seconds."""
     if not enabled:
         yield
         return
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    sampler = SystemMetricsMonitor(mlflow_run, resume_logging=True)
+    sampler = SystemMetricsMonitor(cursor.mlflow_run, resume_logging=True, tracking_uri=cursor.uri)
     sampler.start()
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -119,13 +120,17 @@ def _on_all_cpus(
         yield from (_decode_chunk(chunk, array, spec, native) for chunk in chunks)
         return
     running: deque[Future[Decoded]] = deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_ctrl_c_to_the_parent) as pool:
         for chunk in chunks:
             running.append(pool.submit(_decode_chunk, chunk, array, spec, native))
             if len(running) > 2 * workers:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _decode_chunk(chunk: Iterable[tuple[int, Found]], array: Path, spec: ImageSpec, native: bool) -> Decoded:

@@ -36,7 +36,7 @@ class Monitor:
         self._steps = steps
         self._bar = bar
         self._began = time.perf_counter()
-        self._first_step: int | None = None
+        self._seconds_to_first_step: float | None = None
         self._smoothed: Tensor | None = None
         self._note = ""
         self._mark(0)
@@ -72,9 +72,8 @@ class Monitor:
         assert self._smoothed is not None
         accuracy = float((logits.argmax(1) == labels).float().mean())
         now = time.perf_counter()
-        if self._first_step is None:
-            self._first_step = step
-            self._write(step, seconds_to_first_step=now - self._marked)
+        if self._seconds_to_first_step is None:
+            self._seconds_to_first_step = now - self._marked
         seconds = (now - self._marked) / max(1, step + 1 - self._marked_step)
         self._mark(step + 1)
         value, rate = float(loss.detach()), self._batch_size / seconds
@@ -103,10 +102,18 @@ class Monitor:
         self._mark(step)
 
     def finish(self, steps: int, trained: int) -> None:
-        """The machine benchmark: seconds in all and for 100 steps."""
-        per_100 = 100 * self.elapsed / steps
-        self._write(steps, training_seconds=self.elapsed, seconds_per_100_steps=per_100)
-        log(f"trained {trained} steps; {self.elapsed:.1f} s in all, {per_100:.2f} s per 100 steps")
+        """The machine benchmark: seconds in all, for 100 steps and to the first step of this process."""
+        assert self._seconds_to_first_step is not None
+        figures = {
+            "training_seconds": self.elapsed,
+            "seconds_per_100_steps": 100 * self.elapsed / steps,
+            "seconds_to_first_step": self._seconds_to_first_step,
+        }
+        self._write(steps, **figures)
+        log(
+            f"trained {trained} steps; {self.elapsed:.1f} s in all, {figures['seconds_per_100_steps']:.2f} s "
+            f"per 100 steps, {self._seconds_to_first_step:.2f} s to the first step"
+        )
 
     def resume_clock(self, step: int) -> None:
         """Leave what happened since the last step (a checkpoint, say) out of images_per_second."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import tomllib
 import uuid
@@ -16,7 +17,6 @@ from typing import Any
 from pipeline.dataset import Dataset
 from pipeline.recipe import Recipe, parse
 from serving.errors import ConvlineError
-from serving.files import atomic_write
 from serving.images import ImageSpec
 
 FORMAT = 1
@@ -32,17 +32,17 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> Run:
-        """A new run in `folder`; whatever is there is replaced."""
+        """A new run in `folder`, which appears whole; whatever is there is replaced."""
+        kept = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")
+        meta = {key: dataset.meta[key] for key in kept}
+        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
+        beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        beside.mkdir(parents=True)
+        (beside / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+        (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
-        meta = {
-            key: dataset.meta[key] for key in ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")
-        }
-        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
-        with atomic_write(folder / "recipe.toml", "w", encoding="utf-8") as file:
-            file.write(recipe.to_toml())
-        with atomic_write(folder / "run.json", "w", encoding="utf-8") as file:
-            json.dump(info, file, indent=2)
+        beside.rename(folder)
         return cls(folder, info, recipe)
 
     @classmethod

@@ -1,0 +1,84 @@
+"""What the tests of recipes, downloads and datasets share: images made on the spot, and what a folder holds."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.errors import ConvlineError
+
+Size = tuple[int, int]
+
+
+def png(size: Size = (4, 4), mode: str = "RGB", seed: int = 0) -> bytes:
+    """A PNG of noise, (height, width), different for every seed."""
+    channels = () if mode == "L" else (3,)
+    return encode(np.random.default_rng(seed).integers(0, 256, (*size, *channels), np.uint8))
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def images(counts: Mapping[str, int], size: Size = (4, 4), mode: str = "RGB") -> dict[str, bytes]:
+    """{"train/cat": 2} -> two PNG files below train/cat; every one has other pixels."""
+    names = [f"{folder}/{number:03}.png" for folder, count in counts.items() for number in range(count)]
+    return {name: png(size, mode, seed) for seed, name in enumerate(names)}
+
+
+def image_folder(folder: Path, counts: Mapping[str, int], size: Size = (4, 4), mode: str = "RGB") -> Path:
+    return write_files(folder, images(counts, size, mode))
+
+
+def archive(folder: Path, ending: str, top: str = "") -> Path:
+    """`folder` packed beside itself as .tar, .tar.gz or .zip, its members below `top`."""
+    path = folder.with_name(folder.name + ending)
+    members = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {member: f"{top}{member.relative_to(folder)}" for member in members}
+    if ending == ".zip":
+        with zipfile.ZipFile(path, "w") as packed:
+            for member, name in names.items():
+                packed.write(member, name)
+    else:
+        with tarfile.open(path, "w:gz" if ending.endswith("gz") else "w") as packed:
+            for member, name in names.items():
+                packed.add(member, name)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, hidden ones too, with its bytes (None for a folder)."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
+    }
+
+
+@contextmanager
+def refused(*said: str, leaves: Path | None = None) -> Iterator[None]:
+    """The block raises ConvlineError whose one sentence holds all of `said`; `leaves` is as it was before."""
+    before = contents(leaves) if leaves else None
+    with pytest.raises(ConvlineError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for words in said:
+        assert words in message
+    assert before is None or leaves is None or contents(leaves) == before

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.evaluate import Evaluation, ranks
+from tests.conftest import run_command
+
+LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [2, 3, 1]], np.float32)
+
+
+def test_ranks_count_the_classes_in_front() -> None:
+    assert ranks(LOGITS, np.array([0, 0, 0, 0])).tolist() == [0, 2, 2, 1]
+
+
+def test_of_equal_logits_the_earlier_class_is_first() -> None:
+    equal = np.zeros((3, 3), np.float32)
+    assert ranks(equal, np.array([0, 1, 2])).tolist() == [0, 1, 2]
+
+
+def test_a_row_with_nan_is_never_right() -> None:
+    logits = np.array([[np.nan, 0, 0], [9, np.nan, 0]], np.float32)
+    evaluation = Evaluation(["a", "b", "c"])
+    evaluation.add(logits, np.array([0, 0]))
+    assert [evaluation.precision_at(k) for k in (1, 2, 3)] == [0, 0, 0]
+
+
+def test_figures_are_those_of_a_table_made_by_hand() -> None:
+    evaluation = Evaluation(["a", "b", "c"])
+    evaluation.add(LOGITS[:2], np.array([0, 2]))  # a as a, c as b
+    evaluation.add(LOGITS[2:], np.array([2, 0]))  # c as c, a as b
+    report = evaluation.to_dict(top_k=2)
+    assert report["count"] == 4
+    assert report["precision_at_1"] == 0.5
+    assert report["precision_at_2"] == 1.0
+    assert report["confusion"] == [[1, 1, 0], [0, 0, 0], [0, 1, 1]]
+    assert report["classes"]["a"] == {"count": 2, "precision": 1.0, "recall": 0.5}
+    assert report["classes"]["b"] == {"count": 0, "precision": 0.0, "recall": None}
+
+
+def evaluate(folder: Path, *options: object) -> dict:
+    return json.loads(run_command(folder, "pipeline", "evaluate", "digits", "--json", *options).stdout)
+
+
+def test_the_line_of_the_original(project: Path) -> None:
+    line = run_command(project, "pipeline", "evaluate", "--precision-at-1").stdout
+    assert line == f"precision @ 1 = {evaluate(project)['precision_at_1']:.3f}\n"
+    assert float(line.split("=")[1]) >= 0.96
+
+
+def test_the_exported_file_scores_as_the_checkpoint_does(project: Path) -> None:
+    assert evaluate(project, "--onnx")["precision_at_1"] == evaluate(project)["precision_at_1"]
+    assert evaluate(project, "--onnx")["confusion"] == evaluate(project)["confusion"]
+
+
+def test_limit_takes_the_first_images(project: Path) -> None:
+    labels = np.load(project / "data/digits/test.labels.npy")[:50]
+    counts = [figures["count"] for figures in evaluate(project, "--limit", 50)["classes"].values()]
+    assert counts == np.bincount(labels, minlength=10).tolist()
+
+
+def test_splits_and_weights_are_told_apart(project: Path) -> None:
+    train = evaluate(project, "--split", "train", "--weights", "raw")
+    assert (train["count"], train["split"], train["weights"]) == (1438, "train", "raw")
+
+
+def test_top_k_grows_to_one(project: Path) -> None:
+    report = evaluate(project, "--top-k", 10)
+    figures = [report[f"precision_at_{k}"] for k in range(1, 11)]
+    assert figures == sorted(figures)
+    assert figures[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--split", "validation"], "the validation split of digits is empty"),
+        (["--top-k", "11"], "ask for fewer"),
+        (["--onnx", "--weights", "raw"], "averaged weights"),
+        (["--device", "cuda:99"], "CUDA devices"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(project: Path, options: list[str], sentence: str) -> None:
+    assert sentence in run_command(project, "pipeline", "evaluate", "digits", *options, status=1).stderr
+
+
+def test_an_unknown_run_names_those_there_are(project: Path) -> None:
+    result = run_command(project, "pipeline", "evaluate", "cifar", status=1)
+    assert "no run at runs/cifar" in result.stderr
+    assert "digits" in result.stderr
+
+
+def test_another_dataset_under_the_same_name_is_refused(own_project: Path) -> None:
+    meta = own_project / "data/digits/meta.json"
+    meta.write_text(meta.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    assert "fingerprint" in run_command(own_project, "pipeline", "evaluate", status=1).stderr

@@ -1,0 +1,335 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+from pydantic import ValidationError
+
+from pipeline import recipe
+from pipeline.recipe import differences, load, parse
+from tests.conftest import Cli
+from tests.pipeline.helpers import contents, refused
+
+OWN = """
+[data]
+dataset = "pets"
+[model]
+name = "softmax_regression"
+[train]
+steps = 5
+batch_size = 2
+[optimizer]
+name = "sgd"
+learning_rate = 0.5
+momentum = 0.9
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.toml"
+    path.write_text(OWN)
+    return path
+
+
+def at(loaded: recipe.Recipe, dotted: str) -> object:
+    return recipe.flat(loaded.to_dict())[dotted]
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_shipped_recipe_loads_under_its_name(name: str) -> None:
+    assert load(name).name == name
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_shipped_recipe_survives_being_written_as_toml(name: str) -> None:
+    loaded = load(name)
+    assert parse(tomllib.loads(loaded.to_toml()), "again") == loaded
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_shipped_recipe_begins_with_a_comment_that_names_source_and_figures(name: str) -> None:
+    opening = recipe.find(name).read_text().split("\n\n")[0]
+    assert all(line.startswith("# ") for line in opening.splitlines())
+    assert "# Source: " in opening
+    assert "# Measured here" in opening
+    assert load(name).published.precision_at_1 is None or "# Published: " in opening
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (
+            "softmax-regression",
+            {
+                "data.dataset": "mnist",
+                "data.validation": 5000,
+                "preprocess.standardize": "scale",
+                "train.steps": 30000,
+                "train.batch_size": 100,
+                "train.loss": "sum",
+                "optimizer.name": "sgd",
+                "optimizer.learning_rate": 0.001,
+                "published.precision_at_1": 0.922,
+                "published.seconds": 44,
+            },
+        ),
+        (
+            "simple-convnet",
+            {
+                "data.dataset": "mnist",
+                "data.validation": 0,
+                "data.sampling": "independent",
+                "preprocess.standardize": "scale",
+                "train.steps": 6000,
+                "train.batch_size": 100,
+                "train.loss": "mean",
+                "optimizer.name": "adagrad",
+                "optimizer.learning_rate": 0.06,
+                "optimizer.epsilon": 1e-7,
+                "published.precision_at_1": 0.986,
+            },
+        ),
+    ],
+)
+def test_a_shipped_recipe_is_the_system_it_reproduces(name: str, fields: dict[str, object]) -> None:
+    resolved = recipe.flat(load(name).to_dict())
+    assert {field: resolved[field] for field in fields} == fields
+
+
+def test_a_resolved_recipe_states_the_defaults_of_its_network() -> None:
+    assert {"model.filters", "model.hidden_size"} <= recipe.flat(load("digits").to_dict()).keys()
+    assert "filters" not in tomllib.loads(recipe.find("digits").read_text())["model"]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.steps=500", 500),
+        ("train.steps = 500", 500),
+        ("train.steps=2_000", 2000),
+        ("optimizer.learning_rate=1e-4", 1e-4),
+        ("optimizer.learning_rate=1", 1.0),
+        ("data.validation=5000", 5000),
+        ("data.validation=0.1", 0.1),
+        ("data.dataset=pets", "pets"),
+        ('data.dataset="pets"', "pets"),
+        ("data.sampling=independent", "independent"),
+        ('published.source="a = b"', "a = b"),
+        ('train.evaluate_splits=["train", "test"]', ["train", "test"]),
+        ("preprocess.crop=6", 6),
+        ("model.filters=8", 8),
+    ],
+)
+def test_an_override_sets_any_field(override: str, value: object) -> None:
+    loaded = load("digits", [override])
+    given = at(loaded, override.split("=")[0].strip())
+    assert given == value and type(given) is type(value)
+    assert load("digits") != loaded
+
+
+def test_a_flag_is_overridden() -> None:
+    overrides = ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.nesterov=true"]
+    assert at(load("digits", overrides), "optimizer.nesterov") is True
+
+
+def test_the_last_of_two_overrides_holds() -> None:
+    assert load("digits", ["train.steps=5", "train.steps=7"]).train.steps == 7
+
+
+def test_an_override_may_open_a_section(own: Path) -> None:
+    assert at(load(str(own), ["schedule.name=cosine", "schedule.floor=0.1"]), "schedule.floor") == 0.1
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "accepted"),
+    [
+        ("trian.steps=5", "trian", ["train", "data", "optimizer"]),
+        ("train.stepz=5", "train.stepz", ["steps", "batch_size"]),
+        ("data.set=mnist", "data.set", ["dataset", "validation", "sampling"]),
+        ("train.steps.of=5", "train.steps.of", ["steps", "batch_size"]),
+        ("model.name=lenet", "model", ["digits_convnet", "simple_convnet", "softmax_regression"]),
+        ("model.layers=3", "model.layers", ["name", "filters", "hidden_size"]),
+        ("optimizer.name=rmsprop", "optimizer", ["sgd", "adam", "adagrad"]),
+        ("optimizer.momentum=0.9", "optimizer.momentum", ["learning_rate", "beta1", "beta2", "epsilon"]),
+        ("schedule.name=linear", "schedule", ["constant", "cosine"]),
+        ("schedule.power=2", "schedule.power", ["name", "floor"]),
+        ("data.sampling=random", "data.sampling:", ["epoch", "independent"]),
+        ("train.loss=max", "train.loss:", ["mean", "sum"]),
+        ('train.evaluate_splits=["tset"]', "train.evaluate_splits", ["train", "validation", "test"]),
+        ("preprocess.standardize=yes", "preprocess.standardize:", ["scale", "per-image", "per-channel"]),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_are_accepted(
+    override: str, field: str, accepted: list[str]
+) -> None:
+    with refused("recipe digits", field, *accepted):
+        load("digits", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "accepted"),
+    [
+        ("train.steps=many", "integer"),
+        ("train.steps=1.5", "integer"),
+        ("train.steps=0", "greater than 0"),
+        ("train.batch_size=-1", "greater than 0"),
+        ("train.seed=-1", "greater than or equal to 0"),
+        ("train.average_decay=1", "less than 1"),
+        ("train.steps=[5]", "integer"),
+        ("preprocess.crop=0", "greater than 0"),
+        ("data.validation=1.5", "fraction below 1"),
+        ("data.validation=-1", "a count"),
+        ("data.validation=many", "count"),
+        ("data.dataset=5", "string"),
+        ("optimizer.learning_rate=fast", "number"),
+        ("optimizer.learning_rate=0", "greater than 0"),
+        ("optimizer.learning_rate=nan", "finite"),
+        ("optimizer.learning_rate=inf", "finite"),
+        ("schedule.floor=-1", "greater than or equal to 0"),
+        ("published.precision_at_1=98.6", "less than or equal to 1"),
+        ("model.filters=many", "integer"),
+    ],
+)
+def test_an_ill_typed_value_is_refused_with_what_would_do(override: str, accepted: str) -> None:
+    with refused(f"{override.split('=')[0]}:", accepted):
+        load("digits", [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        'train.steps="500"',
+        "train.steps=true",
+        "data.validation=true",
+        'optimizer.learning_rate="0.1"',
+        "model.filters=true",
+    ],
+)
+def test_a_value_of_another_type_is_not_converted(override: str) -> None:
+    with refused(override.split("=")[0]):
+        load("digits", [override])
+
+
+def test_a_list_is_no_name_of_a_network() -> None:
+    with refused("model", "digits_convnet"):
+        load("digits", ["model.name=[1]"])
+
+
+@pytest.mark.parametrize("override", ["train.steps", "steps=5", "=5", "train.=5", ".steps=5", ""])
+def test_an_override_that_is_no_assignment_is_refused_with_how_to_write_it(override: str) -> None:
+    with refused("--set", "section.field=value"):
+        load("digits", [override])
+
+
+def test_an_override_below_a_plain_field_is_refused() -> None:
+    with refused("--set", "name"):
+        load("digits", ["name.first=5"])
+
+
+@pytest.mark.parametrize("section", ["data", "model", "train", "optimizer"])
+def test_a_missing_section_is_named(own: Path, section: str) -> None:
+    fields = tomllib.loads(OWN)
+    del fields[section]
+    own.write_text(tomli_w.dumps(fields))
+    with refused(str(own), f"{section} is missing"):
+        load(str(own))
+
+
+def test_a_section_that_is_a_number_is_refused(own: Path) -> None:
+    own.write_text("preprocess = 5\n" + OWN)
+    with refused(str(own), "preprocess"):
+        load(str(own))
+
+
+def test_another_optimizer_keeps_the_learning_rate_and_drops_the_other_options(own: Path) -> None:
+    changed = load(str(own), ["optimizer.name=adam"]).to_dict()["optimizer"]
+    assert changed == {"name": "adam", "learning_rate": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+
+
+def test_the_same_optimizer_keeps_its_options(own: Path) -> None:
+    assert load(str(own), ["optimizer.name=sgd"]) == load(str(own))
+
+
+def test_another_network_drops_the_options_of_the_old_one() -> None:
+    assert load("simple-convnet", ["model.name=softmax_regression"]).model.options == {}
+
+
+def test_a_recipe_of_ones_own_is_named_by_its_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own.parent)
+    loaded = load("own.toml")
+    assert (loaded.name, loaded.data.dataset) == ("own", "pets")
+    assert loaded == load(str(own))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with refused(str(tmp_path / "none.toml")):
+        load(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize("content", [b"[train\nsteps = 5", b"[train]\nsteps = \xff\xfe", b"a = 1\na = 2"])
+def test_a_file_that_is_no_toml_is_named(own: Path, content: bytes) -> None:
+    own.write_bytes(content)
+    with refused(str(own), "TOML"):
+        load(str(own))
+
+
+def test_an_unknown_recipe_is_refused_with_what_was_meant() -> None:
+    with refused("'digit'", "did you mean digits?", *recipe.names()):
+        load("digit")
+
+
+def test_a_recipe_does_not_change() -> None:
+    loaded = load("digits")
+    with pytest.raises(ValidationError, match="frozen"):
+        loaded.train.steps = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        loaded.model.name = "mlp"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.log_every=7",
+        "train.checkpoint_every=7",
+        "train.evaluate_every=7",
+        'train.evaluate_splits=["train"]',
+        "train.evaluate_limit=7",
+        "published.seconds=7",
+    ],
+)
+def test_what_only_observes_is_no_difference(override: str) -> None:
+    changed = load("digits", [override])
+    assert changed != load("digits")
+    assert differences(load("digits"), changed) == []
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.steps=7", "data.validation=7", "model.filters=7", "optimizer.beta1=0.7", "preprocess.crop=7"],
+)
+def test_what_changes_the_training_is_a_difference_either_way(override: str) -> None:
+    one, other = load("digits"), load("digits", [override])
+    assert differences(one, other) == differences(other, one) == [override.split("=")[0]]
+
+
+def test_every_difference_is_named() -> None:
+    changed = load("digits", ["train.seed=3", "schedule.name=constant", "train.log_every=3"])
+    assert differences(load("digits"), changed) == ["schedule.floor", "schedule.name", "train.seed"]
+
+
+def test_the_recipes_are_listed_with_their_dataset(cli: Cli) -> None:
+    lines = [line.split() for line in cli("pipeline", "recipes").stdout.splitlines()]
+    assert [line[:2] for line in lines] == [[name, load(name).data.dataset] for name in recipe.names()]
+
+
+def test_a_recipe_is_shown_as_it_is_written(cli: Cli) -> None:
+    assert cli("pipeline", "recipes", "digits").stdout == recipe.find("digits").read_text()
+
+
+def test_a_refused_recipe_exits_1_with_one_sentence_and_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
+    result = cli("pipeline", "train", "digits", "--tracking", "none", "--set", "train.stepz=5", status=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "train.stepz" in result.stderr and "batch_size" in result.stderr
+    assert contents(tmp_path) == {}

@@ -1,0 +1,107 @@
+import json
+import signal
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from pipeline.engine.run import Run
+from pipeline.sync import Cursor, sync
+from tests.conftest import Cli, command, run_command
+
+
+def tracked(folder: Path, run: str = "digits") -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (found,) = client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], f"attributes.run_name = '{run}'"
+    )
+    return client, found
+
+
+def points(folder: Path) -> list[tuple[int, float]]:
+    lines = (folder / "runs/digits/metrics.jsonl").read_text().splitlines()
+    return [(p["step"], p["loss"]) for p in map(json.loads, lines) if "loss" in p]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    client, run = tracked(folder)
+    return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss")]
+
+
+def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
+    cli("pipeline", "train", "digits", "--steps", 100)
+    assert losses(tmp_path) == points(tmp_path)
+    client, run = tracked(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.steps"] == "100"
+    assert run.data.params["optimizer.name"] == "adam"
+    assert "precision_at_1" in run.data.metrics
+    assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["recipe.toml", "run.json"]
+    assert list(tmp_path.glob("mlartifacts/*"))
+
+
+@pytest.fixture
+def untracked(own_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(own_project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return own_project
+
+
+def test_sync_sends_what_is_missing_and_nothing_twice(untracked: Path) -> None:
+    run = Run.open(untracked / "runs/digits")
+    whole = run.metrics.read_bytes()
+    cut = whole.index(b'"step": 150')
+    run.metrics.write_bytes(whole[:cut])  # in the middle of a line, as while it is being written
+    sync(run)
+    assert losses(untracked)[-1][0] == 140
+    run.metrics.write_bytes(whole)
+    sync(run)
+    sync(run)
+    assert losses(untracked) == points(untracked)
+
+
+def test_points_logged_again_after_a_resumption_do_not_stand_twice(untracked: Path) -> None:
+    run = Run.open(untracked / "runs/digits")
+    sync(run)
+    whole = run.metrics.read_bytes()
+    run.metrics.write_bytes(whole[: whole.index(b"\n", len(whole) // 2) + 1])
+    sync(run)
+    run.metrics.write_bytes(whole)
+    sync(run)
+    assert losses(untracked) == points(untracked)
+
+
+def test_artifacts_follow_when_they_appear(untracked: Path) -> None:
+    run = Run.open(untracked / "runs/digits")
+    (run.folder / "evaluation.json").write_text("{}")
+    client = mlflow.MlflowClient(f"sqlite:///{untracked / 'mlflow.db'}")
+    names = {artifact.path for artifact in client.list_artifacts(sync(run))}
+    assert names == {"evaluation.json", "model.onnx", "parity.json", "recipe.toml", "run.json"}
+
+
+def test_a_cursor_counts_points_within_a_step() -> None:
+    cursor = Cursor("uri", "run", step=10, points=2)
+    assert [cursor.is_new(step, nth) for step, nth in [(9, 5), (10, 1), (10, 2), (11, 0)]] == [False, False, True, True]
+
+
+def test_a_server_that_is_down_costs_one_warning(cli: Cli, tmp_path: Path) -> None:
+    closed = "http://127.0.0.1:9"
+    result = cli("pipeline", "train", "digits", "--steps", 20, MLFLOW_TRACKING_URI=closed)
+    assert result.stderr.count("warning: tracking is incomplete") == 1
+    assert "`pipeline sync` sends the rest" in result.stderr
+    cli("pipeline", "sync")
+    assert losses(tmp_path) == points(tmp_path)
+
+
+def test_a_database_torn_while_being_created_is_never_seen(own_project: Path) -> None:
+    process = subprocess.Popen(command("pipeline", "sync"), cwd=own_project)
+    while process.poll() is None:
+        if list(own_project.glob(".mlflow.db.*")):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    run_command(own_project, "pipeline", "sync")
+    assert losses(own_project) == points(own_project)
+    assert sqlite3.connect(own_project / "mlflow.db").execute("pragma integrity_check").fetchone() == ("ok",)

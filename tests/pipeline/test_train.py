@@ -1,0 +1,249 @@
+import json
+import os
+import signal
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.engine.checkpoint import load_newest, paths
+from tests.conftest import Cli, command, run_command
+
+TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
+# small steps and many checkpoints: a random kill often meets a save
+KILLABLE = ("--set", "train.steps=400", "--set", "train.checkpoint_every=7", "--set", "train.evaluate_every=100")
+
+
+def points(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_state(run: Path) -> dict:
+    state = load_newest(run / "checkpoints")
+    assert state is not None
+    return state
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = final_state(one), final_state(other)
+    assert a["step"] == b["step"]
+    for part in ("raw", "averaged"):
+        assert all(torch.equal(value, b[part][name]) for name, value in a[part].items())
+    for index, state in a["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(b["optimizer"]["state"][index][name]))
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*TRAIN, *KILLABLE, *arguments), cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+
+
+def wait_for_steps(process: subprocess.Popen[str], steps: int) -> None:
+    """Read the log until it says that `steps` are done."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if f"step {steps}," in line:
+            return
+    pytest.fail(f"the training ended (exit {process.wait()}) before step {steps}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run_command(folder, *TRAIN, *KILLABLE)
+    return folder / "runs/digits"
+
+
+@pytest.mark.parametrize("steps", [0, 40, 130, 210, 370])
+def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path, cli: Cli, steps: int) -> None:
+    process = start(tmp_path)
+    wait_for_steps(process, steps)
+    time.sleep(torch.rand(()).item() / 50)  # anywhere within the next steps, not at a log line
+    process.kill()
+    process.communicate()
+    cli(*TRAIN, *KILLABLE, "--resume")
+    run = tmp_path / "runs/digits"
+    assert_same_weights(run, uninterrupted)
+    mine, theirs = ([(p["step"], p.get("loss")) for p in points(r)] for r in (run, uninterrupted))
+    assert mine == theirs  # no step stands twice, none is missing
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_first(
+    uninterrupted: Path, tmp_path: Path, cli: Cli, number: signal.Signals, status: int
+) -> None:
+    process = start(tmp_path)
+    wait_for_steps(process, 50)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in errors
+    run = tmp_path / "runs/digits"
+    assert final_state(run)["step"] > 50
+    assert final_state(run)["step"] == points(run)[-1]["step"] // 10 * 10 + final_state(run)["step"] % 10
+    cli(*TRAIN, *KILLABLE, "--resume")
+    assert_same_weights(run, uninterrupted)
+
+
+def test_a_torn_checkpoint_is_skipped(uninterrupted: Path, tmp_path: Path, cli: Cli) -> None:
+    process = start(tmp_path)
+    wait_for_steps(process, 100)
+    process.kill()
+    process.communicate()
+    run = tmp_path / "runs/digits"
+    newest = paths(run / "checkpoints")[-1]
+    os.truncate(newest, newest.stat().st_size // 2)
+    assert f"{newest.name} is damaged and skipped" in cli(*TRAIN, *KILLABLE, "--resume").stderr
+    assert_same_weights(run, uninterrupted)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(cli: Cli, tmp_path: Path) -> None:
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        cli(*TRAIN, "--run", run, "--steps", 20, "--seed", seed)
+    runs = tmp_path / "runs"
+    assert_same_weights(runs / "a", runs / "b")
+    assert not torch.equal(final_state(runs / "a")["raw"]["fc2.weight"], final_state(runs / "c")["raw"]["fc2.weight"])
+
+
+def test_a_run_holds_what_the_contract_names(project: Path) -> None:
+    run = project / "runs/digits"
+    assert tomllib.loads((run / "recipe.toml").read_text())["train"]["steps"] == 300
+    state = final_state(run)
+    assert {"format", "step", "raw", "averaged", "optimizer", "threads"} <= state.keys()
+    assert [path.name for path in paths(run / "checkpoints")] == ["step-300.pt"]
+    logged = points(run)
+    assert [p["step"] for p in logged if "loss" in p] == [*range(0, 300, 10), 299]
+    assert [p["step"] for p in logged if "precision_at_1" in p] == [0, 250, 300]
+    first = next(p for p in logged if "loss" in p)
+    assert first["loss"] == first["smoothed_loss"]
+    assert {
+        "time",
+        "batch_accuracy",
+        "learning_rate",
+        "images_per_second",
+        "seconds_per_batch",
+        "elapsed",
+    } <= first.keys()
+    assert logged[-1].keys() >= {"training_seconds", "seconds_per_100_steps"}
+
+
+def test_smoothed_loss_is_the_moving_average_of_every_step(cli: Cli, tmp_path: Path) -> None:
+    cli(*TRAIN, "--steps", 30, "--set", "train.log_every=1")
+    logged = [p for p in points(tmp_path / "runs/digits") if "loss" in p]
+    smoothed = logged[0]["loss"]
+    for point in logged:
+        smoothed = 0.9 * smoothed + 0.1 * point["loss"]
+        assert point["smoothed_loss"] == pytest.approx(smoothed, rel=1e-5)
+
+
+def test_training_into_an_existing_run_needs_a_decision(own_project: Path) -> None:
+    before = {p: p.read_bytes() for p in (own_project / "runs").rglob("*") if p.is_file()}
+    result = run_command(own_project, *TRAIN, status=1)
+    assert "--resume" in result.stderr
+    assert "--overwrite" in result.stderr
+    both = run_command(own_project, *TRAIN, "--resume", "--overwrite", status=1)
+    assert "contradict" in both.stderr
+    assert before == {p: p.read_bytes() for p in (own_project / "runs").rglob("*") if p.is_file()}
+
+
+def test_resuming_a_finished_run_does_nothing(own_project: Path) -> None:
+    checkpoint = own_project / "runs/digits/checkpoints/step-300.pt"
+    before = checkpoint.stat().st_mtime_ns
+    assert "finished" in run_command(own_project, *TRAIN, "--steps", 300, "--resume").stderr
+    run_command(own_project, *TRAIN, "--steps", 300, "--resume", "--set", "train.log_every=50")
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_resuming_another_recipe_names_what_differs(own_project: Path) -> None:
+    result = run_command(
+        own_project, *TRAIN, "--steps", 300, "--resume", "--set", "model.filters=8", "--seed", 5, status=1
+    )
+    assert "model.filters, train.seed" in result.stderr
+
+
+def test_resuming_on_another_dataset_is_refused(own_project: Path) -> None:
+    meta = own_project / "data/digits/meta.json"
+    meta.write_text(meta.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    result = run_command(own_project, *TRAIN, "--steps", 300, "--resume", status=1)
+    assert "the dataset's fingerprint" in result.stderr
+
+
+def test_resume_without_a_run_starts_at_step_0(cli: Cli, tmp_path: Path) -> None:
+    cli(*TRAIN, "--steps", 5, "--resume")
+    assert points(tmp_path / "runs/digits")[0]["step"] == 0
+
+
+def test_overwrite_replaces_the_run(own_project: Path) -> None:
+    run_command(own_project, *TRAIN, "--steps", 5, "--overwrite")
+    assert not (own_project / "runs/digits/model.onnx").exists()
+    assert final_state(own_project / "runs/digits")["step"] == 5
+
+
+def test_two_trainings_into_one_run_are_refused(tmp_path: Path, cli: Cli) -> None:
+    process = start(tmp_path)
+    try:
+        wait_for_steps(process, 10)
+        assert "being trained by another process" in cli(*TRAIN, *KILLABLE, "--resume", status=1).stderr
+        assert "being trained by another process" in cli(*TRAIN, *KILLABLE, "--overwrite", status=1).stderr
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_loss_that_explodes_stops_the_run_and_spares_the_checkpoint(cli: Cli, tmp_path: Path) -> None:
+    settings = ["optimizer.name=sgd", "optimizer.learning_rate=1e18", "train.checkpoint_every=1", "train.log_every=50"]
+    result = cli(*TRAIN, *(a for s in settings for a in ("--set", s)), status=1)
+    assert "stopped being finite at step" in result.stderr
+    state = final_state(tmp_path / "runs/digits")
+    assert all(value.isfinite().all() for part in ("raw", "averaged") for value in state[part].values())
+
+
+def test_a_network_that_does_not_accept_the_images_is_refused_before_anything_is_written(
+    cli: Cli, tmp_path: Path
+) -> None:
+    result = cli("pipeline", "train", "simple-convnet", "--dataset", "digits", "--set", "model.filter_size=9", status=1)
+    assert "8x8x1" in result.stderr
+    assert "9x9" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_larger_than_an_independent_draw_is_refused(cli: Cli) -> None:
+    settings = ("--set", "data.sampling=independent", "--set", "train.batch_size=5000")
+    assert "exceeds the 1438 training images" in cli(*TRAIN, *settings, status=1).stderr
+
+
+def test_a_dataset_without_a_source_is_explained(cli: Cli) -> None:
+    assert "--source" in cli(*TRAIN, "--dataset", "pets", status=1).stderr
+
+
+def test_a_users_own_recipe_trains(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(
+        """
+        [data]
+        dataset = "digits"
+        validation = 0.1
+        [preprocess]
+        crop = 6
+        standardize = "per-image"
+        [model]
+        name = "softmax_regression"
+        [train]
+        steps = 300
+        batch_size = 50
+        evaluate_every = 100
+        evaluate_splits = ["train", "validation"]
+        [optimizer]
+        name = "sgd"
+        learning_rate = 0.1
+        momentum = 0.9
+        """
+    )
+    cli("pipeline", "train", "tiny.toml", "--tracking", "none")
+    last = [p for p in points(tmp_path / "runs/tiny") if "validation_precision_at_1" in p][-1]
+    assert last["validation_precision_at_1"] > 0.85
+    assert "parity passed" in cli("pipeline", "export").stdout
