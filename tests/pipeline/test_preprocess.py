@@ -471,11 +471,11 @@ def test_one_unusable_file_in_a_hundred_is_listed_and_left_out(
 
 
 def test_an_unusable_file_shifts_no_label(data: Path, pets: Path) -> None:
-    write_files(pets, {"train/cat/0000.png": b"", "train/cat/001.png": b"text", "train/dog/000.png": png()[:-20]})
+    bad = {"train/cat/0000.png": b"", "train/cat/001.png": b"text", "train/dog/000.png": png()[:-20]}
+    write_files(pets, bad)
     dataset = prepare(data, pets, Options(allow_rejects=True))
     train = dataset.split("train")
-    usable = [path for path in sorted(pets.glob("train/*/*")) if path.stem not in ("0000",)]
-    usable = [path for path in usable if str(path.relative_to(pets)) not in ("train/cat/001.png", "train/dog/000.png")]
+    usable = [path for path in sorted(pets.glob("train/*/*")) if path.relative_to(pets).as_posix() not in bad]
     np.testing.assert_array_equal(train.images, np.stack([pixels(path) for path in usable]))
     assert [dataset.classes[label] for label in train.labels] == [path.parent.name for path in usable]
     assert {reject["path"]: reject["reason"] for reject in dataset.meta["rejected"]} == {
@@ -485,7 +485,7 @@ def test_an_unusable_file_shifts_no_label(data: Path, pets: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("bad", "total"), [(1, 99), (2, 199), (1, 5)])
+@pytest.mark.parametrize(("bad", "total"), [(1, 99), (2, 199), (1, 8)])
 def test_more_than_one_unusable_file_in_a_hundred_is_refused(
     data: Path, tmp_path: Path, bad: int, total: int
 ) -> None:
@@ -631,14 +631,14 @@ def test_what_belongs_to_a_dataset_of_a_longer_name_is_not_touched(data: Path, p
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own; `remount` gives it a size."""
+    """A file system of its own, of 1 MiB until it is remounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
     if mount.returncode:
         pytest.skip("this process may not mount a small file system")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)  # lazy: a failed test keeps its maps open
 
 
 def run_full(folder: Path, source: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -676,19 +676,19 @@ def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_pa
     """From one page on, a page more each time, until there is room for all of it."""
     source = image_folder(tmp_path / "pets", {"cat": 10, "dog": 10}, size=(32, 32))
     page = resource.getpagesize()
-    problems = []
+    failures = []
     for pages in range(2, 100):
         subprocess.run(["mount", "-o", f"remount,size={pages * page}", str(small_disk)], check=True)
         try:
             preprocess("pets", small_disk / "data", source)
         except OSError as error:
-            problems.append(error)
+            failures.append((error.errno, sentence(error)))  # the error itself would keep its maps open
             assert contents(small_disk / "data") == {}
         else:
             break
-    assert len(problems) > 10 and contents(small_disk / "data/pets").keys() == SAMPLES | {"meta.json"}
-    assert {problem.errno for problem in problems} == {errno.ENOSPC}
-    assert all("No space left on device" in sentence(problem) for problem in problems)
+    assert len(failures) > 10 and contents(small_disk / "data/pets").keys() == SAMPLES | {"meta.json"}
+    assert {number for number, _ in failures} == {errno.ENOSPC}
+    assert all("No space left on device" in said for _, said in failures)
 
 
 # the real thing
