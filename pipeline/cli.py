@@ -218,8 +218,8 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
     """(height, width) of "32" or "32x48"."""
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not height.isdigit() or not (width or height).isdigit() or 0 in (int(height), int(width or height)):
+    height, cross, width = text.lower().partition("x")
+    if not height.isdigit() or not (width if cross else height).isdigit() or 0 in (int(height), int(width or height)):
         raise typer.BadParameter(f"--image-size {text}: write it as 32 or 32x48 (height x width, in pixels)")
     return int(height), int(width or height)
 

@@ -55,8 +55,10 @@ class Dataset:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConvlineError(f"no dataset {name} in {data_dir}; `pipeline preprocess {name}` prepares it") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ConvlineError(f"{folder}/meta.json is damaged ({error}); prepare the dataset again") from error
+        if not isinstance(meta, dict):
+            raise ConvlineError(f"{folder}/meta.json is damaged; prepare the dataset again")
         if meta.get("format") != FORMAT:
             raise ConvlineError(
                 f"{folder} has format {meta.get('format')}, this convline reads {FORMAT}; prepare it again"
@@ -85,8 +87,11 @@ class Dataset:
         Raises ConvlineError for a validation split that is empty or leaves nothing to train on.
         """
         source = "test" if name == "test" else "train"
-        images = np.load(self.folder / f"{source}.images.npy", mmap_mode="c")
-        labels = np.load(self.folder / f"{source}.labels.npy")
+        try:
+            images = np.load(self.folder / f"{source}.images.npy", mmap_mode="c")
+            labels = np.load(self.folder / f"{source}.labels.npy")
+        except (FileNotFoundError, EOFError, ValueError) as error:
+            raise ConvlineError(f"{self.folder} is damaged ({error}); prepare the dataset again") from error
         rows = np.arange(len(labels))
         if source == "train":
             held_out = stratified(labels, validation, seed) if validation else rows[:0]

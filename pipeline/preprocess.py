@@ -83,7 +83,7 @@ def _folder_beside(destination: Path) -> Iterator[Path]:
 def _tidy_after_a_crash(destination: Path) -> None:
     """Remove what a killed process left; put back a dataset that it was just replacing."""
     for left in destination.parent.glob(f".{destination.name}.*.*"):
-        process, kind = left.name.split(".")[-2:]
+        process, _, kind = left.name.removeprefix(f".{destination.name}.").partition(".")
         if not process.isdigit() or _is_alive(int(process)):
             continue
         if kind == "old" and not destination.exists():
@@ -135,7 +135,7 @@ def _write(folder: Path, name: str, prepared: Prepared) -> None:
                 f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or drop the class"
             )
         images = _copy_rows(folder / f"{split}.images.npy", prepared, selected)
-        np.save(folder / f"{split}.labels.npy", labels)
+        create_array(folder / f"{split}.labels.npy", labels.shape, np.int64)[:] = labels
         fingerprints[split] = fingerprint(images, labels)
         if split == "train":
             mean, std = _moments(images)
@@ -169,7 +169,6 @@ def _copy_rows(path: Path, prepared: Prepared, rows: NDArray[np.int64]) -> NDArr
     images = create_array(path, (len(rows), *prepared.images.shape[1:3], spec.channels))
     for start in range(0, len(rows), CHUNK):
         images[start : start + CHUNK] = prepared.images[rows[start : start + CHUNK], ..., : spec.channels]
-    images.flush()
     return images
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import (
-    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -32,7 +32,9 @@ Split = Literal["train", "validation", "test"]
 
 
 def _count_or_fraction(value: int | float) -> int | float:
-    if value < 0 or (isinstance(value, float) and value >= 1):
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_fraction = isinstance(value, float) and 0 <= value < 1
+    if not (is_count or is_fraction):
         raise ValueError("is a count of images (0, 5000) or a fraction below 1 (0.1)")
     return value
 
@@ -42,7 +44,7 @@ class Data(Section):
     `sampling`: "epoch", shuffled passes; "independent", a fresh draw without repeats each step."""
 
     dataset: str
-    validation: Annotated[int | float, AfterValidator(_count_or_fraction)] = 0
+    validation: Annotated[int | float, BeforeValidator(_count_or_fraction)] = 0
     sampling: Literal["epoch", "independent"] = "epoch"
 
 
@@ -73,7 +75,7 @@ class Model(BaseModel):
         if not isinstance(fields, dict) or "name" not in fields:
             return fields
         name = fields["name"]
-        if name not in NETWORKS:
+        if not isinstance(name, str) or name not in NETWORKS:
             raise ValueError(f"there is no network {name!r}; there are {', '.join(sorted(NETWORKS))}")
         accepted: dict[str, Any] = {key: (p.annotation, p.default) for key, p in options(name).items()}
         schema = create_model("Options", __base__=Section, **accepted)
@@ -93,7 +95,7 @@ class Train(Section):
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 1000
     evaluate_every: NonNegativeInt = 0
-    evaluate_splits: tuple[Split, ...] = ("test",)
+    evaluate_splits: list[Split] = Field(default=["test"])
     evaluate_limit: PositiveInt | None = None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.dataset import Dataset, Split
 from serving.errors import ConvlineError
@@ -17,6 +18,7 @@ SHEET_COLUMNS = 10  # images a class on the contact sheet
 TILE = 48  # pixels, at least
 MARGIN = 4
 LABEL_WIDTH = 110
+SOFTWARE = "convline samples"  # by which a contact sheet is known, and may be replaced
 
 
 def write_samples(dataset: Dataset, split: Split, count: int, output: Path) -> Path:
@@ -25,15 +27,28 @@ def write_samples(dataset: Dataset, split: Split, count: int, output: Path) -> P
 
     Raises ConvlineError rather than replace a file that is something else.
     """
+    named = output if output.name else output.resolve()
+    sheet = named.with_name(named.name + ".png")
+    if sheet.exists() and not _is_ours(sheet):
+        raise ConvlineError(f"{sheet} exists and is no contact sheet; choose another --output")
     chosen = _round_robin(split, len(dataset.classes))[:count]
     folders = [output / label.replace("/", "_") for label in dataset.classes]
     for row in chosen:
         index = split.rows[row]
         _keep(folders[split.labels[index]] / f"{index}.png", _png(split.images[index]))
-    sheet = output.with_name(output.name + ".png")
+    known = PngInfo()
+    known.add_text("Software", SOFTWARE)
     with atomic_write(sheet) as file:
-        contact_sheet(dataset, split, chosen).save(file, "PNG")
+        contact_sheet(dataset, split, chosen).save(file, "PNG", pnginfo=known)
     return sheet
+
+
+def _is_ours(sheet: Path) -> bool:
+    try:
+        with Image.open(sheet) as image:
+            return image.info.get("Software") == SOFTWARE
+    except UnidentifiedImageError:
+        return False
 
 
 def _round_robin(split: Split, classes: int) -> NDArray[np.int64]:

@@ -44,6 +44,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ConvlineError(f"{path} is no IDX file of unsigned bytes; download it again")
     rank = content[3]
+    if len(content) < 4 + 4 * rank:
+        raise ConvlineError(f"{path} ends inside its header; download it again")
     shape = struct.unpack_from(f">{rank}I", content, 4)
     start = 4 + 4 * rank
     if len(content) - start != math.prod(shape):

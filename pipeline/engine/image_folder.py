@@ -83,7 +83,7 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
         rows={split: usable[splits[usable] == split] for split in ("train", "test") if split in splits},
         classes=layout.classes,
         spec=replace(spec, channels=1) if options.channels == "auto" and decoded.all_grey else spec,
-        source={"name": source.name, "sha256": _source_hash(source, order, decoded.digests)},
+        source={"name": source.resolve().name, "sha256": _source_hash(source, order, decoded.digests)},
         rejects=rejects,
     )
 

@@ -44,6 +44,8 @@ def lay_out(source: Path, paths: Iterable[str], folders: Iterable[str] = ()) -> 
         log(f"not in any class, so not used: {', '.join(loose[:3])}{' …' if len(loose) > 3 else ''}")
     top = {p[depth] for p in parts.values()}
     has_splits = any(map(_split_of, top))
+    wrap = next(iter(parts.values()))[:depth]
+    folders = [f for f in folders if PurePosixPath(f).parts[:depth] == wrap]
     _refuse_empty_classes(source, files, folders, depth + 2 if has_splits else depth + 1)
     if has_splits:
         return _layout(source, _read_splits(source, parts, depth, top))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,9 @@ class Prepared:
     rejects: list[dict[str, str]] = field(default_factory=list)
 
 
-def create_array(path: Path, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], np.dtype[np.uint8]]:
-    """A new .npy file of uint8, mapped. Raises OSError where the disk is too full for all of it."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def create_array(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:
+    """A new .npy file, mapped. Raises OSError where the disk is too full for all of it."""
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     with path.open("r+b") as file:
         # else a full disk is found by a write to the map, which kills the process (SIGBUS)
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

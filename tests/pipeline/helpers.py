@@ -66,9 +66,7 @@ def archive(folder: Path, ending: str, top: str = "") -> Path:
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder, hidden ones too, with its bytes (None for a folder)."""
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 @contextmanager

@@ -102,9 +102,7 @@ def test_four_archives_become_two_splits(shapes: tuple[Official, list[Path]]) ->
     assert prepared.classes == ["round", "square"]
 
 
-@pytest.mark.parametrize(
-    ("archive", "labels"), [(1, [1, 0]), (1, [1, 0, 1, 1]), (3, [0]), (3, [0, 1, 1])], ids=str
-)
+@pytest.mark.parametrize(("archive", "labels"), [(1, [1, 0]), (1, [1, 0, 1, 1]), (3, [0]), (3, [0, 1, 1])], ids=str)
 def test_labels_that_are_not_as_many_as_the_images_are_refused(
     shapes: tuple[Official, list[Path]], archive: int, labels: list[int]
 ) -> None:

@@ -1,4 +1,3 @@
-import errno
 import io
 import json
 import os
@@ -66,10 +65,7 @@ def pixels(path: Path, mode: str = "RGB") -> np.ndarray:
 
 def counts(dataset: Dataset) -> dict[str, int]:
     """{"train": 7, "test": 3}, from the arrays themselves."""
-    return {
-        name: len(np.load(dataset.folder / f"{name}.images.npy", mmap_mode="r"))
-        for name in ("train", "test")
-    }
+    return {name: len(np.load(dataset.folder / f"{name}.images.npy", mmap_mode="r")) for name in ("train", "test")}
 
 
 # digits
@@ -87,9 +83,7 @@ def test_digits_are_those_of_scikit_learn(digits: Dataset) -> None:
         for split in map(digits.split, ("train", "test"))
         for label, image in zip(split.labels, split.images * (16 / 255), strict=True)
     ]
-    original = [
-        (int(label), row.astype(int).tolist()) for label, row in zip(source.target, source.data, strict=True)
-    ]
+    original = [(int(label), row.astype(int).tolist()) for label, row in zip(source.target, source.data, strict=True)]
     assert sorted(prepared) == sorted(original)
     assert digits.split("train").images.max() == 255
 
@@ -486,9 +480,7 @@ def test_an_unusable_file_shifts_no_label(data: Path, pets: Path) -> None:
 
 
 @pytest.mark.parametrize(("bad", "total"), [(1, 99), (2, 199), (1, 8)])
-def test_more_than_one_unusable_file_in_a_hundred_is_refused(
-    data: Path, tmp_path: Path, bad: int, total: int
-) -> None:
+def test_more_than_one_unusable_file_in_a_hundred_is_refused(data: Path, tmp_path: Path, bad: int, total: int) -> None:
     source = image_folder(tmp_path / "pets", {"cat": total // 2, "dog": total - total // 2})
     for number in range(bad):
         (source / f"cat/{number:03}.png").write_bytes(b"")
@@ -672,23 +664,23 @@ def test_a_file_that_may_not_grow_is_said_and_nothing_is_left(tmp_path: Path) ->
     assert contents(tmp_path / "data") == {}
 
 
-def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_path: Path) -> None:
-    """From one page on, a page more each time, until there is room for all of it."""
-    source = image_folder(tmp_path / "pets", {"cat": 10, "dog": 10}, size=(32, 32))
+@pytest.mark.parametrize("name", ["pets", "digits"])
+def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_path: Path, name: str) -> None:
+    """With one page more each time, until there is room for all of it."""
+    source = image_folder(tmp_path / "pets", {"cat": 10, "dog": 10}, size=(32, 32)) if name == "pets" else None
     page = resource.getpagesize()
     failures = []
     for pages in range(2, 100):
         subprocess.run(["mount", "-o", f"remount,size={pages * page}", str(small_disk)], check=True)
         try:
-            preprocess("pets", small_disk / "data", source)
+            preprocess(name, small_disk / "data", source)
         except OSError as error:
-            failures.append((error.errno, sentence(error)))  # the error itself would keep its maps open
+            failures.append((pages, sentence(error)))  # the error itself would keep its maps open
             assert contents(small_disk / "data") == {}
         else:
             break
-    assert len(failures) > 10 and contents(small_disk / "data/pets").keys() == SAMPLES | {"meta.json"}
-    assert {number for number, _ in failures} == {errno.ENOSPC}
-    assert all("No space left on device" in said for _, said in failures)
+    assert len(failures) > 10 and contents(small_disk / "data" / name).keys() == SAMPLES | {"meta.json"}
+    assert [failure for failure in failures if "No space left on device" not in failure[1]] == []
 
 
 # the real thing

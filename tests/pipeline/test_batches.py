@@ -1,0 +1,114 @@
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.dataset import Split
+from pipeline.engine.batches import Batches
+
+CPU = torch.device("cpu")
+SAMPLINGS = ["epoch", "independent"]
+
+
+def split(count: int, whole: int | None = None) -> Split:
+    """Every second row of `whole` images; image i is filled with i, its label is 3 i."""
+    whole = whole or 2 * count
+    images = np.arange(whole, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(3, 2)
+    return Split("train", images, 3 * np.arange(whole), np.arange(0, 2 * count, 2))
+
+
+def batches(sampling: Any = "epoch", count: int = 10, batch_size: int = 4, seed: int = 0) -> Batches:
+    return Batches(split(count), sampling, batch_size, seed, CPU)
+
+
+def seen(source: Batches, steps: range) -> list[int]:
+    return [int(position) for step in steps for position in source.positions(step)]
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (10, 5), (10, 10), (10, 3), (7, 5), (3, 1)])
+def test_a_pass_sees_every_image_once_wherever_its_batches_begin(count: int, batch_size: int) -> None:
+    passes = 6
+    order = seen(batches("epoch", count, batch_size), range(-(-passes * count // batch_size)))
+    for number in range(passes):
+        assert sorted(order[number * count : (number + 1) * count]) == list(range(count))
+
+
+def test_every_pass_has_an_order_of_its_own() -> None:
+    order = seen(batches("epoch", 10, 10), range(20))
+    assert len({tuple(order[start : start + 10]) for start in range(0, 200, 10)}) == 20
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(5, 12), (5, 5), (5, 6), (1, 4)])
+def test_a_batch_may_hold_more_than_one_pass(count: int, batch_size: int) -> None:
+    source = batches("epoch", count, batch_size)
+    order = seen(source, range(count))
+    assert len(order) == count * batch_size
+    for start in range(0, len(order), count):
+        assert sorted(order[start : start + count]) == list(range(count))
+    assert source.draw(0)[0].shape == (batch_size, 2, 3, 1)
+
+
+def test_an_independent_draw_has_no_repeats() -> None:
+    source = batches("independent", 10, 8)
+    for step in range(200):
+        assert len(set(source.positions(step).tolist())) == 8
+
+
+def test_independent_draws_differ_between_steps() -> None:
+    source = batches("independent", 100, 10)
+    assert len({tuple(source.positions(step)) for step in range(200)}) == 200
+
+
+def test_independent_draws_see_every_image_equally_often() -> None:
+    drawn = np.bincount(seen(batches("independent", 10, 4), range(1000)), minlength=10)
+    # 1000 draws at 4 in 10: 400 each, standard deviation 15.5
+    assert drawn.min() > 320 and drawn.max() < 480
+
+
+def test_an_independent_draw_may_be_the_whole_split_but_not_more() -> None:
+    assert sorted(batches("independent", 10, 10).positions(3)) == list(range(10))
+    with pytest.raises(ValueError, match=r"11 .*10"):
+        batches("independent", 10, 11)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_step_sees_the_same_images_whatever_came_before(sampling: Literal["epoch", "independent"]) -> None:
+    source = batches(sampling, 100, 7)
+    through_all = [source.positions(step).tolist() for step in range(1001)]
+    for step in (1000, 0, 999, 14):  # 14: one of the batches that end a pass and begin the next
+        assert batches(sampling, 100, 7).positions(step).tolist() == through_all[step]
+        assert source.positions(step).tolist() == through_all[step]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_another_seed_sees_other_images(sampling: Literal["epoch", "independent"]) -> None:
+    drawn = {tuple(seen(batches(sampling, 100, 20, seed), range(2))) for seed in range(10)}
+    assert len(drawn) == 10
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_randomness_of_others_does_not_matter(sampling: Literal["epoch", "independent"]) -> None:
+    expected = batches(sampling).positions(5).tolist()
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert batches(sampling).positions(5).tolist() == expected
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_images_and_labels_are_those_of_the_rows_drawn(sampling: Literal["epoch", "independent"]) -> None:
+    source = batches(sampling, 10, 6)
+    for step in range(20):
+        images, labels = source.draw(step)
+        assert (images.dtype, images.shape) == (torch.uint8, (6, 2, 3, 1))
+        assert (labels.dtype, labels.shape) == (torch.int64, (6,))
+        # position p of the split is row 2 p, whose label is 6 p
+        assert images[:, 1, 2, 0].tolist() == [2 * position for position in source.positions(step)]
+        assert labels.tolist() == [6 * position for position in source.positions(step)]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_rows_that_are_not_in_the_split_are_never_drawn(sampling: Literal["epoch", "independent"]) -> None:
+    source = batches(sampling, 10, 6)
+    drawn = {int(image[0, 0, 0]) for step in range(50) for image in source.draw(step)[0]}
+    assert drawn == set(range(0, 20, 2))
