@@ -129,6 +129,8 @@ def train(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Train a recipe; a missing dataset is prepared first."""
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
     from pipeline.recipe import load
     from pipeline.train import train as run_training
 

@@ -109,8 +109,6 @@ def _check_fit(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, overwrite: bool) -> Run:
-    if resume and overwrite:
-        raise ConvlineError("--resume and --overwrite contradict each other; give one of them")
     if overwrite and (folder / "run.json").exists():
         with Run.open(folder).lock():  # not while it is being trained
             return Run.create(folder, recipe, dataset)

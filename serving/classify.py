@@ -6,7 +6,6 @@ model runs. Memory does not grow with the number of files.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import deque
@@ -152,8 +151,8 @@ def _to_file(job: Job, output: Path, classifier: Classifier, files: Iterator[Fou
         "top_k": job.top_k,
         "batch_size": job.batch_size,
     }
-    own = {os.path.abspath(path) for path in (output, partial_path(output), rejects_path(output))}
-    files = (file for file in files if file.file is None or os.path.abspath(file.file) not in own)
+    own = {path.name: path.resolve() for path in (output, partial_path(output), rejects_path(output))}
+    files = (file for file in files if file.file is None or not _is_own(file.file, own))
     with Journal(partial_path(output), header, resume=job.resume, overwrite=job.overwrite) as journal:
         summary.resumed = journal.keep_whole_batches(job.batch_size)
         _skip(files, journal, summary.tally)
@@ -168,6 +167,11 @@ def _to_file(job: Job, output: Path, classifier: Classifier, files: Iterator[Fou
         except BaseException:
             log(f"stopped; {journal.path} keeps {summary.tally.found} results: --resume continues from there")
             raise
+
+
+def _is_own(path: Path, own: dict[str, Path]) -> bool:
+    """Whether a file that was found is this job's own output."""
+    return path.name in own and path.resolve() == own[path.name]
 
 
 def _skip(files: Iterator[Found], journal: Journal, tally: Tally) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from serving import console
-from serving.errors import ConvlineError
 
 app = typer.Typer(
     help="Classify folders of images with an exported model. Runs without torch.",
@@ -32,12 +31,14 @@ def classify(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or archives of images.")],
     model: Annotated[Path, typer.Option(help="The ONNX file.")],
     output: Annotated[str, typer.Option(help="A .csv or .jsonl file; - is stdout.")] = "-",
-    top_k: Annotated[int, typer.Option(help="Classes a row, most probable first.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 64,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes a row, most probable first.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 64,
     provider: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="One that was asked for must load.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Of the model; default: the CPUs this process may use.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the model; default: all usable CPUs.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a file was rejected.")] = False,
@@ -47,6 +48,8 @@ def classify(
     from serving.classify import Job, is_complete
     from serving.classify import classify as run_job
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
     to_stdout = output == "-"
     job = Job(
         inputs=inputs,
@@ -60,8 +63,6 @@ def classify(
         resume=resume,
         overwrite=overwrite,
     )
-    if resume and overwrite:
-        raise ConvlineError("--resume and --overwrite contradict each other; give one of them")
     if resume and is_complete(job):
         console.log(f"{output} is complete; there is nothing to resume")
         return

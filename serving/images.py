@@ -25,8 +25,8 @@ MAX_BYTES = 512 * 2**20
 
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
 
-# between 89 and 179 megapixels Pillow only warns; MAX_PIXELS decides here
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# Pillow warns of what is decided here: sizes by MAX_PIXELS, damage by reason codes
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
         raise ImageError("too-large", "not enough memory to decode it") from error
     # Pillow's readers raise whatever a malformed file makes them stumble over
     except Exception as error:
-        raise ImageError(_reason(error), str(error) or type(error).__name__) from error
+        raise ImageError(_reason(error, data), str(error) or type(error).__name__) from error
 
 
 def _open(data: bytes) -> Image.Image:
@@ -98,6 +98,9 @@ def _open(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ImageError("too-large", f"{image.width}x{image.height}; the limit is {MAX_PIXELS} pixels")
     image.load()
+    # 16-bit PNG and PGM come as mode I too; any other file of 32-bit integers may mean anything by them
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ImageError("unsupported", "32-bit pixels have no defined range")
     return image
 
 
@@ -118,8 +121,6 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     """To 8-bit grey or RGB on white."""
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
-    if image.mode == "F":
-        raise ImageError("unsupported", "floating-point pixels have no defined range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -128,10 +129,8 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """round(v / 257): 65535 becomes 255. Mode I also holds 32-bit files, whose range is anyone's guess."""
+    """round(v / 257): 65535 becomes 255."""
     values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError("unsupported", "32-bit integer pixels have no defined range")
     if isinstance(transparent := image.info.get("transparency"), int):
         values[values == transparent] = 65535
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
@@ -152,7 +151,10 @@ def _fit(image: Image.Image, spec: ImageSpec) -> Image.Image:
     return image.resize((width, height), resample).crop((left, top, left + spec.width, top + spec.height))
 
 
-def _reason(error: Exception) -> Reason:
+def _reason(error: Exception, data: bytes) -> Reason:
     message = str(error).lower()
-    cut = isinstance(error, EOFError) or any(word in message for word in ("truncated", "end of", "not enough"))
-    return "truncated" if cut else "unreadable"
+    if isinstance(error, EOFError) or any(word in message for word in ("truncated", "end of", "not enough")):
+        return "truncated"
+    # WebP's decoder does not say why it failed, but the file says how long it should be
+    is_cut_webp = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    return "truncated" if is_cut_webp else "unreadable"

@@ -78,7 +78,7 @@ def walk(folder: Path, prefix: str = "", above: tuple[tuple[int, int], ...] = ()
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            names = sorted((os.fsencode(e.name), e.is_dir()) for e in entries if not e.name.startswith("."))
+            names = sorted((os.fsencode(e.name), _is_folder(e)) for e in entries if not e.name.startswith("."))
     except OSError as error:
         yield Found(prefix.rstrip("/") or ".", problem=ImageError("unreadable", error.strerror or str(error)))
         return
@@ -92,6 +92,13 @@ def walk(folder: Path, prefix: str = "", above: tuple[tuple[int, int], ...] = ()
             yield from walk(folder / name, f"{prefix}{name}/", (*above, here))
         else:
             yield Found(prefix + name, file=folder / name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def folders(source: Path) -> set[str]:
@@ -148,6 +155,11 @@ def _tar_members(path: Path, prefix: str) -> Iterator[Found]:
 
             yield _member(prefix + _clean(member.name), member.size, content)
             archive.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member
+        # tarfile takes a damaged header for the end, which is marked by a block of zeros
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it breaks off before its end mark")
 
 
 def _zip_members(path: Path, prefix: str) -> Iterator[Found]:
@@ -159,7 +171,8 @@ def _zip_members(path: Path, prefix: str) -> Iterator[Found]:
             def content(member: zipfile.ZipInfo = member) -> bytes:
                 try:
                     return archive.read(member)
-                except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:  # encrypted, exotic, damaged
+                # RuntimeError: encrypted; NotImplementedError: compressed in an exotic way
+                except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError) as error:
                     raise ImageError("unreadable", str(error)) from error
 
             yield _member(prefix + _clean(member.filename), member.file_size, content)

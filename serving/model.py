@@ -17,13 +17,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.errors import ModelError
+from serving.errors import ConvlineError, ModelError
 from serving.images import ImageSpec
 from serving.machine import usable_cpus
 
 FORMAT = 1
 PREFIX = "convline."
-REQUIRED = ("format", "classes", "image", "weights", "probe")
+REQUIRED = {"format": int, "classes": list, "image": dict, "weights": str, "probe": dict}
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 PROVIDERS = {
@@ -76,7 +76,11 @@ def open_model(path: Path | str, provider: Provider = "auto", threads: int | Non
         raise ModelError(f"no model at {path}; `pipeline export` makes one")
     session, taken = open_session(path, provider, threads)
     metadata = read_metadata(session, path)
-    model = Model(session, metadata, tuple(metadata["classes"]), ImageSpec.from_dict(metadata["image"]), taken)
+    try:
+        spec = ImageSpec.from_dict(metadata["image"])
+    except ConvlineError as error:
+        raise ModelError(f"{path}: {error}") from error
+    model = Model(session, metadata, tuple(metadata["classes"]), spec, taken)
     _check_graph(model, path)
     _self_test(model, path)
     return model
@@ -140,10 +144,10 @@ def read_metadata(session: onnxruntime.InferenceSession, path: Path | str) -> di
         raise ModelError(f"{path} has damaged metadata ({error}); export it again") from error
     if not metadata:
         raise ModelError(f"{path} was not exported by convline: it has no convline metadata")
-    if metadata.get("format", 0) > FORMAT:
+    if wrong := [key for key, kind in REQUIRED.items() if not isinstance(metadata.get(key), kind)]:
+        raise ModelError(f"{path} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
+    if metadata["format"] > FORMAT:
         raise ModelError(f"{path} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
-    if missing := [key for key in REQUIRED if key not in metadata]:
-        raise ModelError(f"{path} lacks the metadata {', '.join(missing)}; export it again")
     return metadata
 
 

@@ -146,7 +146,7 @@ def test_training_into_an_existing_run_needs_a_decision(own_project: Path) -> No
     result = run_command(own_project, *TRAIN, status=1)
     assert "--resume" in result.stderr
     assert "--overwrite" in result.stderr
-    both = run_command(own_project, *TRAIN, "--resume", "--overwrite", status=1)
+    both = run_command(own_project, *TRAIN, "--resume", "--overwrite", status=2)
     assert "contradict" in both.stderr
     assert before == {p: p.read_bytes() for p in (own_project / "runs").rglob("*") if p.is_file()}
 

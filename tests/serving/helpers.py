@@ -1,0 +1,71 @@
+"""Small builders and readers that the serving tests share."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from PIL import Image
+
+RNG = np.random.default_rng(0)
+
+
+def noise(*shape: int) -> NDArray[np.uint8]:
+    """Pixels that no two images share."""
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(image: Image.Image | NDArray[Any], format: str, **options: Any) -> bytes:
+    """The bytes of an image file."""
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x112] = orientation
+    return tags
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("ascii").splitlines()]
+
+
+def altered(model: Path, target: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+    """A copy of an ONNX file after `edit`."""
+    proto = onnx.load(model)
+    edit(proto)
+    onnx.save(proto, target)
+    return target
+
+
+def set_metadata(key: str, value: str | None) -> Callable[[onnx.ModelProto], None]:
+    """An edit for `altered`: convline.<key> becomes `value`, or is dropped."""
+
+    def edit(proto: onnx.ModelProto) -> None:
+        kept = {entry.key: entry.value for entry in proto.metadata_props}
+        del kept[f"convline.{key}"], proto.metadata_props[:]
+        onnx.helper.set_model_props(proto, kept if value is None else {**kept, f"convline.{key}": value})
+
+    return edit

@@ -1,0 +1,256 @@
+"""Folders, single files and archives become one stream of files in one fixed order."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from serving.errors import ConvlineError, ImageError
+from serving.listing import Found, find, folders, read_archive, walk
+from tests.serving.helpers import write
+
+# in the contract's order: depth first, each folder's names by their bytes
+TREE = ["B.png", "a/1.png", "a/b/2.png", "a/c.png", "a b.png", "a.png", "a0.png", "b/3.png", "Ünï/ß 1.png", "日本.png"]
+
+
+def paths(files: object) -> list[str]:
+    return [file.path for file in files]  # type: ignore[attr-defined]
+
+
+def reason(file: Found) -> str:
+    with pytest.raises(ImageError) as caught:
+        file.read()
+    return caught.value.reason
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """TREE as files that hold their own names, and hidden ones."""
+    folder = tmp_path / "tree"
+    for name in reversed(TREE):
+        write(folder / name, name.encode())
+    for hidden in (".DS_Store", "a/.hidden.png", ".git/x.png", "b/.cache/deep/x.png"):
+        write(folder / hidden, b"hidden")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
+    """An archive of the kind its name says, with members as given."""
+    if archive.suffix.lower() == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for name, data in members:
+                zipped.writestr(name, data)
+        return archive
+    with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+    return archive
+
+
+KINDS = pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".tgz", ".zip", ".ZIP"])
+
+
+def test_folders_come_depth_first_with_names_in_byte_order(tree: Path) -> None:
+    found = list(find([str(tree)]))
+    assert paths(found) == TREE
+    assert [file.read().decode() for file in found] == TREE
+
+
+def test_names_that_are_not_utf_8_are_found_and_read(tmp_path: Path) -> None:
+    for name in (b"\xff.png", b"a.png", "é.png".encode()):
+        write(tmp_path / os.fsdecode(name), name)
+    found = list(walk(tmp_path))
+    assert [os.fsencode(file.path) for file in found] == [b"a.png", "é.png".encode(), b"\xff.png"]
+    assert [file.read() for file in found] == [os.fsencode(file.path) for file in found]
+
+
+@KINDS
+def test_an_archive_gives_what_its_folder_gives(tree: Path, tmp_path: Path, kind: str) -> None:
+    hidden = [(".DS_Store", b"x"), ("a/.hidden.png", b"x"), (".git/x.png", b"x")]
+    archive = pack(tmp_path / f"tree{kind}", [*hidden, *((name, (tree / name).read_bytes()) for name in TREE)])
+    packed = [(file.path, file.read()) for file in find([str(archive)])]
+    assert packed == [(file.path, file.read()) for file in find([str(tree)])]
+
+
+@KINDS
+def test_an_archive_keeps_the_order_of_its_members(tmp_path: Path, kind: str) -> None:
+    names = ["z.png", "a/2.png", "m.png", "a/1.png"]
+    archive = pack(tmp_path / f"x{kind}", [(name, name.encode()) for name in names])
+    assert paths(read_archive(archive)) == names
+
+
+def test_an_archive_of_the_current_folder_has_clean_names(tree: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tree, ".")
+    assert sorted(paths(read_archive(tmp_path / "x.tar"))) == sorted(TREE)
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "..\\evil.png"])
+def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    archive = pack(tmp_path / f"x{kind}", [("good.png", b"1"), (name, b"2")])
+    with pytest.raises(ConvlineError, match=r"leaves the archive.*evil"):
+        list(read_archive(archive))
+
+
+def test_links_in_a_tar_are_unsupported_never_followed(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind, target in (("a", tarfile.SYMTYPE, "/etc/passwd"), ("b", tarfile.FIFOTYPE, "")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    assert [(file.path, reason(file)) for file in read_archive(tmp_path / "x.tar")] == [
+        ("a", "unsupported"),
+        ("b", "unsupported"),
+    ]
+
+
+MEMBERS = [(f"{index}.png", os.urandom(700)) for index in range(9)]
+
+
+@KINDS
+def test_a_cut_archive_is_refused(tmp_path: Path, kind: str) -> None:
+    archive = pack(tmp_path / f"x{kind}", MEMBERS)
+    whole = archive.read_bytes()
+    for part in (0.1, 0.25, 0.5):
+        archive.write_bytes(whole[: int(len(whole) * part)])
+        with pytest.raises(ConvlineError, match="cannot read the archive"):
+            list(read_archive(archive))
+
+
+BLOCKS = 512 * 3  # a header and two blocks of data: where the next member of a tar begins
+
+
+@pytest.mark.parametrize("cut", [4 * BLOCKS, 4 * BLOCKS + 100, 4 * BLOCKS + 600])
+def test_a_tar_cut_between_members_or_inside_a_header_loses_no_file_silently(tmp_path: Path, cut: int) -> None:
+    archive = pack(tmp_path / "x.tar", MEMBERS)
+    archive.write_bytes(archive.read_bytes()[:cut])
+    with pytest.raises(ConvlineError, match="cannot read the archive"):
+        list(read_archive(archive))
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz"])
+def test_a_tar_with_a_damaged_header_loses_no_file_silently(tmp_path: Path, kind: str) -> None:
+    plain = bytearray(pack(tmp_path / "plain.tar", MEMBERS).read_bytes())
+    plain[4 * BLOCKS] ^= 0xFF  # the fifth member's name no longer matches its checksum
+    archive = tmp_path / f"x{kind}"
+    if kind == ".tar":
+        archive.write_bytes(plain)
+    else:
+        archive.write_bytes(gzip.compress(plain))
+    with pytest.raises(ConvlineError, match="cannot read the archive"):
+        list(read_archive(archive))
+
+
+@KINDS
+@pytest.mark.parametrize("data", [b"", b"this is not an archive" * 100])
+def test_what_only_bears_an_archives_name_is_refused(tmp_path: Path, kind: str, data: bytes) -> None:
+    with pytest.raises(ConvlineError, match="cannot read the archive"):
+        list(read_archive(write(tmp_path / f"x{kind}", data)))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_damaged_zip_member_is_rejected_alone(tmp_path: Path, compression: int) -> None:
+    archive = tmp_path / "x.zip"
+    text = "".join(f"{index} " for index in range(2000)).encode()
+    with zipfile.ZipFile(archive, "w", compression) as zipped:
+        for name in ("a.png", "b.png", "c.png"):
+            zipped.writestr(name, text)
+        start = zipped.getinfo("b.png").header_offset + 30 + len("b.png")
+    data = bytearray(archive.read_bytes())
+    data[start : start + 8] = b"\xff" * 8
+    archive.write_bytes(data)
+    first, damaged, last = read_archive(archive)
+    assert (first.read(), last.read()) == (text, text)
+    assert (damaged.path, reason(damaged)) == ("b.png", "unreadable")
+
+
+def test_a_link_to_a_folder_that_contains_it_is_reported_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "a/1.png", b"1")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    found = list(walk(tmp_path))
+    assert paths(found) == ["a/1.png", "a/up"]
+    assert reason(found[1]) == "unreadable"
+
+
+def test_a_link_to_itself_is_reported_and_its_neighbours_are_found(tmp_path: Path) -> None:
+    for name in ("1.png", "3.png"):
+        write(tmp_path / name, b"x")
+    (tmp_path / "2.png").symlink_to("2.png")
+    found = list(walk(tmp_path))
+    assert paths(found) == ["1.png", "2.png", "3.png"]
+    assert reason(found[1]) == "unreadable"
+
+
+def test_links_to_files_and_folders_elsewhere_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere/1.png", b"1")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/second").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/file.png").symlink_to(tmp_path / "elsewhere/1.png")
+    found = list(walk(tmp_path / "in"))
+    assert paths(found) == ["file.png", "folder/1.png", "second/1.png"]
+    assert [file.read() for file in found] == [b"1"] * 3
+
+
+def test_a_dangling_link_is_found_and_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("nowhere.png")
+    (file,) = walk(tmp_path)
+    assert (file.path, reason(file)) == ("a.png", "unreadable")
+
+
+def test_a_file_that_vanished_after_it_was_found_is_unreadable(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", b"1")
+    (file,) = walk(tmp_path)
+    path.unlink()
+    assert reason(file) == "unreadable"
+
+
+@pytest.mark.timeout(30)  # it would block for ever
+def test_a_fifo_is_unsupported_and_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (file,) = walk(tmp_path)
+    assert (file.path, reason(file)) == ("pipe.png", "unsupported")
+
+
+def test_a_single_file_gives_its_name(tree: Path) -> None:
+    (file,) = find([str(tree / "a/b/2.png")])
+    assert (file.path, file.read()) == ("2.png", b"a/b/2.png")
+
+
+def test_several_inputs_are_prefixed_as_given(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    pack(Path("x.tar"), [("t/9.png", b"9")])
+    assert paths(find(["b", "a/b/", "./a.png", "x.tar", "b"])) == [
+        "b/3.png",
+        "a/b/2.png",
+        "./a.png",
+        "x.tar/t/9.png",
+        "b/3.png",
+    ]
+
+
+def test_a_missing_input_is_refused_before_the_first_file(tree: Path) -> None:
+    with pytest.raises(ConvlineError, match="nowhere"):
+        find([str(tree), str(tree / "nowhere")])
+
+
+def test_folders_of_a_folder_and_of_its_archives_are_equal(tree: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        tar.add(tree, ".")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as zipped:
+        for path in tree.rglob("*"):
+            zipped.write(path, path.relative_to(tree))
+    expected = {"a", "a/b", "b", "empty", "Ünï"}
+    assert folders(tree) == expected
+    assert folders(tmp_path / "x.tar.gz") - {"."} == expected
+    assert folders(tmp_path / "x.zip") == expected

@@ -1,0 +1,166 @@
+"""`open_model` opens what convline exported and refuses everything else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from serving.errors import ModelError
+from serving.model import open_model, provider_problem
+from tests.serving.helpers import altered, noise, set_metadata
+
+Edit = Callable[[onnx.ModelProto], object]
+
+without_cuda = pytest.mark.skipif(provider_problem("cuda") is None, reason="CUDA works here")
+
+
+def metadata(proto: onnx.ModelProto, key: str) -> str:
+    return next(entry.value for entry in proto.metadata_props if entry.key == f"convline.{key}")
+
+
+def change(key: str, edit: Callable[[object], object]) -> Edit:
+    """convline.<key>, parsed, goes through `edit`."""
+    return lambda proto: set_metadata(key, json.dumps(edit(json.loads(metadata(proto, key)))))(proto)
+
+
+def change_weight(edit: Callable[[np.ndarray], object]) -> Edit:
+    def apply(proto: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "network.conv1.weight")
+        weight = onnx.numpy_helper.to_array(tensor).copy()
+        edit(weight)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
+
+    return apply
+
+
+def drop_all_metadata(proto: onnx.ModelProto) -> None:
+    del proto.metadata_props[:]
+
+
+def test_an_exported_model_opens(model: Path) -> None:
+    opened = open_model(model)
+    assert opened.classes == tuple("0123456789")
+    assert (opened.spec.height, opened.spec.width, opened.spec.channels) == (8, 8, 1)
+    assert opened.metadata["weights"] == "averaged"
+
+
+def test_an_unchanged_copy_opens(model: Path, tmp_path: Path) -> None:
+    assert open_model(altered(model, tmp_path / "copy.onnx", change("classes", lambda c: c))).classes
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 64])
+def test_the_batch_is_dynamic(model: Path, count: int) -> None:
+    opened, images = open_model(model), noise(count, 8, 8, 1)
+    probability, logit = opened.run(images)
+    assert probability.shape == logit.shape == (count, 10)
+    assert probability.dtype == logit.dtype == np.float32
+    exponential = np.exp(logit.astype(np.float64))
+    np.testing.assert_allclose(probability, exponential / exponential.sum(1, keepdims=True), atol=1e-6)
+
+
+def test_a_result_depends_neither_on_its_place_nor_on_its_company(model: Path) -> None:
+    opened, image = open_model(model), noise(8, 8, 1)
+    (alone,), (alone_logit,) = opened.run_padded(image[None], 16)
+    for position in range(16):
+        images = noise(16, 8, 8, 1)
+        images[position] = image
+        for count in (position + 1, 16):
+            probability, logit = opened.run_padded(images[:count], 16)
+            assert probability.shape == (count, 10)
+            assert probability[position].tobytes() == alone.tobytes()
+            assert logit[position].tobytes() == alone_logit.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        pytest.param(drop_all_metadata, "not exported by convline", id="foreign"),
+        pytest.param(set_metadata("format", "2"), "upgrade", id="newer-format"),
+        pytest.param(set_metadata("format", '"one"'), "model.onnx", id="format-of-another-type"),
+        *[
+            pytest.param(set_metadata(key, None), key, id=f"without-{key}")
+            for key in ("format", "classes", "image", "weights", "probe")
+        ],
+        pytest.param(set_metadata("classes", '["0", "1"'), "damaged", id="damaged-json"),
+        pytest.param(change("classes", lambda classes: classes[:-1]), "classes|outputs", id="fewer-classes"),
+        pytest.param(set_metadata("classes", "10"), "model.onnx", id="classes-no-list"),
+        pytest.param(change("image", lambda image: {**image, "height": 9}), "inputs", id="other-height"),
+        pytest.param(change("image", lambda image: {**image, "channels": 3}), "inputs", id="other-channels"),
+        pytest.param(change("image", lambda image: {**image, "height": None}), "model.onnx", id="no-height"),
+        pytest.param(change("image", lambda image: {**image, "version": 2}), "spec|image", id="newer-image-spec"),
+        pytest.param(set_metadata("image", "[]"), "model.onnx", id="image-no-table"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_refused(model: Path, tmp_path: Path, edit: Edit, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        open_model(altered(model, tmp_path / "model.onnx", edit))
+
+
+@pytest.mark.parametrize("value", [0.1, np.nan, np.inf])
+def test_one_wrong_weight_fails_the_self_test(model: Path, tmp_path: Path, value: float) -> None:
+    def edit(weight: np.ndarray) -> None:
+        weight[0, 0, 1, 1] += np.float32(value)
+
+    with pytest.raises(ModelError, match="self-test"):
+        open_model(altered(model, tmp_path / "model.onnx", change_weight(edit)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(lambda _: {}, id="empty"),
+        pytest.param(lambda _: [], id="list"),
+        pytest.param(lambda _: None, id="null"),
+        pytest.param(lambda probe: {"logits": probe["logits"]}, id="no-tolerance"),
+        pytest.param(lambda probe: {**probe, "logits": probe["logits"][:-1]}, id="fewer-images"),
+        pytest.param(lambda probe: {**probe, "logits": [[1.0], [1.0, 2.0]]}, id="ragged"),
+        pytest.param(lambda probe: {**probe, "logits": "words"}, id="text"),
+        pytest.param(lambda probe: {**probe, "logits": np.full((8, 10), np.nan).tolist()}, id="nan"),
+        pytest.param(lambda probe: {**probe, "tolerance": np.nan}, id="nan-tolerance"),
+    ],
+)
+def test_a_damaged_probe_is_refused(model: Path, tmp_path: Path, edit: Callable[[object], object]) -> None:
+    with pytest.raises(ModelError, match=r"probe|self-test"):
+        open_model(altered(model, tmp_path / "model.onnx", change("probe", edit)))
+
+
+def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere\.onnx"):
+        open_model(tmp_path / "nowhere.onnx")
+
+
+@pytest.mark.parametrize("part", [0, 0.5, 0.99])
+def test_a_cut_file_is_refused(model: Path, tmp_path: Path, part: float) -> None:
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(model.read_bytes()[: int(part * model.stat().st_size)])
+    with pytest.raises(ModelError, match=r"cut\.onnx"):
+        open_model(cut)
+
+
+def test_garbage_is_refused(tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(noise(10_000).tobytes())
+    with pytest.raises(ModelError, match=r"garbage\.onnx"):
+        open_model(garbage)
+
+
+@without_cuda
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_was_asked_for_and_does_not_load_is_an_error(model: Path, provider: str) -> None:
+    with pytest.raises(ModelError, match=rf"{provider} did not load: .*(\.so|onnxruntime-gpu)"):
+        open_model(model, provider)  # type: ignore[arg-type]
+
+
+@without_cuda
+def test_auto_takes_the_cpu_where_there_is_no_gpu_and_says_so(model: Path) -> None:
+    assert open_model(model, "auto").provider == "cpu"
+
+
+@pytest.mark.skipif(provider_problem("cuda") is not None, reason="CUDA does not work here")
+def test_auto_takes_a_gpu_that_works(model: Path) -> None:
+    assert open_model(model, "auto").provider == "cuda"

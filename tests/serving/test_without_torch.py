@@ -1,0 +1,115 @@
+"""Serving runs where only its own few libraries are installed, and starts fast."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Cli
+
+# not pydantic: typer itself needs it
+ABSENT = ("torch", "torchvision", "mlflow", "sklearn", "scipy", "pandas", "matplotlib", "onnxscript")
+
+BLOCKER = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ImportError(f"{{name}} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> str:
+    """A PYTHONPATH on which none of ABSENT can be imported."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCKER)
+    return str(folder)
+
+
+def python(code: str, **env: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def imported(code: str) -> set[str]:
+    """The top-level modules that `code` brings along."""
+    return set(
+        python(f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})")
+        .splitlines()[-1]
+        .split()
+    )
+
+
+def test_the_blocker_blocks(bare: str) -> None:
+    code = f"""
+import importlib
+for name in {ABSENT!r}:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        assert "not installed here" in str(error)
+        print(name)
+"""
+    assert tuple(python(code, PYTHONPATH=bare).split()) == ABSENT
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("classify", "SAMPLES", "--top-k", "3"), ("classify", "SAMPLES", "--json"), ("inspect",), ("inspect", "--json")],
+    ids=" ".join,
+)
+def test_serving_gives_the_same_bytes_without_torch(
+    cli: Cli, model: Path, samples: Path, bare: str, arguments: tuple[str, ...]
+) -> None:
+    name, *rest = (str(samples) if argument == "SAMPLES" else argument for argument in arguments)
+    command = ["serving", name, *rest, *(["--model"] if name == "classify" else []), model]
+    without = cli(*command, PYTHONPATH=bare).stdout
+    assert without == cli(*command).stdout
+    assert len(without.splitlines()) > 20
+
+
+def test_doctor_works_without_torch(cli: Cli, bare: str) -> None:
+    listed = cli("serving", "doctor", PYTHONPATH=bare).stdout
+    assert "onnxruntime" in listed
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import serving",
+        "import serving.classify",
+        "import serving.inspect",
+        "import serving.doctor; serving.doctor.examine()",
+        "from serving import Classifier",
+    ],
+)
+def test_serving_never_imports_what_training_needs(code: str) -> None:
+    modules = imported(code)
+    assert "serving" in modules and not modules & {*ABSENT, "models", "pipeline"}
+
+
+def test_classifying_never_imports_what_training_needs(model: Path) -> None:
+    modules = imported(f"from serving import Classifier\nClassifier({str(model)!r}).classify_files(['nowhere.png'])")
+    assert "onnxruntime" in modules and not modules & {*ABSENT, "models", "pipeline"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"], ["inspect", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    modules = imported(
+        "import sys, runpy\n"
+        f"sys.argv = ['serving', *{arguments!r}]\n"
+        "try:\n    runpy.run_module('serving', run_name='__main__')\n"
+        "except SystemExit as ended:\n    assert not ended.code\n"
+    )
+    assert "typer" in modules and not modules & {*ABSENT, "numpy", "onnx", "onnxruntime", "PIL"}
