@@ -10,13 +10,23 @@ from typing import Any
 
 from torch import nn
 
+from models.cifar10 import Cifar10
+from models.cifar10_local import Cifar10Local
+from models.deep_mnist import DeepMnist
 from models.digits_convnet import DigitsConvnet
+from models.mlp import Mlp
 from models.simple_convnet import SimpleConvnet
+from models.slides_convnet import SlidesConvnet
 from models.softmax_regression import SoftmaxRegression
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    "cifar10": Cifar10,
+    "cifar10_local": Cifar10Local,
+    "deep_mnist": DeepMnist,
     "digits_convnet": DigitsConvnet,
+    "mlp": Mlp,
     "simple_convnet": SimpleConvnet,
+    "slides_convnet": SlidesConvnet,
     "softmax_regression": SoftmaxRegression,
 }
 

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import SameConv2d, truncated_normal_
+
+
+class DeepMnist(nn.Module):
+    """The network of TensorFlow's "Deep MNIST for Experts".
+
+    conv1 - ReLU - max-pool - conv2 - ReLU - max-pool - fc1 - ReLU - dropout - fc2; truncated N(0, 0.1),
+    biases 0.1.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, dropout: float = 0.5) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        if height < 4 or width < 4:
+            raise ValueError(f"images of {height}x{width} are too small to be halved twice; it needs 4x4 or more")
+        self.conv1 = SameConv2d(channels, 32, 5)
+        self.conv2 = SameConv2d(32, 64, 5)
+        self.fc1 = nn.Linear(64 * (height // 4) * (width // 4), 1024)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(1024, classes)
+        for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
+            truncated_normal_(layer.weight, 0.1)
+            assert layer.bias is not None
+            nn.init.constant_(layer.bias, 0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32 [batch, classes], of float32 [batch, channels, height, width]."""
+        x = F.max_pool2d(F.relu(self.conv1(images)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = self.dropout(F.relu(self.fc1(x.flatten(1))))
+        return self.fc2(x)

@@ -1,0 +1,111 @@
+"""Layers that torch lacks, or has in another meaning than the sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def same_padding(sides: Sequence[int], kernel_size: int, stride: int) -> tuple[int, int, int, int]:
+    """TensorFlow's SAME padding as (left, right, top, bottom), for `sides` (height, width).
+
+    The output has ceil(side / stride) values; an odd number of padding values has the extra one at the
+    right and the bottom (https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2).
+    """
+    totals = [max((math.ceil(side / stride) - 1) * stride + kernel_size - side, 0) for side in sides]
+    (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+    return left, right, top, bottom
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding, for any kernel size and stride.
+
+    Takes and returns float32 [batch, channels, height, width].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        # an odd kernel at stride 1 is padded alike on both sides, which the convolution does itself
+        self._symmetric = kernel_size % 2 == 1 and stride == 1
+        super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2 if self._symmetric else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._symmetric:
+            x = F.pad(x, same_padding(x.shape[2:], self.kernel_size[0], self.stride[0]))
+        return super().forward(x)
+
+
+class SameMaxPool2d(nn.Module):
+    """A max-pool with TensorFlow's SAME padding, for any kernel size and stride.
+
+    `padding=1` of torch is another network: on an even side, 3/2 pads at the right and bottom only.
+    """
+
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [batch, channels, ceil(height / stride), ceil(width / stride)]."""
+        left, right, top, bottom = same_padding(x.shape[2:], self.kernel_size, self.stride)
+        if (left, top) == (right, bottom):
+            return F.max_pool2d(x, self.kernel_size, self.stride, (top, left))
+        # what lies outside never wins
+        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=-math.inf), self.kernel_size, self.stride)
+
+
+class LocalResponseNorm(nn.Module):
+    """x / (bias + alpha * sum of x² over the channels within `radius`) ** beta.
+
+    TensorFlow's `tf.nn.local_response_normalization`, and Krizhevsky et al. 2012 (section 3.3); torch's own
+    LocalResponseNorm divides alpha by the number of channels.
+    """
+
+    def __init__(self, channels: int, radius: int, bias: float, alpha: float, beta: float) -> None:
+        super().__init__()
+        self.bias, self.beta = bias, beta
+        distance = (torch.arange(channels)[:, None] - torch.arange(channels)).abs()
+        self.band: Tensor
+        # the sum over a window of channels as a 1x1 convolution
+        self.register_buffer("band", alpha * (distance <= radius).float()[..., None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [batch, channels, height, width], as given."""
+        scale = F.conv2d(x * x, self.band) + self.bias
+        if self.beta == 0.75:
+            # 1 / (sqrt(s) * sqrt(sqrt(s))): pow() has no vector instructions
+            root = scale.sqrt()
+            return x / (root * root.sqrt())
+        return x * scale.pow(-self.beta)
+
+
+class LocallyConnected2d(nn.Module):
+    """A convolution with SAME padding, odd kernel and stride 1 whose weights are not shared between places.
+
+    `weight` is float32 [height * width, kernel_size² * in_channels, out_channels], `bias` the same for each
+    place: [out_channels, height, width].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], kernel_size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.kernel_size = kernel_size
+        places = size[0] * size[1]
+        self.weight = nn.Parameter(torch.empty(places, in_channels * kernel_size**2, out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels, *size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [batch, out_channels, height, width] of [batch, in_channels, height, width]."""
+        patches = F.unfold(x, self.kernel_size, padding=self.kernel_size // 2)
+        # one matrix product a place: [places, batch, patch] @ [places, patch, out]
+        y = torch.bmm(patches.permute(2, 0, 1), self.weight)
+        return y.permute(1, 2, 0).unflatten(2, self.size) + self.bias
+
+
+def truncated_normal_(weight: Tensor, std: float) -> None:
+    """TensorFlow's truncated_normal: values beyond two standard deviations are drawn again."""
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

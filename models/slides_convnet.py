@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from models.layers import SameConv2d, truncated_normal_
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+class Block(nn.Module):
+    """Convolution (SAME), activation, max-pool."""
+
+    def __init__(self, channels: int, filters: int, kernel_size: int, pool_size: int, activation: str) -> None:
+        super().__init__()
+        self.conv = SameConv2d(channels, filters, kernel_size)
+        self.activation = ACTIVATIONS[activation]()
+        self.pool = nn.MaxPool2d(pool_size)
+        truncated_normal_(self.conv.weight, 0.1)
+        assert self.conv.bias is not None
+        nn.init.constant_(self.conv.bias, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [batch, filters, height // pool_size, width // pool_size]."""
+        return self.pool(self.activation(self.conv(x)))
+
+
+class SlidesConvnet(nn.Module):
+    """Two blocks of convolution, activation and max-pool, then one linear layer, `output`."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        *,
+        block1_filters: int = 24,
+        block2_filters: int = 48,
+        kernel_size: int = 5,
+        pool_size: int = 2,
+        activation: Literal["relu", "tanh", "sigmoid"] = "relu",
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        sides = [side // pool_size // pool_size for side in (height, width)]
+        if 0 in sides:
+            raise ValueError(f"images of {height}x{width} are too small for two max-pools of {pool_size}")
+        self.block1 = Block(channels, block1_filters, kernel_size, pool_size, activation)
+        self.block2 = Block(block1_filters, block2_filters, kernel_size, pool_size, activation)
+        self.output = nn.Linear(block2_filters * sides[0] * sides[1], classes)
+        truncated_normal_(self.output.weight, 0.1)
+        nn.init.constant_(self.output.bias, 0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32 [batch, classes], of float32 [batch, channels, height, width]."""
+        return self.output(self.block2(self.block1(images)).flatten(1))
