@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -84,13 +85,15 @@ class Model(BaseModel):
 
 class Train(Section):
     """`steps` updates of `batch_size` images (over all devices); `loss`: the batch's cross-entropies as a
-    mean or a sum; `average_decay` of the moving average, 0 for none; the `_every` are in steps, 0: never;
-    `evaluate_limit`: the first N images of each of `evaluate_splits`."""
+    mean or a sum; `l2`: by layer, the coefficient of ‖weight‖² / 2 in the loss; `average_decay` of the moving
+    average, 0 for none; the `_every` are in steps, 0: never; `evaluate_limit`: the first N images of each of
+    `evaluate_splits`."""
 
     steps: PositiveInt
     batch_size: PositiveInt
     seed: NonNegativeInt = 0
     loss: Literal["mean", "sum"] = "mean"
+    l2: dict[str, NonNegativeFloat] = Field(default={})
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 1000
@@ -205,7 +208,11 @@ def _override(fields: dict[str, Any], override: str) -> None:
         # another optimiser, schedule or network: the options of the old one do not fit it
         kept = {"learning_rate"} if section == "optimizer" else set()
         fields[section] = table = {k: v for k, v in table.items() if k in kept}
-    table[field] = value
+    inner, dot, key = field.partition(".")
+    if dot and isinstance(table.setdefault(inner, {}), dict):
+        table[inner][key] = value  # as in train.l2.local3=0.004
+    else:
+        table[field] = value
 
 
 def _complaint(error: ValidationError, fields: dict[str, Any]) -> str:

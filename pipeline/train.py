@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.dataset import Dataset
+from pipeline.engine.batches import seed_step
 from pipeline.engine.interrupts import stop_request
 from pipeline.engine.monitor import monitor
 from pipeline.engine.network import build_served, choose_device
@@ -68,8 +69,11 @@ def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
             training.evaluate(0, watch)
         for step in range(first, settings.steps):
             images, labels = training.batches.draw(step)
+            seed_step(settings.seed, step)
             logits = network(preprocessing(images))
-            loss = F.cross_entropy(logits, labels, reduction=settings.loss)
+            cross_entropy = F.cross_entropy(logits, labels, reduction=settings.loss)
+            penalties = training.penalties()
+            loss = cross_entropy + sum(penalties.values())
 
             training.optimizer.zero_grad()
             loss.backward()
@@ -85,7 +89,8 @@ def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
             is_last = done == settings.steps
             if step % settings.log_every == 0 or is_last:
                 training.guard.check()
-                watch.log(step, loss, logits, labels, learning_rate)
+                terms = penalties and {"cross_entropy": cross_entropy, **penalties}
+                watch.log(step, loss, terms, logits, labels, learning_rate)
             if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
                 training.evaluate(done, watch)
             if done % settings.checkpoint_every == 0 or is_last or stop.status is not None:
@@ -97,8 +102,11 @@ def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
 
 def _check_fit(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse, before anything is written, a recipe that cannot train on this dataset."""
-    build_served(recipe, dataset.meta)
+    served = build_served(recipe, dataset.meta)
     settings = recipe.train
+    layers = [name for name, layer in served.network.named_modules() if hasattr(layer, "weight")]
+    if unknown := sorted(settings.l2.keys() - set(layers)):
+        raise ConvlineError(f"train.l2: {recipe.model.name} has no layer {unknown[0]!r}; it has {', '.join(layers)}")
     split = dataset.split("train", recipe.data.validation, settings.seed)
     if recipe.data.sampling == "independent" and settings.batch_size > len(split):
         raise ConvlineError(

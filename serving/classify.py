@@ -150,6 +150,7 @@ def _to_file(job: Job, output: Path, classifier: Classifier, files: Iterator[Fou
         "inputs": list(job.inputs),
         "top_k": job.top_k,
         "batch_size": job.batch_size,
+        "provider": classifier.provider,
     }
     own = {path.name: path.resolve() for path in (output, partial_path(output), rejects_path(output))}
     files = (file for file in files if file.file is None or not _is_own(file.file, own))

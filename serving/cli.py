@@ -36,9 +36,7 @@ def classify(
     provider: Annotated[
         Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="One that was asked for must load.")
     ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of the model; default: all usable CPUs.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the model; default: all usable CPUs.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a file was rejected.")] = False,

@@ -23,7 +23,16 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000"
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB as RGB
 MAX_BYTES = 512 * 2**20
 
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"\x00\x00\x00\x0cjP  ")
+SIGNATURES = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF8",
+    b"BM",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\x00\x00\x00\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
 
 # Pillow warns of what is decided here: sizes by MAX_PIXELS, damage by reason codes
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -90,7 +99,7 @@ def _open(data: bytes) -> Image.Image:
             image.verify()  # checksums, which decoding skips; ends the object's use
             image = _identify(data)
     except UnidentifiedImageError as error:
-        if data.startswith(SIGNATURES) or data[8:12] == b"WEBP":
+        if data.startswith(SIGNATURES) or data[8:12] == b"WEBP" or data[4:12] in (b"ftypavif", b"ftypavis"):
             raise ImageError("truncated", "the file ends or breaks inside its header") from error
         raise ImageError("not-an-image", "no image format that is read here begins like this") from error
     except Image.DecompressionBombError as error:

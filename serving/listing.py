@@ -193,6 +193,6 @@ def _clean(name: str) -> str:
 
 def _is_hidden(archive: Path, name: str) -> bool:
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
+    if name.startswith("/") or ".." in parts or name[1:3] in (":\\", ":/"):
         raise ConvlineError(f"{archive} holds a member that leaves the archive, {name!r}; refused: do not trust it")
     return any(part.startswith(".") for part in parts)

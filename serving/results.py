@@ -90,6 +90,9 @@ class Journal:
         except BlockingIOError as error:
             self._file.close()
             raise ConvlineError(f"another job is writing {path}; wait for it or choose another output") from error
+        if not (path.exists() and os.path.samestat(os.fstat(self._file.fileno()), path.stat())):
+            self._file.close()
+            raise ConvlineError(f"another job has just finished {path}; look at its output first")
         if overwrite:
             self._file.truncate(0)
         self._begin(header)
@@ -103,7 +106,10 @@ class Journal:
             self._file.write(_line(header))
             self._file.flush()
             return
-        earlier = json.loads(line)
+        try:
+            earlier = json.loads(line)
+        except ValueError as error:
+            raise ConvlineError(f"{self.path} is damaged; start from the beginning with --overwrite") from error
         if changed := [key for key in header if earlier.get(key) != header[key]]:
             raise ConvlineError(
                 f"{self.path} belongs to a job with another {', '.join(changed)}; "

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pipeline.dataset import Split
 
-DRAW = 1  # the stream of random numbers that draws images, apart from those of other uses
+# streams of random numbers, one a use
+DRAW = 1
+DROPOUT = 2
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make what a network draws in its forward pass, such as dropout masks, a function of (seed, step)."""
+    (state,) = np.random.SeedSequence([seed, DROPOUT, step]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state >> 1))
 
 
 class Batches:

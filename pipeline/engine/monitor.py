@@ -67,8 +67,16 @@ class Monitor:
         else:
             self._smoothed = self._smoothed.to(loss.device).lerp_(loss, 1 - SMOOTHING)
 
-    def log(self, step: int, loss: Tensor, logits: Tensor, labels: Tensor, learning_rate: float) -> None:
-        """A point of the curve, at `step` (from 0)."""
+    def log(
+        self,
+        step: int,
+        loss: Tensor,
+        terms: dict[str, Tensor],
+        logits: Tensor,
+        labels: Tensor,
+        learning_rate: float,
+    ) -> None:
+        """A point of the curve, at `step` (from 0); `terms` are those of the loss where it has several."""
         assert self._smoothed is not None
         accuracy = float((logits.argmax(1) == labels).float().mean())
         now = time.perf_counter()
@@ -80,6 +88,7 @@ class Monitor:
         self._write(
             step,
             loss=value,
+            **{name: float(term.detach()) for name, term in terms.items()},
             smoothed_loss=float(self._smoothed),
             batch_accuracy=accuracy,
             learning_rate=learning_rate,

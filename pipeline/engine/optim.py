@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from pipeline.engine.schema import Section
 
@@ -88,7 +88,37 @@ class Cosine(Section):
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-ScheduleSection = Annotated[Constant | Cosine, Field(discriminator="name")]
+class Exponential(Section):
+    """`rate` to the power of step / `every`; with `staircase` of the whole number of them.
+
+    TensorFlow's `tf.train.exponential_decay`.
+    """
+
+    name: Literal["exponential"]
+    rate: PositiveFloat
+    every: PositiveInt
+    staircase: bool = True
+
+    def factor(self, step: int, steps: int) -> float:  # noqa: ARG002
+        """What the learning rate is multiplied with at `step` of `steps`."""
+        return self.rate ** (step // self.every if self.staircase else step / self.every)
+
+
+class Linear(Section):
+    """Up from 0 over `warmup` steps, then down to `floor` at the end, both in straight lines."""
+
+    name: Literal["linear"]
+    warmup: NonNegativeInt = 0
+    floor: NonNegativeFloat = 0.0
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied with at `step` of `steps`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return self.floor + (1 - self.floor) * (steps - step) / max(1, steps - self.warmup)
+
+
+ScheduleSection = Annotated[Constant | Cosine | Exponential | Linear, Field(discriminator="name")]
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from models.served import Served
@@ -49,6 +50,12 @@ class Training:
             batches=Batches(split, recipe.data.sampling, recipe.train.batch_size, recipe.train.seed, device),
             guard=FiniteGuard(device),
         )
+
+    def penalties(self) -> dict[str, Tensor]:
+        """The L2 terms of the loss, by layer: coefficient * ‖weight‖² / 2."""
+        weight = self.served.network.get_parameter
+        coefficients = self.run.recipe.train.l2
+        return {f"l2/{layer}": c / 2 * weight(f"{layer}.weight").square().sum() for layer, c in coefficients.items()}
 
     def restore(self, watch: Monitor) -> int:
         """Load the newest checkpoint, if there is one; returns the step to go on from."""

@@ -152,7 +152,7 @@ def test_an_override_may_open_a_section(own: Path) -> None:
         ("model.layers=3", "model.layers", ["name", "filters", "hidden_size"]),
         ("optimizer.name=rmsprop", "optimizer", ["sgd", "adam", "adagrad"]),
         ("optimizer.momentum=0.9", "optimizer.momentum", ["learning_rate", "beta1", "beta2", "epsilon"]),
-        ("schedule.name=linear", "schedule", ["constant", "cosine"]),
+        ("schedule.name=triangular", "schedule", ["constant", "cosine", "exponential", "linear"]),
         ("schedule.power=2", "schedule.power", ["name", "floor"]),
         ("data.sampling=random", "data.sampling:", ["epoch", "independent"]),
         ("train.loss=max", "train.loss:", ["mean", "sum"]),

@@ -380,8 +380,10 @@ def test_a_stopped_job_resumes_to_the_same_bytes(
     ],
 )
 def test_a_torn_journal_resumes_to_the_same_bytes(killed: Killed, tmp_path: Path, torn: object) -> None:
-    write(tmp_path / "out.csv.partial", torn(killed.journal))  # type: ignore[operator]
-    killed.run(tmp_path / "out.csv", "--resume")
+    journal = torn(killed.journal)  # type: ignore[operator]
+    write(tmp_path / "out.csv.partial", journal)
+    summary = json.loads(killed.run(tmp_path / "out.csv", "--resume", "--json").stdout)
+    assert summary["resumed"] == max(0, journal.count(b"\n") - 1) // 8 * 8  # whole batches
     killed.check(tmp_path / "out.csv")
 
 

@@ -292,9 +292,10 @@ def test_what_is_no_image_has_its_reason(data: bytes, code: str) -> None:
     assert reason(data) == code
 
 
-def test_a_png_with_a_wrong_checksum_is_unreadable() -> None:
+@pytest.mark.parametrize("position", [len(FILES["png"]) // 2, -13], ids=["pixels", "checksum"])  # -12: IEND begins
+def test_a_png_with_a_wrong_checksum_is_unreadable(position: int) -> None:
     data = bytearray(FILES["png"])
-    data[len(data) // 2] ^= 1
+    data[position] ^= 1
     assert reason(bytes(data)) == "unreadable"
 
 
