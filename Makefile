@@ -8,6 +8,7 @@ RECIPE  ?= digits
 RUN     ?= $(basename $(notdir $(RECIPE)))
 DATASET ?=
 SOURCE  ?=
+SIZE    ?=
 STEPS   ?=
 IMAGES  ?=
 MODEL   ?= runs/$(RUN)/model.onnx
@@ -19,7 +20,7 @@ OUTPUT  ?= runs/$(RUN)/predictions.csv
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
-	@echo "variables: RECIPE DATASET SOURCE RUN STEPS IMAGES MODEL OUTPUT, as in: make train export RECIPE=simple-convnet"
+	@echo "variables: RECIPE DATASET SOURCE SIZE RUN STEPS IMAGES MODEL OUTPUT, as in: make train export RECIPE=simple-convnet"
 
 setup: $(VENV)/.installed ## create .venv with everything that training needs
 
@@ -30,9 +31,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
-data: setup ## prepare DATASET (from SOURCE, a folder or archive of images of your own)
+data: setup ## prepare DATASET (from SOURCE, a folder or archive of your own images, resized to SIZE)
+	@test -z "$(SOURCE)" -o -n "$(DATASET)" || { echo "give the images of SOURCE a name: DATASET=pets" >&2; exit 2; }
 	@if [ -e data/$(or $(DATASET),digits)/meta.json ]; then echo "data/$(or $(DATASET),digits) is prepared"; \
-	else $(BIN)/pipeline preprocess $(or $(DATASET),digits) $(if $(SOURCE),--source "$(SOURCE)"); fi
+	else $(BIN)/pipeline preprocess $(or $(DATASET),digits) $(if $(SOURCE),--source "$(SOURCE)") $(if $(SIZE),--image-size $(SIZE)); fi
 
 train: setup $(if $(SOURCE),data) ## train RECIPE into runs/RUN, going on where it was
 	$(BIN)/pipeline train $(RECIPE) --run $(RUN) --resume $(if $(DATASET),--dataset $(DATASET)) $(if $(STEPS),--steps $(STEPS))

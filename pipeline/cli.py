@@ -131,13 +131,14 @@ def train(
     """Train a recipe; a missing dataset is prepared first."""
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
+    from pipeline.dataset import check_name
     from pipeline.recipe import load
     from pipeline.train import train as run_training
 
     shorts = {"data.dataset": dataset, "train.steps": steps, "train.seed": seed}
     given = [f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None]
     loaded = load(recipe, [*(overrides or []), *given])
-    folder = runs_dir / (run or loaded.name)
+    folder = runs_dir / check_name(loaded.name if run is None else run, "run")
     with_mlflow = tracking == "mlflow"
     run_training(loaded, folder, data_dir, device, resume=resume, overwrite=overwrite, tracking=with_mlflow)
     print(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from serving.errors import ConvlineError
 from serving.images import ImageSpec
 
 FORMAT = 1
+
+
+def check_name(name: str, what: str) -> str:
+    """The name of a dataset or run, which is a folder's. Raises ConvlineError for one that is none."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name.endswith(".onnx"):
+        raise ConvlineError(f"{name!r} is no name for a {what}; use letters, digits, '.', '_' and '-'")
+    return name
 
 
 @dataclass(frozen=True)

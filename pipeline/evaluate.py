@@ -16,7 +16,7 @@ from pipeline.engine.network import Predict, choose_device, load_served, predict
 from pipeline.engine.run import Run
 from serving.errors import ConvlineError
 from serving.files import atomic_write
-from serving.model import open_model
+from serving.model import Provider, open_model
 
 BATCH_SIZE = 256
 
@@ -102,8 +102,9 @@ def _subject(run: Run, question: Question) -> tuple[Predict, dict[str, Any]]:
     if question.onnx:
         if question.weights == "raw":
             raise ConvlineError("the ONNX file holds averaged weights; leave out --weights raw")
-        provider = "cpu" if question.device == "cpu" else "auto"
-        model = open_model(run.model, provider)  # type: ignore[arg-type]
+        choose_device(question.device)
+        provider: Provider = "auto" if question.device == "auto" else "cpu" if question.device == "cpu" else "cuda"
+        model = open_model(run.model, provider)
         return model.run, {
             "weights": model.metadata["weights"],
             "step": model.metadata["run"]["step"],
@@ -112,7 +113,7 @@ def _subject(run: Run, question: Question) -> tuple[Predict, dict[str, Any]]:
     served, step = load_served(run, question.weights)
     device = choose_device(question.device)
     origin = {"weights": question.weights, "step": step, "engine": f"PyTorch, {device}"}
-    return predictor(served, device), origin
+    return predictor(served.to(device), device), origin
 
 
 def table(report: dict[str, Any]) -> str:

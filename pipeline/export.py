@@ -47,9 +47,11 @@ def export(run: Run, dataset: Dataset, output: Path | None = None) -> Exported:
     The file is written beside its destination, opened as serving opens it, compared with PyTorch, and
     renamed only then. Raises ConvlineError, with the earlier file untouched, where a proof fails.
     """
+    destination = output or run.model
+    if destination.exists() and not destination.is_file():
+        raise ConvlineError(f"{destination} is no file that an export could replace; name a .onnx file")
     served, step = load_served(run, "averaged")
     reference = predictor(served, torch.device("cpu"))
-    destination = output or run.model
     model = to_onnx(served, run.spec)
     describe(model, metadata(run, dataset, step, reference))
     with atomic_write(destination) as file:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import FORMAT, Dataset, fingerprint, stratified
+from pipeline.dataset import FORMAT, Dataset, check_name, fingerprint, stratified
 from pipeline.download import download, officials
 from pipeline.engine.archives import READERS
 from pipeline.engine.image_folder import Options, decode_images
 from pipeline.engine.prepared import CHUNK, Prepared, create_array
 from serving.console import log
 from serving.errors import ConvlineError
-from serving.files import sync_folder
+from serving.files import sync_files, sync_folder
 from serving.images import ImageSpec
 
 TEST_SHARE = 0.2
@@ -44,8 +43,8 @@ def preprocess(
 
     Raises ConvlineError, with nothing left behind, for a source that will not do.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "archives":
-        raise ConvlineError(f"{name!r} is no name for a dataset; use letters, digits, '.', '_' and '-'")
+    if check_name(name, "dataset") == "archives":
+        raise ConvlineError("'archives' is no name for a dataset: downloads are kept there; choose another")
     destination = data_dir / name
     if destination.exists() and not overwrite:
         raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
@@ -70,6 +69,7 @@ def _folder_beside(destination: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
+        sync_files(folder)
         if destination.exists():
             destination.rename(replaced)
         folder.rename(destination)
@@ -84,7 +84,7 @@ def _tidy_after_a_crash(destination: Path) -> None:
     """Remove what a killed process left; put back a dataset that it was just replacing."""
     for left in destination.parent.glob(f".{destination.name}.*.*"):
         process, _, kind = left.name.removeprefix(f".{destination.name}.").partition(".")
-        if not process.isdigit() or _is_alive(int(process)):
+        if not process.isdigit() or kind not in ("tmp", "old") or _is_alive(int(process)):
             continue
         if kind == "old" and not destination.exists():
             left.rename(destination)
@@ -93,6 +93,8 @@ def _tidy_after_a_crash(destination: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
+    if process == os.getpid():  # an earlier process of the same number, as in a container that was restarted
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -153,7 +155,7 @@ def _write(folder: Path, name: str, prepared: Prepared) -> None:
         "fingerprints": fingerprints,
         "fingerprint": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def _hold_out_test(prepared: Prepared) -> dict[str, NDArray[np.int64]]:

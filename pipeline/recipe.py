@@ -91,14 +91,14 @@ class Train(Section):
 
     steps: PositiveInt
     batch_size: PositiveInt
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     loss: Literal["mean", "sum"] = "mean"
     l2: dict[str, NonNegativeFloat] = Field(default={})
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 1000
     evaluate_every: NonNegativeInt = 0
-    evaluate_splits: list[Split] = Field(default=["test"])
+    evaluate_splits: list[Split] = Field(default=["test"], min_length=1)
     evaluate_limit: PositiveInt | None = None
 
 

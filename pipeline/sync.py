@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from pipeline.engine.run import Run
 from pipeline.recipe import flat
+from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write, sha256
 
@@ -24,7 +26,11 @@ EXPERIMENT = "convline"
 ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx")
 
 # a server that is down or frozen must fail a request soon, not after MLflow's own twelve minutes
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
+}
 
 
 @dataclass
@@ -58,36 +64,93 @@ def tracking_uri() -> str:
 
 
 def sync(run: Run, follow: bool = False) -> str:
-    """Send what MLflow lacks of a run; with `follow`, go on until its training has ended.
+    """Send what MLflow lacks of a run; with `follow`, again and again until its training has ended.
 
-    Returns the MLflow run's id. Raises ConvlineError where MLflow is missing or the server does not answer.
+    A server that does not answer is tried again while the training goes on. Returns the MLflow run's id.
+    Raises ConvlineError where MLflow is missing, or the last attempt fails.
     """
     try:
-        import mlflow
+        import mlflow  # noqa: F401
     except ImportError as error:
         raise ConvlineError("tracking needs MLflow: pip install 'convline[mlflow]', or use --tracking none") from error
-    for name, value in PATIENCE.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if follow:
         os.nice(19)  # 1.5% of a busy core: training comes first
-    uri = tracking_uri()
-    try:
-        _create_database(uri)
-        client = mlflow.MlflowClient(uri)
-        cursor = _open_cursor(client, run, uri)
-        with _system_metrics(cursor, follow):
-            while follow and run.is_training():
-                _send_points(client, run, cursor)
-                time.sleep(INTERVAL)
-        _send_points(client, run, cursor)
-        _send_artifacts(client, run, cursor)
-        client.set_terminated(cursor.mlflow_run)
-    # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
-    except Exception as error:
-        raise ConvlineError(f"MLflow at {uri} did not take the run: {error}; `pipeline sync` sends the rest") from error
-    return cursor.mlflow_run
+    sender = Sender(run, tracking_uri())
+    with ExitStack() as stack:
+        while follow and run.is_training():
+            try:
+                sender.send_points()
+                sender.sample_system(stack)
+            except ConvlineError as error:
+                log(f"{error}; trying again")
+            time.sleep(INTERVAL)
+        sender.send_points()
+        return sender.finish()
+
+
+class Sender:
+    """A run on its way to the server at `uri`. Its methods raise ConvlineError where the server fails."""
+
+    def __init__(self, run: Run, uri: str) -> None:
+        self._run = run
+        self._uri = uri
+        self._client: Any = None
+        self._cursor: Cursor | None = None
+        self._is_sampling = False
+
+    def send_points(self) -> None:
+        """The points that are new."""
+        with self._server() as (client, cursor):
+            _send_points(client, self._run, cursor)
+
+    def sample_system(self, stack: ExitStack) -> None:
+        """From the first call on, until the stack unwinds: CPU, memory, disk, network and GPU of the machine."""
+        with self._server() as (_, cursor):
+            if not self._is_sampling:
+                stack.enter_context(_system_metrics(cursor.mlflow_run, self._uri))
+                self._is_sampling = True
+
+    def finish(self) -> str:
+        """Files that are new, and how the run ended; returns its id."""
+        with self._server() as (client, cursor):
+            _send_artifacts(client, self._run, cursor)
+            if self._run.is_training():
+                client.update_run(cursor.mlflow_run, status="RUNNING")
+            else:
+                client.set_terminated(cursor.mlflow_run, "FINISHED" if _is_complete(self._run) else "KILLED")
+            return cursor.mlflow_run
+
+    @contextmanager
+    def _server(self) -> Iterator[tuple[Any, Cursor]]:
+        """The client and the cursor, made on first use."""
+        import mlflow
+
+        try:
+            if self._cursor is None:
+                _create_database(self._uri)
+                self._client = mlflow.MlflowClient(self._uri)
+                self._cursor = _open_cursor(self._client, self._run, _public(self._uri))
+            yield self._client, self._cursor
+        # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
+        except Exception as error:
+            told = str(error).replace(self._uri, _public(self._uri))
+            raise ConvlineError(
+                f"MLflow at {_public(self._uri)} did not take the run: {told}; `pipeline sync` sends the rest"
+            ) from error
+
+
+def _public(uri: str) -> str:
+    """Without user name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _is_complete(run: Run) -> bool:
+    *_, last = (-1, *(point.step for point in _points(run.metrics)))
+    return last >= run.recipe.train.steps
 
 
 def _create_database(uri: str) -> None:
@@ -110,10 +173,11 @@ def _open_cursor(client: Any, run: Run, uri: str) -> Cursor:
     """Where an earlier sync left off, or a new MLflow run with the recipe as its parameters."""
     try:
         cursor = Cursor(**json.loads((run.folder / "sync.json").read_text(encoding="utf-8")))
-        if cursor.uri == uri:
-            return cursor
     except (FileNotFoundError, ValueError, TypeError):
-        pass  # never sent, or to be sent anew
+        cursor = None  # never sent, or to be sent anew
+    if cursor is not None and cursor.uri == uri and _exists(client, cursor.mlflow_run):
+        client.update_run(cursor.mlflow_run, status="RUNNING")
+        return cursor
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     created = client.create_run(_experiment(client, name, uri), run_name=run.name)
     parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
@@ -122,6 +186,17 @@ def _open_cursor(client: Any, run: Run, uri: str) -> Cursor:
     cursor = Cursor(uri, created.info.run_id)
     _keep(run, cursor)
     return cursor
+
+
+def _exists(client: Any, mlflow_run: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(mlflow_run).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:
@@ -140,14 +215,11 @@ def _entities(kind: str, values: dict[str, Any]) -> list[Any]:
 
 
 @contextmanager
-def _system_metrics(cursor: Cursor, enabled: bool) -> Iterator[None]:
-    """CPU, memory, disk, network and GPU of the machine, sampled every ten seconds."""
-    if not enabled:
-        yield
-        return
+def _system_metrics(mlflow_run: str, uri: str) -> Iterator[None]:
+    """Sampled every ten seconds."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    sampler = SystemMetricsMonitor(cursor.mlflow_run, resume_logging=True, tracking_uri=cursor.uri)
+    sampler = SystemMetricsMonitor(mlflow_run, resume_logging=True, tracking_uri=uri)
     sampler.start()
     try:
         yield
@@ -173,6 +245,8 @@ def _send_points(client: Any, run: Run, cursor: Cursor) -> None:
 
 def _points(metrics: Path) -> Iterator[Point]:
     """The whole lines of metrics.jsonl."""
+    if not metrics.exists():
+        return
     last, nth = -1, 0
     with metrics.open("rb") as file:
         for line in file:

@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.dataset import Dataset
-from pipeline.engine.batches import seed_step
+from pipeline.engine import checkpoint
 from pipeline.engine.interrupts import stop_request
 from pipeline.engine.monitor import monitor
 from pipeline.engine.network import build_served, choose_device
 from pipeline.engine.optim import set_learning_rate
+from pipeline.engine.randomness import seed_step
 from pipeline.engine.run import Run
 from pipeline.engine.tracking import Follower
 from pipeline.engine.training import Training
@@ -104,6 +105,10 @@ def _check_fit(recipe: Recipe, dataset: Dataset) -> None:
     """Refuse, before anything is written, a recipe that cannot train on this dataset."""
     served = build_served(recipe, dataset.meta)
     settings = recipe.train
+    try:
+        recipe.optimizer.build(served.network.parameters())
+    except ValueError as error:
+        raise ConvlineError(f"optimizer: {error}") from error
     layers = [name for name, layer in served.network.named_modules() if hasattr(layer, "weight")]
     if unknown := sorted(settings.l2.keys() - set(layers)):
         raise ConvlineError(f"train.l2: {recipe.model.name} has no layer {unknown[0]!r}; it has {', '.join(layers)}")
@@ -132,10 +137,12 @@ def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, o
         changed.append("the dataset's fingerprint")
     if changed:
         raise ConvlineError(
-            f"{folder} was begun with another {', '.join(changed)}; train into another --run, or --overwrite it"
+            f"{folder} was begun otherwise, different are: {', '.join(changed)}; "
+            "train into another --run, or --overwrite it"
         )
     return Run(folder, run.info, recipe)
 
 
 def _is_finished(run: Run) -> bool:
-    return (run.folder / "checkpoints" / f"step-{run.recipe.train.steps}.pt").exists()
+    state = checkpoint.load_newest(run.folder / "checkpoints")
+    return state is not None and state["step"] >= run.recipe.train.steps

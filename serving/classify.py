@@ -31,6 +31,7 @@ from serving.results import (
     Format,
     Journal,
     Tally,
+    finished_tally,
     output_format,
     partial_path,
     reject_line,
@@ -92,17 +93,16 @@ class Summary:
         )
 
 
-def is_complete(job: Job) -> bool:
-    """Whether there is nothing left to resume: the table is there and its journal is gone."""
-    return job.output is not None and job.output.exists() and not partial_path(job.output).exists()
-
-
 def classify(job: Job) -> Summary:
     """Classify every file of the inputs into the job's output.
 
     Raises ConvlineError for inputs, a model or an output that will not do; nothing is written then.
     """
     _check(job)
+    if job.resume and job.output is not None and job.output.exists() and not partial_path(job.output).exists():
+        log(f"{job.output} is complete; there is nothing to resume")
+        tally = finished_tally(job.output)
+        return Summary("nothing", resumed=tally.found, tally=tally)
     files = find(job.inputs)
     classifier = Classifier(job.model, job.provider, job.threads, job.batch_size)
     if job.top_k > len(classifier.classes):

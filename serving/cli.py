@@ -43,7 +43,7 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
     """Classify every image of the inputs into a table of path, label and probability."""
-    from serving.classify import Job, is_complete
+    from serving.classify import Job
     from serving.classify import classify as run_job
 
     if resume and overwrite:
@@ -61,9 +61,6 @@ def classify(
         resume=resume,
         overwrite=overwrite,
     )
-    if resume and is_complete(job):
-        console.log(f"{output} is complete; there is nothing to resume")
-        return
     summary = run_job(job)
     if as_json and not to_stdout:
         print(json.dumps(summary.to_dict()))
@@ -112,7 +109,7 @@ def _text(value: Any) -> str:
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
-    return str(value)
+    return str(value).replace("\n", "\\n")
 
 
 def run() -> None:

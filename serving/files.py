@@ -30,6 +30,14 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     sync_folder(path.parent)
 
 
+def sync_files(folder: Path) -> None:
+    """Make the files in `folder` durable, before it is renamed to where it will be found."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable (a rename is not, until its folder is synced)."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -105,11 +105,8 @@ def folders(source: Path) -> set[str]:
     """The folders below a folder, or in an archive, hidden ones left out."""
     if source.is_dir():
         below = (Path(top, name) for top, names, _ in os.walk(source) for name in names)
-        return {
-            path.relative_to(source).as_posix()
-            for path in below
-            if not _is_hidden(source, str(path.relative_to(source)))
-        }
+        names = (path.relative_to(source) for path in below)
+        return {name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)}
     if source.name.lower().endswith(TAR_ENDINGS):
         with _reading(source), tarfile.open(source, "r:*") as tar:
             return {_clean(m.name) for m in tar if m.isdir() and not _is_hidden(source, m.name)}

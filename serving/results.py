@@ -62,6 +62,21 @@ def output_format(output: Path) -> Format:
     return formats[output.suffix.lower()]
 
 
+def finished_tally(output: Path) -> Tally:
+    """The counts of a finished job, read off its table and its rejects."""
+    tally = Tally()
+    with output.open(encoding="utf-8", errors="surrogateescape", newline="") as table:
+        if output_format(output) == "csv":
+            labels = (row["label"] for row in csv.DictReader(table))
+        else:
+            labels = (json.loads(line)["label"] for line in table)
+        tally.labels.update(labels)
+    tally.classified = tally.labels.total()
+    with rejects_path(output).open("rb") as rejects:
+        tally.reasons.update(json.loads(line)["reason"] for line in rejects)
+    return tally
+
+
 def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
@@ -178,8 +193,10 @@ def table_writer(file: IO[str], format: Format, top_k: int) -> Any:
             json.dumps(dict(zip(columns, _cells(row), strict=False)), ensure_ascii=True) + "\n"
         )
     writer = csv.writer(file, lineterminator="\n")
+    # the writer does not see that a carriage return ends a row too
+    careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(columns)
-    return lambda row: writer.writerow(_cells(row))
+    return lambda row: (careful if "\r" in row.path else writer).writerow(_cells(row))
 
 
 def _cells(row: Prediction) -> list[str | float]:

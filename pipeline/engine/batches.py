@@ -10,16 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dataset import Split
-
-# streams of random numbers, one a use
-DRAW = 1
-DROPOUT = 2
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Make what a network draws in its forward pass, such as dropout masks, a function of (seed, step)."""
-    (state,) = np.random.SeedSequence([seed, DROPOUT, step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state >> 1))
+from pipeline.engine.randomness import DRAW, generator
 
 
 class Batches:
@@ -58,7 +49,7 @@ class Batches:
         """Which images of the split `step` sees, int64 [batch]."""
         count = len(self._rows)
         if self._sampling == "independent":
-            return np.random.default_rng([self._seed, DRAW, step]).choice(count, self._size, replace=False)
+            return generator(self._seed, DRAW, step).choice(count, self._size, replace=False)
         places = np.arange(step * self._size, (step + 1) * self._size)
         passes = range(places[0] // count, places[-1] // count + 1)
         return np.concatenate([self._pass(number)[places[places // count == number] % count] for number in passes])
@@ -67,5 +58,5 @@ class Batches:
         """The order of one pass over the split."""
         if number not in self._passes:
             self._passes = {k: v for k, v in self._passes.items() if k == number - 1}
-            self._passes[number] = np.random.default_rng([self._seed, DRAW, number]).permutation(len(self._rows))
+            self._passes[number] = generator(self._seed, DRAW, number).permutation(len(self._rows))
         return self._passes[number]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from serving.errors import ConvlineError
 
+ADVICE = "the last checkpoint is good. Lower optimizer.learning_rate (--set optimizer.learning_rate=…) and train again"
+
 
 class FiniteGuard:
     """Remembers the first step whose loss was not finite, and drops the gradients of such steps."""
@@ -26,10 +28,12 @@ class FiniteGuard:
             if parameter.grad is not None:
                 parameter.grad.copy_(torch.where(finite, parameter.grad, 0))
 
+    def check_weights(self, step: int, weights: Iterable[Tensor]) -> None:
+        """Raises ConvlineError where an update overflowed although its loss was finite."""
+        if not all(weight.isfinite().all() for weight in weights):
+            raise ConvlineError(f"the weights stopped being finite before step {step}; {ADVICE}")
+
     def check(self) -> None:
         """Wait for the device; raises ConvlineError naming the first bad step."""
         if (step := int(self._bad_step)) >= 0:
-            raise ConvlineError(
-                f"the loss stopped being finite at step {step}; the last checkpoint is good. "
-                "Lower optimizer.learning_rate (--set optimizer.learning_rate=…) and train again"
-            )
+            raise ConvlineError(f"the loss stopped being finite at step {step}; {ADVICE}")

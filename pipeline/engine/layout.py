@@ -101,6 +101,9 @@ def _layout(source: Path, places: dict[str, tuple[str, str]]) -> Layout:
     of: dict[str, set[str]] = {}
     for split, label in places.values():
         of.setdefault(split, set()).add(label)
+    for label in of["train"]:
+        if not label.isprintable():
+            raise ConvlineError(f"{source}: {label!r} is no name for a class (not UTF-8, or unprintable); rename it")
     if len(of["train"]) < 2:
         raise ConvlineError(f"{source} has only the class {min(of['train'])!r}; a classifier needs two or more")
     for here, there in (("train", "test"), ("test", "train")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,13 +39,16 @@ def build_served(recipe: Recipe, meta: dict[str, Any]) -> Served:
         )
         shape = (image["channels"], *preprocessing.output_size)
         torch.manual_seed(recipe.train.seed)
-        network = build(recipe.model.name, shape, len(meta["classes"]), **recipe.model.options)
-    except ValueError as error:
+        served = Served(preprocessing, build(recipe.model.name, shape, len(meta["classes"]), **recipe.model.options))
+        with torch.inference_mode():  # some networks find out only when they see an image
+            served.eval()(torch.zeros((1, image["height"], image["width"], image["channels"]), dtype=torch.uint8))
+    # torch refuses impossible sizes by exceptions of several kinds
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ConvlineError(
             f"the network {recipe.model.name} does not accept the dataset {meta['name']}, whose images are "
             f"{image['height']}x{image['width']}x{image['channels']}: {error}"
         ) from error
-    return Served(preprocessing, network)
+    return served.train()
 
 
 def load_served(run: Run, weights: str = "averaged") -> tuple[Served, int]:
@@ -61,8 +65,7 @@ def load_served(run: Run, weights: str = "averaged") -> tuple[Served, int]:
 
 
 def predictor(served: nn.Module, device: torch.device) -> Predict:
-    """A served module as a function on NumPy arrays."""
-    served = served.to(device)
+    """A served module, which is on `device` already, as a function on NumPy arrays."""
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -79,10 +82,9 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConvlineError(f"--device {name} is no device; use auto, cpu, cuda or cuda:N") from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ConvlineError(f"--device {name} is not known here; use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConvlineError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
     return device

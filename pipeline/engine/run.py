@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.dataset import Dataset
 from pipeline.recipe import Recipe, parse
 from serving.errors import ConvlineError
+from serving.files import sync_files
 from serving.images import ImageSpec
 
 FORMAT = 1
@@ -37,9 +38,11 @@ class Run:
         meta = {key: dataset.meta[key] for key in kept}
         info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
         beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         (beside / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
         (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+        sync_files(beside)
         if folder.exists():
             shutil.rmtree(folder)
         beside.rename(folder)

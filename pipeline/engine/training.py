@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from models.served import Served
 from pipeline.average import MovingAverage
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, Split
 from pipeline.engine import checkpoint
 from pipeline.engine.batches import Batches
 from pipeline.engine.guard import FiniteGuard
@@ -27,28 +28,29 @@ class Training:
     """A training of `run`'s recipe on `device`."""
 
     run: Run
-    dataset: Dataset
     device: torch.device
     served: Served
     average: MovingAverage
     optimizer: Optimizer
     batches: Batches
     guard: FiniteGuard
+    evaluated: dict[str, Split]  # opened once: a dataset that is prepared again meanwhile does not change them
 
     @classmethod
     def begin(cls, run: Run, dataset: Dataset, device: torch.device) -> Training:
         recipe = run.recipe
         served = build_served(recipe, run.info["dataset"]).to(device).train()
-        split = dataset.split("train", recipe.data.validation, recipe.train.seed)
+        open_split = partial(dataset.split, validation=recipe.data.validation, seed=recipe.train.seed)
+        split = open_split("train")
         return cls(
             run=run,
-            dataset=dataset,
             device=device,
             served=served,
             average=MovingAverage(served.network, recipe.train.average_decay),
             optimizer=recipe.optimizer.build(served.network.parameters()),
             batches=Batches(split, recipe.data.sampling, recipe.train.batch_size, recipe.train.seed, device),
             guard=FiniteGuard(device),
+            evaluated={name: open_split(name) for name in recipe.train.evaluate_splits if recipe.train.evaluate_every},
         )
 
     def penalties(self) -> dict[str, Tensor]:
@@ -71,11 +73,13 @@ class Training:
         return int(state["step"])
 
     def save(self, step: int, watch: Monitor) -> None:
-        """A checkpoint after `step` updates, never of weights that a non-finite loss has met."""
+        """A checkpoint after `step` updates, never of weights that are not finite."""
         self.guard.check()
+        raw, averaged = self.served.network.state_dict(), self.average.network.state_dict()
+        self.guard.check_weights(step, [*raw.values(), *averaged.values()])
         state: dict[str, Any] = {
-            "raw": self.served.network.state_dict(),
-            "averaged": self.average.network.state_dict(),
+            "raw": raw,
+            "averaged": averaged,
             "optimizer": self.optimizer.state_dict(),
             "threads": torch.get_num_threads(),
             "monitor": watch.state(),
@@ -90,8 +94,7 @@ class Training:
             return
         predict = predictor(Served(self.served.preprocessing, self.average.network), self.device)
         precision: dict[str, float] = {}
-        for name in settings.evaluate_splits:
-            split = self.dataset.split(name, self.run.recipe.data.validation, settings.seed)
+        for name, split in self.evaluated.items():
             evaluation = evaluate(predict, split, self.run.classes, settings.evaluate_limit)
             precision[name] = evaluation.precision_at(1)
         watch.evaluated(step, precision)

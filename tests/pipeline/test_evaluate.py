@@ -79,6 +79,7 @@ def test_top_k_grows_to_one(project: Path) -> None:
         (["--top-k", "11"], "ask for fewer"),
         (["--onnx", "--weights", "raw"], "averaged weights"),
         (["--device", "cuda:99"], "CUDA devices"),
+        (["--device", "cuda:99", "--onnx"], "CUDA devices"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(project: Path, options: list[str], sentence: str) -> None:

@@ -157,3 +157,9 @@ def test_parity_finds_a_file_that_is_not_the_checkpoint(own_project: Path) -> No
 def test_exporting_an_untrained_run_is_explained(own_project: Path) -> None:
     shutil.rmtree(own_project / "runs/digits/checkpoints")
     assert "has no checkpoint yet" in run_command(own_project, "pipeline", "export", status=1).stderr
+
+
+def test_an_output_that_is_a_folder_is_refused(own_project: Path) -> None:
+    (own_project / "there").mkdir()
+    result = run_command(own_project, "pipeline", "export", "--output", "there", status=1)
+    assert "there is no file that an export could replace" in result.stderr

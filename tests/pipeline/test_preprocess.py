@@ -698,3 +698,17 @@ def test_cifar_10_as_an_archive_of_jpeg_files(test_data: Path, data: Path) -> No
     assert dataset.split("train").images.shape[1:] == (32, 32, 3)
     # 0.4914, 0.4822 and 0.4465 of 255, as every CIFAR-10 tutorial has them
     np.testing.assert_allclose(dataset.meta["mean"], (125.3, 122.9, 113.9), atol=0.5)
+
+
+def test_what_another_datasets_crash_left_is_not_touched(tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "in", {"a": 5, "b": 5})
+    other = tmp_path / "data/.tiny.400007.31337.old"
+    other.mkdir(parents=True)
+    preprocess("tiny", tmp_path / "data", source)
+    assert other.exists()
+
+
+def test_a_leftover_of_the_same_process_number_is_in_nobodys_way(tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "in", {"a": 5, "b": 5})
+    (tmp_path / f"data/.tiny.{os.getpid()}.tmp").mkdir(parents=True)
+    assert preprocess("tiny", tmp_path / "data", source).classes == ["a", "b"]

@@ -1,7 +1,10 @@
 import json
+import os
 import signal
+import socket
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import mlflow
@@ -105,3 +108,72 @@ def test_a_database_torn_while_being_created_is_never_seen(own_project: Path) ->
     run_command(own_project, "pipeline", "sync")
     assert losses(own_project) == points(own_project)
     assert sqlite3.connect(own_project / "mlflow.db").execute("pragma integrity_check").fetchone() == ("ok",)
+
+
+def test_a_server_that_comes_late_gets_everything(own_project: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    run = Run.open(own_project / "runs/digits")
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    server = None
+    with (tmp_path / "server.log").open("wb") as log, run.lock():
+        follower = subprocess.Popen(
+            command("pipeline", "sync", "--follow"),
+            cwd=own_project,
+            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert follower.stderr is not None
+            assert any("trying again" in line for line in follower.stderr)
+            server = subprocess.Popen(
+                command("mlflow", "server", *arguments), cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            )
+            while (
+                not (run.folder / "sync.json").exists()
+                or json.loads((run.folder / "sync.json").read_text())["step"] < 0
+            ):
+                assert follower.poll() is None
+                time.sleep(0.2)
+        except BaseException:
+            follower.kill()
+            raise
+    try:
+        assert follower.wait(120) == 0
+        follower.stderr.close()
+        client = mlflow.MlflowClient(uri)
+        cursor = json.loads((run.folder / "sync.json").read_text())
+        history = client.get_metric_history(cursor["mlflow_run"], "loss")
+        assert [(metric.step, metric.value) for metric in history] == points(own_project)
+        assert client.get_run(cursor["mlflow_run"]).info.status == "FINISHED"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_a_run_that_the_server_has_lost_is_sent_anew(untracked: Path) -> None:
+    first = run_command(untracked, "pipeline", "sync").stdout
+    (untracked / "mlflow.db").unlink()
+    assert run_command(untracked, "pipeline", "sync").stdout != first
+    assert losses(untracked) == points(untracked)
+
+
+def test_a_run_that_was_stopped_is_not_called_finished(untracked: Path) -> None:
+    run = Run.open(untracked / "runs/digits")
+    whole = run.metrics.read_bytes()
+    run.metrics.write_bytes(whole[: whole.index(b'"step": 200')])
+    sync(run)
+    assert tracked(untracked)[1].info.status == "KILLED"
+    run.metrics.write_bytes(whole)
+    sync(run)
+    assert tracked(untracked)[1].info.status == "FINISHED"
+
+
+def test_credentials_are_not_kept() -> None:
+    from pipeline.sync import _public
+
+    assert _public("https://me:secret@mlflow.example/path") == "https://mlflow.example/path"
+    assert _public("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"

@@ -188,6 +188,7 @@ def test_two_trainings_into_one_run_are_refused(tmp_path: Path, cli: Cli) -> Non
     process = start(tmp_path)
     try:
         wait_for_steps(process, 10)
+        process.send_signal(signal.SIGSTOP)  # else it might end before the others begin
         assert "being trained by another process" in cli(*TRAIN, *KILLABLE, "--resume", status=1).stderr
         assert "being trained by another process" in cli(*TRAIN, *KILLABLE, "--overwrite", status=1).stderr
     finally:
@@ -247,3 +248,51 @@ def test_a_users_own_recipe_trains(cli: Cli, tmp_path: Path) -> None:
     last = [p for p in points(tmp_path / "runs/tiny") if "validation_precision_at_1" in p][-1]
     assert last["validation_precision_at_1"] > 0.85
     assert "parity passed" in cli("pipeline", "export").stdout
+
+
+@pytest.mark.parametrize("device", ["cpu:0", "meta", "mps", "gpu", "cuda:99"])
+def test_a_device_that_is_not_offered_is_refused(cli: Cli, tmp_path: Path, device: str) -> None:
+    assert f"--device {device}" in cli(*TRAIN, "--device", device, status=1).stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("options", [("--steps", 1), ("--steps", 10, "--set", "train.checkpoint_every=1")])
+def test_an_update_that_overflows_is_never_saved(cli: Cli, tmp_path: Path, options: tuple) -> None:
+    huge = ("--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e38")
+    assert "stopped being finite" in cli(*TRAIN, *huge, *options, status=1).stderr
+    assert load_newest(tmp_path / "runs/digits/checkpoints") is None
+
+
+@pytest.mark.parametrize(
+    "setting", ["model.filters=0", "model.filters=-1", "optimizer.nesterov=true", "train.seed=99999999999999999999"]
+)
+def test_values_that_cannot_be_built_are_refused_before_anything_is_written(
+    cli: Cli, tmp_path: Path, setting: str
+) -> None:
+    sgd = ("--set", "optimizer.name=sgd") if "nesterov" in setting else ()
+    result = cli(*TRAIN, *sgd, "--set", setting, status=1)
+    assert "should not have happened" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "", "a/b", "x.onnx", "-x"])
+def test_a_run_is_named_as_a_folder(cli: Cli, tmp_path: Path, name: str) -> None:
+    assert "is no name for a run" in cli(*TRAIN, f"--run={name}", status=1).stderr
+    assert not list(tmp_path.glob("**/run.json"))
+
+
+def test_a_dataset_prepared_again_meanwhile_does_not_reach_a_training(tmp_path: Path, cli: Cli, samples: Path) -> None:
+    """The splits are opened once: the map keeps the files that training began with."""
+    cli("pipeline", "preprocess", "digits")
+    process = start(tmp_path)
+    wait_for_steps(process, 10)
+    cli("pipeline", "preprocess", "digits", "--source", samples, "--image-size", 12, "--overwrite")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def test_a_torn_last_checkpoint_is_trained_again(own_project: Path) -> None:
+    last = own_project / "runs/digits/checkpoints/step-300.pt"
+    os.truncate(last, last.stat().st_size // 2)
+    run_command(own_project, *TRAIN, "--steps", 300, "--resume")
+    assert final_state(own_project / "runs/digits")["step"] == 300

@@ -472,3 +472,20 @@ def test_a_second_job_into_one_output_is_refused(killed: Killed, tmp_path: Path,
         result = killed.run(tmp_path / "out.csv", *([option] if option else []), status=1)
     assert "out.csv.partial" in one_sentence(result.stderr)
     assert tree(tmp_path) == {str(partial): killed.journal}
+
+
+def test_a_carriage_return_in_a_name_does_not_break_a_row(cli: Cli, model: Path, tmp_path: Path) -> None:
+    for name in ("a\rb.png", 'c"d,e\n.png'):
+        write(tmp_path / "in" / name, USABLE["B.png"])
+    cli("serving", "classify", "in", "--model", model, "--output", "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["a\rb.png", 'c"d,e\n.png']
+
+
+def test_resuming_a_finished_job_tells_its_summary_again(cli: Cli, model: Path, mixed: Path) -> None:
+    assert mixed.is_dir()
+    job = ("serving", "classify", "mixed", "--model", model, "--output", "out.csv", "--json")
+    first = json.loads(cli(*job).stdout)
+    again = json.loads(cli(*job, "--resume", "--strict", status=3).stdout)
+    same = ("found", "classified", "rejected", "rejects_by_reason", "labels")
+    assert {key: first[key] for key in same} == {key: again[key] for key in same}
