@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pipeline import recipe
-from pipeline.engine.batches import seed_step
 from pipeline.engine.optim import AdaGrad, Adam, Cosine, Exponential, Linear, Sgd
+from pipeline.engine.randomness import seed_step
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
