@@ -43,11 +43,10 @@ def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors
     from pipeline.download import officials
 
     table = officials()
-    if dataset == "digits":
-        console.log("digits is embedded: there is nothing to download")
-        return
     if dataset not in table:
         raise ConvlineError(f"{dataset} has no official archives here; there are {', '.join(table)}")
+    if not table[dataset].files:
+        console.log(f"{dataset} is embedded: there is nothing to download")
     for path in fetch(table[dataset], data_dir, mirror or []):
         print(path)
 

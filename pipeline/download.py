@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -20,17 +21,33 @@ TIMEOUT = 30  # seconds without a byte
 
 @dataclass(frozen=True)
 class Official:
-    """A dataset with official archives: `files` maps name to "algorithm:checksum", in the reader's order."""
+    """A dataset known by name: `files`, its official archives, map name to "algorithm:checksum", in the order
+    of its reader (none where it is embedded); `image` is [height, width, channels]."""
 
     name: str
     format: str
     classes: list[str]
-    mirrors: list[str]
-    files: dict[str, str]
+    mirrors: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    image: list[int] = field(default_factory=list)
 
 
-def officials(table: Path = TABLE) -> dict[str, Official]:
-    return {name: Official(name, **fields) for name, fields in tomllib.loads(table.read_text()).items()}
+def officials() -> dict[str, Official]:
+    """The datasets known by name; those of a table of the user's own, named by CONVLINE_DATASETS, come first.
+
+    Raises ConvlineError where that table is not one.
+    """
+    known = _read_table(TABLE)
+    if own := os.environ.get("CONVLINE_DATASETS"):
+        known |= _read_table(Path(own))
+    return known
+
+
+def _read_table(path: Path) -> dict[str, Official]:
+    try:
+        return {name: Official(name, **fields) for name, fields in tomllib.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConvlineError(f"the table of datasets {path} cannot be read: {error}") from error
 
 
 def download(dataset: Official, data_dir: Path, mirrors: Sequence[str] = ()) -> list[Path]:

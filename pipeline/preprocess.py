@@ -24,7 +24,6 @@ from pipeline.engine.prepared import CHUNK, Prepared, create_array
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import sync_files, sync_folder
-from serving.images import ImageSpec
 
 TEST_SHARE = 0.2
 TEST_SEED = 0
@@ -51,8 +50,6 @@ def preprocess(
     with _folder_beside(destination) as folder:
         if source is not None:
             prepared = decode_images(source, folder, options or Options())
-        elif name == "digits":
-            prepared = _digits()
         else:
             prepared = _official(name, data_dir, mirrors)
         _write(folder, name, prepared)
@@ -104,22 +101,10 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _digits() -> Prepared:
-    """scikit-learn's 8x8 digits, whose 17 levels become 0 to 255."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = digits.target.astype(np.int64)
-    source = {"name": "scikit-learn digits", "sha256": fingerprint(images, labels)}
-    classes = [str(digit) for digit in range(10)]
-    return Prepared(images, labels, {"train": np.arange(len(labels))}, classes, ImageSpec(8, 8, 1), source)
-
-
 def _official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Prepared:
     table = officials()
     if name not in table:
-        known = ", ".join(["digits", *table])
+        known = ", ".join(table)
         raise ConvlineError(f"{name} is not one of {known}; for images of your own give --source FOLDER|ARCHIVE")
     official = table[name]
     return READERS[official.format](official, download(official, data_dir, mirrors))

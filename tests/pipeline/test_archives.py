@@ -1,13 +1,21 @@
 import gzip
+import hashlib
+import io
 import struct
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
+import tomli_w
 
-from pipeline.download import Official
-from pipeline.engine.archives import read_idx, read_idx_archives
+from pipeline.dataset import Dataset
+from pipeline.download import Official, officials
+from pipeline.engine.archives import read_cifar_binary, read_idx, read_idx_archives, read_svhn
 from pipeline.preprocess import preprocess
+from tests.conftest import Cli
 from tests.pipeline.helpers import refused
 
 # counts of the digits 0 to 9, as commonly published for MNIST
@@ -135,3 +143,153 @@ def test_mnist_is_prepared_from_its_archives(test_data: Path, tmp_path: Path) ->
     # 0.1307 and 0.3081, as every PyTorch tutorial has them
     assert dataset.meta["mean"][0] / 255 == pytest.approx(0.1307, abs=5e-5)
     assert dataset.meta["std"][0] / 255 == pytest.approx(0.3081, abs=5e-5)
+
+
+# CIFAR-10, binary version: records of a label and three planes
+
+
+def record(label: int, first: int) -> bytes:
+    """Red counts up from `first`, green is 1, blue is 2."""
+    return bytes([label]) + bytes((first + i) % 256 for i in range(1024)) + b"\x01" * 1024 + b"\x02" * 1024
+
+
+def cifar_archive(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in {"readme.html": b"<html>", "batches.meta.txt": b"airplane\n", **files}.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+CIFAR = Official("planes", "cifar-binary", ["plane", "car", "bird"])
+BATCHES = {
+    "test_batch.bin": record(2, 7) + record(0, 8),
+    "data_batch_2.bin": record(0, 5) + record(1, 6),
+    "data_batch_1.bin": record(1, 3) + record(2, 4),
+}
+
+
+def test_cifar_records_become_images_in_the_order_of_their_batches(tmp_path: Path) -> None:
+    prepared = read_cifar_binary(CIFAR, [cifar_archive(tmp_path / "c.tar.gz", BATCHES)])
+    assert prepared.images.shape == (6, 32, 32, 3) and prepared.images.dtype == np.uint8
+    assert prepared.labels.tolist() == [1, 2, 0, 1, 2, 0]
+    assert prepared.rows["train"].tolist() == [0, 1, 2, 3] and prepared.rows["test"].tolist() == [4, 5]
+    assert prepared.images[:, 0, 0].tolist() == [[first, 1, 2] for first in (3, 4, 5, 6, 7, 8)]
+    assert prepared.images[0, 1, :3, 0].tolist() == [35, 36, 37]  # the second row follows the first
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"data_batch_1.bin": record(0, 0)[:-1]}, "no multiple of 3073"),
+        ({"data_batch_1.bin": b"", "data_batch_2.bin": b""}, "0 bytes of training records"),
+        ({"test_batch.bin": b""}, "0 bytes of test records"),
+        ({"test_batch.bin": record(3, 0)}, "class 3, the last is 2"),
+    ],
+)
+def test_a_cifar_archive_of_other_records_is_refused(tmp_path: Path, files: dict[str, bytes], told: str) -> None:
+    path = cifar_archive(tmp_path / "c.tar.gz", BATCHES | files)
+    with refused(str(path), told, "download it again"):
+        read_cifar_binary(CIFAR, [path])
+
+
+def test_a_damaged_cifar_archive_is_refused(tmp_path: Path) -> None:
+    path = cifar_archive(tmp_path / "c.tar.gz", BATCHES)
+    path.write_bytes(path.read_bytes()[:-40])
+    with refused(str(path)):
+        read_cifar_binary(CIFAR, [path])
+
+
+# SVHN, cropped digits: MATLAB files
+
+
+def svhn_file(path: Path, labels: list[int], first: int = 0, **changed: np.ndarray) -> Path:
+    """Image i is filled with `first` + i, but for a mark at row 1, column 2, channel 0."""
+    images = np.empty((32, 32, 3, len(labels)), np.uint8)
+    images[:] = first + np.arange(len(labels))
+    images[1, 2, 0] = 255
+    scipy.io.savemat(path, {"X": images, "y": np.array(labels, np.uint8)[:, None], **changed})
+    return path
+
+
+SVHN = Official("houses", "svhn-mat", [str(digit) for digit in range(10)])
+
+
+def test_svhn_files_become_digits_and_ten_is_zero(tmp_path: Path) -> None:
+    paths = [svhn_file(tmp_path / "train.mat", [1, 10, 9]), svhn_file(tmp_path / "test.mat", [10, 2], first=100)]
+    prepared = read_svhn(SVHN, paths)
+    assert prepared.images.shape == (5, 32, 32, 3)
+    assert prepared.labels.tolist() == [1, 0, 9, 0, 2]
+    assert prepared.images[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101]
+    assert (prepared.images[:, 1, 2] == [[255, i, i] for i in (0, 1, 2, 100, 101)]).all()
+    assert prepared.rows["train"].tolist() == [0, 1, 2] and prepared.rows["test"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"y": np.array([[11]], np.uint8)},
+        {"y": np.array([[0]], np.uint8)},
+        {"y": np.array([[1], [2]], np.uint8)},
+        {"X": np.zeros((32, 32, 3, 1))},
+        {"X": np.zeros((28, 28, 3, 1), np.uint8)},
+        {"X": np.zeros(4, np.uint8)},
+    ],
+    ids=["11", "0", "two labels", "floats", "small", "flat"],
+)
+def test_a_mat_file_that_is_not_svhn_is_refused(tmp_path: Path, changed: dict[str, np.ndarray]) -> None:
+    path = svhn_file(tmp_path / "train.mat", [1], **changed)
+    with refused(str(path), "download it again"):
+        read_svhn(SVHN, [path, path])
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>This page has moved.</html>" * 20, None])
+def test_a_damaged_mat_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = svhn_file(tmp_path / "train.mat", [1, 2])
+    path.write_bytes(path.read_bytes()[:5000] if content is None else content)
+    with refused(str(path), "download it again"):
+        read_svhn(SVHN, [path, path])
+
+
+# both, as official archives on a server
+
+
+def test_official_formats_are_fetched_over_http_and_prepared(
+    tmp_path: Path, cli: Cli, serve: Callable[..., str]
+) -> None:
+    """A table of the test's own: the names, mirrors and checksums of archives are data."""
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    labels = list(range(1, 11)) * 2
+    every = b"".join(record(label % 10, label) for label in labels)
+    files = {
+        "cifar10": [cifar_archive(mirror / "cifar-10-binary.tar.gz", dict.fromkeys(BATCHES, every))],
+        "svhn": [svhn_file(mirror / "train_32x32.mat", labels), svhn_file(mirror / "test_32x32.mat", labels)],
+    }
+    known = officials()
+    table = {
+        name: {
+            "format": known[name].format,
+            "classes": known[name].classes,
+            "mirrors": [serve(mirror)],
+            "files": {path.name: "md5:" + hashlib.md5(path.read_bytes()).hexdigest() for path in paths},
+        }
+        for name, paths in files.items()
+    }
+    (tmp_path / "datasets.toml").write_text(tomli_w.dumps(table))
+    for name, counts in (("cifar10", "40 train, 20 test"), ("svhn", "20 train, 20 test")):
+        result = cli("pipeline", "preprocess", name, CONVLINE_DATASETS="datasets.toml")
+        assert result.stdout == f"data/{name}: {counts} images of 32x32x3, 10 classes, 0 rejected\n"
+        assert Dataset.open(tmp_path / "data", name).classes == known[name].classes
+    (tmp_path / "data/archives/svhn/test_32x32.mat").write_bytes(b"other")
+    again = cli("pipeline", "preprocess", "svhn", "--overwrite", CONVLINE_DATASETS="datasets.toml")
+    assert again.stderr.count("downloading") == 1  # what is damaged is fetched again
+
+
+@pytest.mark.parametrize("content", [None, "[x", "[x]\nclasses = []\n", "[x]\nfolder = 1\n"])
+def test_a_table_of_datasets_that_is_none_is_named(cli: Cli, tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "datasets.toml").write_text(content)
+    result = cli("pipeline", "download", "x", CONVLINE_DATASETS="datasets.toml", status=1)
+    assert result.stderr.startswith("error: the table of datasets datasets.toml cannot be read")

@@ -197,6 +197,14 @@ def test_names_and_checksums_are_those_of_torchvision(name: str, source: type) -
     assert listed == {file: f"md5:{checksum}" for file, checksum in source.resources}
 
 
+def test_cifar10_and_svhn_are_known_as_torchvision_knows_them() -> None:
+    # of CIFAR-10 torchvision lists the pickled edition only
+    assert officials()["cifar10"].files == {"cifar-10-binary.tar.gz": "md5:c32a1d4ab5d03f1284b67883e8d87530"}
+    splits = torchvision.datasets.SVHN.split_list
+    listed = {splits[split][1]: f"md5:{splits[split][2]}" for split in ("train", "test")}
+    assert officials()["svhn"].files == listed
+
+
 def test_the_classes_of_fashion_mnist_are_those_of_torchvision() -> None:
     assert officials()["fashion-mnist"].classes == torchvision.datasets.FashionMNIST.classes
 
