@@ -102,6 +102,29 @@ class Train(Section):
     evaluate_limit: PositiveInt | None = None
 
 
+class Augment(Section):
+    """Distortions of the images in training, each its own draw; evaluation sees the centre crop.
+
+    `random_crop`: the window of `preprocess.crop` (without it: of the image's size) lies anywhere in the image
+    and a border of `padding` black pixels; `flip`: every other image is mirrored; `brightness`: plus
+    U(-brightness, brightness), in pixel units of 0 to 255; `contrast`: times U(lowest, highest) about each
+    channel's mean. Nothing is clipped."""
+
+    random_crop: bool = False
+    padding: NonNegativeInt = 0
+    flip: bool = False
+    brightness: NonNegativeFloat = 0.0
+    contrast: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] = (1.0, 1.0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Augment:
+        if self.padding and not self.random_crop:
+            raise ValueError("padding has no effect without random_crop = true")
+        if self.contrast[0] > self.contrast[1]:
+            raise ValueError("contrast is [lowest, highest], in this order")
+        return self
+
+
 class Published(Section):
     """What the source of this recipe published."""
 
@@ -116,6 +139,7 @@ class Recipe(Section):
     name: str = ""
     data: Data
     preprocess: Preprocess = Preprocess()
+    augment: Augment = Augment()
     model: Model
     train: Train
     optimizer: OptimizerSection

@@ -70,8 +70,9 @@ def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
             training.evaluate(0, watch)
         for step in range(first, settings.steps):
             images, labels = training.batches.draw(step)
+            inputs = preprocessing.standardized(training.distort(images, step))
             seed_step(settings.seed, step)
-            logits = network(preprocessing(images))
+            logits = network(inputs)
             cross_entropy = F.cross_entropy(logits, labels, reduction=settings.loss)
             penalties = training.penalties()
             loss = cross_entropy + sum(penalties.values())

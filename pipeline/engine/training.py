@@ -14,6 +14,7 @@ from models.served import Served
 from pipeline.average import MovingAverage
 from pipeline.dataset import Dataset, Split
 from pipeline.engine import checkpoint
+from pipeline.engine.augment import Distortions
 from pipeline.engine.batches import Batches
 from pipeline.engine.guard import FiniteGuard
 from pipeline.engine.monitor import Monitor, cut_back
@@ -33,6 +34,7 @@ class Training:
     average: MovingAverage
     optimizer: Optimizer
     batches: Batches
+    distort: Distortions
     guard: FiniteGuard
     evaluated: dict[str, Split]  # opened once: a dataset that is prepared again meanwhile does not change them
 
@@ -49,6 +51,7 @@ class Training:
             average=MovingAverage(served.network, recipe.train.average_decay),
             optimizer=recipe.optimizer.build(served.network.parameters()),
             batches=Batches(split, recipe.data.sampling, recipe.train.batch_size, recipe.train.seed, device),
+            distort=Distortions(recipe.augment, served.preprocessing, recipe.train.seed),
             guard=FiniteGuard(device),
             evaluated={name: open_split(name) for name in recipe.train.evaluate_splits if recipe.train.evaluate_every},
         )

@@ -1,0 +1,67 @@
+"""Distortions of training images, a whole batch at once: those of TensorFlow's CIFAR-10 tutorial."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.preprocessing import Preprocessing
+from pipeline.engine.randomness import DISTORT, generator
+from pipeline.recipe import Augment
+
+
+class Distortions:
+    """`settings` applied to batches of images as stored; `preprocessing` says what is cropped without them."""
+
+    def __init__(self, settings: Augment, preprocessing: Preprocessing, seed: int) -> None:
+        self._settings = settings
+        self._preprocessing = preprocessing
+        self._seed = seed
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """uint8 [batch, height, width, channels] to the same of the cropped size, float32 where brightness
+        or contrast change; not standardised yet. A function of the seed and `step`, each image its own draw.
+        """
+        settings = self._settings
+        height, width = self._preprocessing.output_size
+        if settings.random_crop:
+            images = F.pad(images, (0, 0, *[settings.padding] * 4))
+        else:
+            images = self._preprocessing.cropped(images)
+        uniform = torch.from_numpy(generator(self._seed, DISTORT, step).random((5, len(images)))).to(images.device)
+        if settings.random_crop or settings.flip:
+            top = (uniform[0] * (images.shape[1] - height + 1)).long()
+            left = (uniform[1] * (images.shape[2] - width + 1)).long()
+            mirrored = uniform[2] < (0.5 if settings.flip else 0)
+            images = windows(images, top, left, mirrored, (height, width))
+        if settings.brightness:
+            images = brightened(images, settings.brightness * (2 * uniform[3] - 1))
+        if settings.contrast != (1, 1):
+            lowest, highest = settings.contrast
+            images = contrasted(images, lowest + uniform[4] * (highest - lowest))
+        return images
+
+
+def windows(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: tuple[int, int]) -> Tensor:
+    """From each of [batch, height, width, channels] the window of `size` at `top`, `left` (int64 [batch]),
+    left and right exchanged where `mirrored` (bool [batch])."""
+    height, width = (torch.arange(side, device=images.device) for side in size)
+    rows = top[:, None] + height
+    columns = left[:, None] + torch.where(mirrored[:, None], width.flip(0), width)
+    batch = torch.arange(len(images), device=images.device)
+    # one gather for crop and flip: 2 ms for 128 images on 2 cores
+    return images[batch[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def brightened(images: Tensor, delta: Tensor) -> Tensor:
+    """Plus `delta` [batch], unclipped: TensorFlow's `tf.image.adjust_brightness` on floats."""
+    return images + delta.to(torch.float32)[:, None, None, None]
+
+
+def contrasted(images: Tensor, factor: Tensor) -> Tensor:
+    """(x - mean) * `factor` [batch] + mean, over each channel's own mean, unclipped: `tf.image.adjust_contrast`."""
+    images = images.to(torch.float32)
+    mean = images.mean((1, 2), keepdim=True)
+    factor = factor.to(torch.float32)[:, None, None, None]
+    return torch.addcmul(mean * (1 - factor), images, factor)
