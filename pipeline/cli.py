@@ -101,15 +101,15 @@ def samples(
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Show this one.")] = None) -> None:
     """List the shipped recipes, or show one."""
-    from pipeline import recipe
-
     if name is not None:
-        print(recipe.find(name).read_text(encoding="utf-8"), end="")
+        from pipeline.recipe import find
+
+        print(find(name).read_text(encoding="utf-8"), end="")
         return
-    for each in map(recipe.load, recipe.names()):
-        figure = each.published.precision_at_1
-        published = f"published {figure:.4f}" if figure is not None else ""
-        print(f"{each.name:24}{each.data.dataset:12}{each.model.name:22}{published}".rstrip())
+    from pipeline.engine.overview import HEADER, overview
+
+    for recipe, dataset, network, parameters, products, published in [HEADER, *overview()]:
+        print(f"{recipe:25}{dataset:10}{network:20}{parameters:>10}{products:>15}{published:>11}")
 
 
 @app.command()

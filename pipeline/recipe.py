@@ -58,7 +58,7 @@ class Preprocess(Section):
 
 
 class Model(BaseModel):
-    """`name` in `models.NETWORKS`; every other key is an option of that network."""
+    """`name` in `models.NETWORKS`, or "torchvision/…"; every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -71,13 +71,18 @@ class Model(BaseModel):
     @classmethod
     def _resolve(cls, fields: Any) -> Any:
         """Check the options against the network's own signature and fill in its defaults."""
-        from models import NETWORKS, options
+        from models import NETWORKS, find, options
 
         if not isinstance(fields, dict) or "name" not in fields:
             return fields
         name = fields["name"]
-        if not isinstance(name, str) or name not in NETWORKS:
-            raise ValueError(f"there is no network {name!r}; there are {', '.join(sorted(NETWORKS))}")
+        try:
+            find(name)
+        except (KeyError, AttributeError) as error:
+            known = ", ".join(sorted(NETWORKS))
+            raise ValueError(
+                f"there is no network {name!r}; there are {known}, and torchvision's as torchvision/resnet18"
+            ) from error
         accepted: dict[str, Any] = {key: (p.annotation, p.default) for key, p in options(name).items()}
         schema = create_model("Options", __base__=Section, **accepted)
         return {"name": name, **schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()}

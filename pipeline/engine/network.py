@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from models import build
+from models.layers import LocallyConnected2d
 from models.preprocessing import Preprocessing
 from models.served import Served
 from pipeline.engine import checkpoint
@@ -73,6 +74,25 @@ def predictor(served: nn.Module, device: torch.device) -> Predict:
         return probability.cpu().numpy(), logit.cpu().numpy()
 
     return predict
+
+
+@torch.inference_mode()
+def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Multiplications with a weight that one image of (channels, height, width) takes: those of convolutions
+    and linear layers, without what lies between them."""
+    counts: list[int] = []
+
+    def count(layer: Any, _: Any, output: Tensor) -> None:
+        weight, bias = layer.weight, layer.bias
+        # a weight is used once for each of the values that share a bias
+        counts.append(weight.numel() * output.numel() // (len(weight) if bias is None else bias.numel()))
+
+    weighted = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear, LocallyConnected2d))]
+    hooks = [layer.register_forward_hook(count) for layer in weighted]
+    network.eval()(torch.zeros(1, *image_shape))
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
 
 
 def choose_device(name: str) -> torch.device:

@@ -19,6 +19,7 @@ from pipeline.engine.batches import Batches
 from pipeline.engine.guard import FiniteGuard
 from pipeline.engine.monitor import Monitor, cut_back
 from pipeline.engine.network import build_served, predictor
+from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.run import Run
 from pipeline.evaluate import evaluate
 from serving.machine import usable_cpus
@@ -42,6 +43,8 @@ class Training:
     def begin(cls, run: Run, dataset: Dataset, device: torch.device) -> Training:
         recipe = run.recipe
         served = build_served(recipe, run.info["dataset"]).to(device).train()
+        if not checkpoint.paths(run.folder / "checkpoints"):
+            load_pretrained(served.network, recipe.model)
         open_split = partial(dataset.split, validation=recipe.data.validation, seed=recipe.train.seed)
         split = open_split("train")
         return cls(

@@ -318,9 +318,22 @@ def test_every_difference_is_named() -> None:
     assert differences(load("digits"), changed) == ["schedule.floor", "schedule.name", "train.seed"]
 
 
-def test_the_recipes_are_listed_with_their_dataset(cli: Cli) -> None:
-    lines = [line.split() for line in cli("pipeline", "recipes").stdout.splitlines()]
-    assert [line[:2] for line in lines] == [[name, load(name).data.dataset] for name in recipe.names()]
+def test_every_system_of_the_sources_is_listed_with_its_size_and_published_figure(cli: Cli) -> None:
+    header, *rows = (line.split() for line in cli("pipeline", "recipes").stdout.splitlines())
+    assert header == ["recipe", "dataset", "network", "parameters", "multiply-adds", "published"]
+    # by hand, from the sources' layer sizes
+    assert {row[0]: row[1:] for row in rows} == {
+        "cifar10": ["cifar10", "cifar10", "1,068,298", "18,470,784", "86.00%"],
+        "cifar10-local": ["cifar10", "cifar10_local", "2,112,970", "19,512,576", "87.00%"],
+        "deep-mnist": ["mnist", "deep_mnist", "3,274,634", "13,883,904", "99.20%"],
+        "digits": ["digits", "digits_convnet", "53,002", "347,392", "-"],
+        "mlp": ["mnist", "mlp", "496,885", "496,250", "96.60%"],
+        "simple-convnet": ["mnist", "simple_convnet", "433,890", "865,000", "98.60%"],
+        "slides-convnet": ["mnist", "slides_convnet", "53,002", "6,138,720", "-"],
+        "softmax-regression": ["mnist", "softmax_regression", "7,850", "7,840", "92.20%"],
+        "softmax-regression-1000": ["mnist", "softmax_regression", "7,850", "7,840", "-"],
+        "svhn": ["svhn", "cifar10", "3,431,754", "60,565,376", "-"],
+    }
 
 
 def test_a_recipe_is_shown_as_it_is_written(cli: Cli) -> None:

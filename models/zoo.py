@@ -1,0 +1,56 @@
+"""The classifiers of `torchvision.models`, by name: "torchvision/resnet18"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+PREFIX = "torchvision/"
+
+# networks that must be told the size of their images
+SIZED: dict[str, Callable[[int], dict[str, Any]]] = {
+    "vit": lambda side: {"image_size": side},
+    "maxvit": lambda side: {"input_size": (side, side)},
+}
+# networks with a second head for training: without it, so that forward returns logits
+TWO_HEADED = ("googlenet", "inception")
+
+
+def find(name: str) -> Callable[..., nn.Module]:
+    """The function that builds a classifier of the installed torchvision. Raises KeyError for none of them."""
+    from torchvision import models
+
+    short = name.removeprefix(PREFIX)
+    if short not in models.list_models(module=models):
+        raise KeyError(name)
+    return partial(_build, short)
+
+
+def _build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights: str = "none") -> nn.Module:
+    """`weights` names what a training begins from: "none", "default", or torchvision's name of them; it is
+    only checked here, the trainer loads them. Raises ValueError for images or weights that it does not take.
+    """
+    from torchvision import models
+
+    channels, height, width = image_shape
+    if channels != 3:
+        raise ValueError("networks of torchvision take RGB images; prepare the dataset with --channels 3")
+    known = [weight.name for weight in models.get_model_weights(name)]
+    if weights not in ("none", "default", *known):
+        raise ValueError(f"there are no weights {weights!r}; there are none, default, {', '.join(known)}")
+    family = name.partition("_")[0]
+    arguments: dict[str, Any] = {}
+    if family in SIZED:
+        if height != width:
+            raise ValueError("it takes square images only")
+        arguments = SIZED[family](height)
+    if family in TWO_HEADED:
+        arguments = {"aux_logits": False, "init_weights": True}
+    try:
+        network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
+    except AssertionError as error:
+        raise ValueError(str(error)) from error
+    return network
