@@ -13,6 +13,7 @@ import models
 from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d
 from models.preprocessing import Preprocessing
 from pipeline.average import MovingAverage
+from pipeline.recipe import load
 from tests.golden import fixed
 
 TOLERANCE = 1e-5
@@ -144,3 +145,57 @@ def test_the_moving_average_is_tensorflows_over_50_updates(golden: Mapping[str, 
 
 def test_the_cifar10_network_has_the_published_number_of_parameters() -> None:
     assert sum(p.numel() for p in models.build("cifar10", (3, 24, 24), 10).parameters()) == 1_068_298
+
+
+def test_step_0_of_cifar10_costs_what_the_source_logs() -> None:
+    """4.68: ten even classes, and half of 0.004 times the squares of two truncated normal matrices."""
+    recipe = load("cifar10", ["model.conv_std=1e-4"])
+    torch.manual_seed(0)
+    network = models.build("cifar10", (3, 24, 24), 10, **recipe.model.options)
+    images = torch.from_numpy(fixed.state("step 0").randn(128, 3, 24, 24).astype(np.float32))
+    loss = F.cross_entropy(network(images), torch.arange(128) % 10)
+    for layer, coefficient in recipe.train.l2.items():
+        loss = loss + coefficient / 2 * network.get_parameter(f"{layer}.weight").square().sum()
+    # the draw of the weights moves it by 0.0024 (one standard deviation) around 4.676
+    assert loss.item() == pytest.approx(4.68, abs=0.01)
+
+
+def im2col(x: np.ndarray, size: int) -> np.ndarray:
+    """[batch, height, width, channels] to rows of patches, [batch, out, out, size * size * channels]."""
+    out = x.shape[1] - size + 1
+    patches = [x[:, i : i + out, j : j + out] for i in range(size) for j in range(size)]
+    return np.stack(patches, 3).reshape(len(x), out, out, -1)
+
+
+def test_simple_convnets_gradients_are_those_of_numpy_im2col() -> None:
+    """Forward and backward by hand, as the book derives them, in float64."""
+    w = {key: value.astype(np.float64) for key, value in fixed.weights("simple_convnet").items()}
+    x, labels = fixed.images("simple_convnet").astype(np.float64), fixed.labels()
+    columns = im2col(x, 5)
+    conv = columns @ w["conv1.weight"].reshape(25, 30) + w["conv1.bias"]
+    windows = np.maximum(conv, 0).reshape(8, 12, 2, 12, 2, 30).transpose(0, 1, 3, 5, 2, 4).reshape(8, 12, 12, 30, 4)
+    flat = windows.max(-1).reshape(8, -1)
+    hidden = np.maximum(flat @ w["affine1.weight"] + w["affine1.bias"], 0)
+    logits = hidden @ w["affine2.weight"] + w["affine2.bias"]
+    softmax = np.exp(logits - logits.max(1, keepdims=True))
+    softmax /= softmax.sum(1, keepdims=True)
+    delta = (softmax - np.eye(10)[labels]) / 8
+    delta_hidden = delta @ w["affine2.weight"].T * (hidden > 0)
+    delta_pooled = (delta_hidden @ w["affine1.weight"].T).reshape(8, 12, 12, 30, 1)
+    won = np.arange(4) == windows.argmax(-1)[..., None]
+    delta_conv = (won * delta_pooled).reshape(8, 12, 12, 30, 2, 2).transpose(0, 1, 4, 2, 5, 3).reshape(8, 24, 24, 30)
+    delta_conv = delta_conv * (conv > 0)
+    expected = {
+        "conv1.weight": np.einsum("nijp,nijo->po", columns, delta_conv).reshape(5, 5, 1, 30),
+        "conv1.bias": delta_conv.sum((0, 1, 2)),
+        "affine1.weight": flat.T @ delta_hidden,
+        "affine1.bias": delta_hidden.sum(0),
+        "affine2.weight": hidden.T @ delta,
+        "affine2.bias": delta.sum(0),
+    }
+    network = build("simple_convnet").double()
+    F.cross_entropy(network(nchw(x)), torch.from_numpy(labels)).backward()
+    for key, value in expected.items():
+        mine = network.get_parameter(key).grad.numpy()
+        theirs = to_torch(key, value, FLATTENED["simple_convnet"].get(key))
+        np.testing.assert_allclose(mine, theirs, atol=1e-12, err_msg=key)

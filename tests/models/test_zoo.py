@@ -1,0 +1,132 @@
+"""Networks of torchvision by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import resnet18
+
+import models
+from pipeline.engine.pretrained import load_pretrained
+from pipeline.recipe import Model, load
+from serving.errors import ConvlineError
+from tests.conftest import Cli, run_command
+
+SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_32": 64}
+# one of each family
+FAMILIES = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
+    "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0",
+    "swin_t", "swin_v2_t", "vgg11", "vit_b_32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photographs(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/rgb32, RGB images of 32x32."""
+    folder = tmp_path_factory.mktemp("photographs")
+    run_command(folder, "pipeline", "preprocess", "rgb32", "--source", samples, "--channels", "3", "--image-size", "32")
+    return folder
+
+
+def test_a_classifier_of_torchvision_has_its_own_names_and_our_classes() -> None:
+    network = models.build("torchvision/resnet18", (3, 32, 32), 7)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert network.state_dict().keys() == resnet18().state_dict().keys()
+
+
+def test_a_classifier_of_torchvision_trains_exports_and_serves(photographs: Path) -> None:
+    settings = ["model.name=torchvision/resnet18", "train.batch_size=16", "train.evaluate_every=0"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    common = ("--run", "resnet", "--steps", 3, "--tracking", "none")
+    run_command(photographs, "pipeline", "train", "digits", "--dataset", "rgb32", *common, *overrides)
+    assert "parity passed" in run_command(photographs, "pipeline", "export", "resnet").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_torchvision_trains_and_exports(samples: Path, tmp_path: Path, name: str) -> None:
+    side = SIDES.get(name, 64)
+    run_command(tmp_path, "pipeline", "preprocess", "rgb", "--source", samples, "--channels", "3", "--image-size", side)
+    settings = [f"model.name=torchvision/{name}", "train.batch_size=8", "train.evaluate_every=0"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    common = ("--run", "one", "--steps", 2, "--tracking", "none")
+    run_command(tmp_path, "pipeline", "train", "digits", "--dataset", "rgb", *common, *overrides)
+    assert "parity passed" in run_command(tmp_path, "pipeline", "export", "one").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("resnet18", (1, 32, 32), "--channels 3"),
+        ("vit_b_16", (3, 32, 48), "square"),
+        ("vit_b_16", (3, 33, 33), "divisible"),
+    ],
+)
+def test_images_that_a_network_does_not_take_are_refused(name: str, shape: tuple[int, int, int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        models.build(f"torchvision/{name}", shape, 10)
+
+
+def test_what_only_a_forward_pass_finds_is_refused_before_anything_is_written(photographs: Path) -> None:
+    options = ("--dataset", "rgb32", "--run", "small", "--set", "model.name=torchvision/alexnet", "--tracking", "none")
+    error = run_command(photographs, "pipeline", "train", "digits", *options, status=1).stderr
+    assert "torchvision/alexnet does not accept the dataset rgb32, whose images are 32x32x3" in error
+    assert not (photographs / "runs/small").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("model.name=torchvision/resnet19", "there is no network 'torchvision/resnet19'; there are cifar10,"),
+        ("model.name=torchvision/fcn_resnet50", "there is no network"),
+        ("model.depth=3", "model accepts name, weights"),
+    ],
+)
+def test_a_name_or_option_that_torchvision_lacks_is_refused(setting: str, told: str) -> None:
+    with pytest.raises(ConvlineError, match=told):
+        load("digits", ["model.name=torchvision/resnet18", setting])
+
+
+def test_weights_that_do_not_exist_are_named() -> None:
+    with pytest.raises(ValueError, match="none, default, IMAGENET1K_V1"):
+        models.build("torchvision/resnet18", (3, 32, 32), 10, weights="IMAGENET")
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Weights of resnet18 where torch keeps what it has fetched, so that no network is needed."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    weights = resnet18().state_dict()
+    torch.save(weights, tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
+    return weights
+
+
+@pytest.mark.parametrize("weights", ["default", "IMAGENET1K_V1"])
+def test_pretrained_weights_fill_all_but_the_last_layer(cached: dict[str, torch.Tensor], weights: str) -> None:
+    network = models.build("torchvision/resnet18", (3, 32, 32), 10)
+    before = network.fc.weight.clone()
+    load_pretrained(network, Model.model_validate({"name": "torchvision/resnet18", "weights": weights}))
+    mine = network.state_dict()
+    assert all(torch.equal(mine[key], value) for key, value in cached.items() if not key.startswith("fc."))
+    assert torch.equal(network.fc.weight, before)
+
+
+def test_weights_that_cannot_be_fetched_stop_the_training_in_one_sentence(
+    photographs: Path, cli: Cli, tmp_path: Path
+) -> None:
+    settings = ["model.name=torchvision/resnet18", "model.weights=default"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    error = cli(
+        "pipeline", "train", "digits", "--dataset", "rgb32", "--data-dir", photographs / "data", *overrides,
+        "--tracking", "none", status=1, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9",
+    ).stderr  # fmt: skip
+    assert "cannot fetch the weights of resnet18 from https://" in error and "model.weights=none" in error
+
+
+def test_torchvision_is_imported_only_for_its_own_networks() -> None:
+    code = "import sys, models; models.build('mlp', (1, 4, 4), 2); sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
