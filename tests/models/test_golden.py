@@ -37,10 +37,7 @@ def to_torch(name: str, value: np.ndarray, spatial: tuple[int, int, int] | None)
     """A TensorFlow weight in torch's layout; `spatial` (height, width, channels) is what a dense layer flattens."""
     if value.ndim == 4:
         return value.transpose(3, 2, 0, 1)
-    if name.startswith("local") and value.ndim == 3 and name.endswith("weight"):
-        places, size, out = value.shape
-        return value.reshape(places, 3, 3, size // 9, out).transpose(0, 3, 1, 2, 4).reshape(places, size, out)
-    if name.startswith("local") and value.ndim == 3:
+    if value.ndim == 3 and name.endswith("bias"):
         return value.transpose(2, 0, 1)
     if value.ndim == 2:
         if spatial:

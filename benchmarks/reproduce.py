@@ -1,0 +1,248 @@
+"""Reproduce the published figures: train, evaluate and export each recipe, and write docs/reproduction.md.
+
+    python benchmarks/reproduce.py                         # everything that is not done yet
+    python benchmarks/reproduce.py mlp cifar10 --folder /scratch
+
+It can be killed and started again: trainings go on from their checkpoints, finished ones are not repeated.
+MNIST is downloaded (--mirror), CIFAR-10 given as an archive of images (--cifar). A result is a file of
+benchmarks/results/reproduction; the page is made of all of them, whenever and wherever they were measured, and
+of findings.md beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from matplotlib.figure import Figure
+
+from pipeline.engine import checkpoint
+from pipeline.engine.run import Run
+from pipeline.recipe import load, names
+from serving.files import atomic_write
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results/reproduction"
+FINDINGS = RESULTS / "findings.md"
+PAGE = ROOT / "docs/reproduction.md"
+
+SHORT = ("train.steps=15625", "schedule.every=12000", "train.average_decay=0.999", "train.evaluate_every=1000")
+JPEG = "trained and tested on a JPEG copy of CIFAR-10 (quality 75), which costs every method a little accuracy"
+SHORTENED = (
+    f"{JPEG}; 40 epochs instead of 256, as the machine has no GPU: the learning rate falls once, after 12,000 of "
+    "15,625 steps, and the average follows ten times faster (0.999 instead of 0.9999)"
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training of `recipe`; `settings` and `dataset` where it differs from it, `note` says why."""
+
+    recipe: str
+    seed: int | None = None
+    dataset: str | None = None
+    settings: tuple[str, ...] = ()
+    note: str = ""
+    suffix: str = field(default="", kw_only=True)
+
+    @property
+    def run(self) -> str:
+        return self.recipe + ("" if self.seed is None else f"-seed{self.seed}") + self.suffix
+
+    @property
+    def options(self) -> list[str]:
+        given = ["--run", self.run, *(word for setting in self.settings for word in ("--set", setting))]
+        given += [] if self.seed is None else ["--seed", str(self.seed)]
+        return given + ([] if self.dataset is None else ["--dataset", self.dataset])
+
+
+PLAN = [
+    Planned("digits"),
+    Planned("softmax-regression"),
+    Planned("softmax-regression-1000"),
+    Planned("mlp"),
+    *(Planned("simple-convnet", seed) for seed in range(5)),
+    Planned("slides-convnet"),
+    Planned("deep-mnist"),
+    Planned("cifar10", dataset="cifar10-jpg", settings=SHORT, note=SHORTENED),
+    Planned("cifar10-local", dataset="cifar10-jpg", settings=SHORT, note=SHORTENED),
+]
+FULL = [Planned(recipe, dataset="cifar10-jpg", note=JPEG, suffix="-full") for recipe in ("cifar10", "cifar10-local")]
+
+
+def main(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Recipes; default: all.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where data and runs are kept.")] = Path("reproduction"),
+    mirror: Annotated[str | None, typer.Option(help="Where MNIST is downloaded from first.")] = None,
+    cifar: Annotated[
+        Path | None, typer.Option(help="Archive or folder of CIFAR-10's images, train/ and test/.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="CIFAR-10 in full length: 100,000 steps.")] = False,
+) -> None:
+    if unknown := set(recipes or ()) - set(names()):
+        raise typer.BadParameter(f"there is no recipe {sorted(unknown)[0]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for planned in FULL if full else PLAN:
+        if recipes and planned.recipe not in recipes:
+            continue
+        result = RESULTS / f"{planned.run}.json"
+        if not result.exists():
+            prepare(planned, folder, mirror, cifar)
+            measured = measure(planned, folder)
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            with atomic_write(result, "w") as file:
+                json.dump(measured, file, indent=2)
+        write_page()
+
+
+def pipeline(folder: Path, *words: object, output: bool = False) -> str:
+    """Run a command of the pipeline in `folder`; its standard output where `output` asks for it."""
+    command = [sys.executable, "-m", "pipeline", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE if output else None, text=True)
+    return done.stdout or ""
+
+
+def prepare(planned: Planned, folder: Path, mirror: str | None, cifar: Path | None) -> None:
+    dataset = planned.dataset or load(planned.recipe).data.dataset
+    if (folder / "data" / dataset).exists():
+        return
+    source: list[object] = ["--mirror", mirror] if mirror else []
+    if dataset == "cifar10-jpg":
+        if cifar is None:
+            raise typer.BadParameter("CIFAR-10 as images: give --cifar ARCHIVE")
+        source = ["--source", cifar.resolve()]
+    pipeline(folder, "preprocess", dataset, *source)
+
+
+def measure(planned: Planned, folder: Path) -> dict[str, Any]:
+    """Train (or go on), evaluate both weights on test, export; everything that the page tells."""
+    pipeline(folder, "train", planned.recipe, "--resume", "--tracking", "none", *planned.options)
+    pipeline(folder, "export", planned.run)
+    figures = {
+        weights: json.loads(pipeline(folder, "evaluate", planned.run, "--weights", weights, "--json", output=True))
+        for weights in ("averaged", "raw")
+    }
+    run = Run.open(folder / "runs" / planned.run)
+    points = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    state = checkpoint.load_newest(run.folder / "checkpoints")
+    assert state is not None
+    return {
+        "plan": asdict(planned),
+        "steps": run.recipe.train.steps,
+        "seed": run.recipe.train.seed,
+        "precision_at_1": {weights: figure["precision_at_1"] for weights, figure in figures.items()},
+        "test_images": figures["raw"]["count"],
+        "seconds": next(point["training_seconds"] for point in points if "training_seconds" in point),
+        "parity": json.loads((run.folder / "parity.json").read_text())["probability_difference"]["largest"],
+        "hardware": hardware(state["threads"]),
+        "versions": f"Python {platform.python_version()}, torch {version('torch')}, convline {version('convline')}",
+        "date": date.today().isoformat(),
+        "curve": {
+            name: thinned([(point["step"], point[name]) for point in points if name in point])
+            for name in ("smoothed_loss", "precision_at_1")
+        },
+    }
+
+
+def hardware(threads: int) -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0].partition(':')[2].strip()}, {threads} thread{'s' * (threads > 1)}"
+
+
+def thinned(points: list[tuple[int, float]], most: int = 200) -> list[tuple[int, float]]:
+    return points[:: max(1, len(points) // most)]
+
+
+def write_page() -> None:
+    """docs/reproduction.md and its pictures, from every result there is."""
+    planned = {plan.run: number for number, plan in enumerate([*PLAN, *FULL])}
+    results = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    results.sort(key=lambda result: planned[Planned(**result["plan"]).run])
+    recipes = list(dict.fromkeys(result["plan"]["recipe"] for result in results))
+    for recipe in recipes:
+        draw(recipe, [result for result in results if result["plan"]["recipe"] == recipe])
+    with atomic_write(PAGE, "w") as file:
+        file.write("\n".join(page(results, recipes)) + "\n")
+
+
+def page(results: list[dict[str, Any]], recipes: list[str]) -> list[str]:
+    notes = list(dict.fromkeys(result["plan"]["note"] for result in results if result["plan"]["note"]))
+    lines = [
+        "# Reproduction",
+        "",
+        "Each system of the sources, trained by its recipe: precision @ 1 on the whole test split. Written by",
+        "`benchmarks/reproduce.py` from the files of `benchmarks/results/reproduction`.",
+        "",
+        "| recipe | published | published time | averaged | raw | time | steps | seed | run on | date |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        plan, figures, published = result["plan"], result["precision_at_1"], load(result["plan"]["recipe"]).published
+        mark = f" [{notes.index(plan['note']) + 1}]" if plan["note"] else ""
+        cells = [
+            f"`{plan['recipe']}`{mark}",
+            "–" if published.precision_at_1 is None else f"{published.precision_at_1:.2%}",
+            "–" if published.seconds is None else duration(published.seconds),
+            f"{figures['averaged']:.2%}",
+            f"{figures['raw']:.2%}",
+            duration(result["seconds"]),
+            f"{result['steps']:,}",
+            str(result["seed"]),
+            f"{result['hardware']}; {result['versions']}",
+            result["date"],
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"[{number}] {note}." for number, note in enumerate(notes, 1)), ""]
+    if missing := sorted(set(names()) - set(recipes)):
+        lines += [f"Not run: {', '.join(f'`{name}`' for name in missing)}.", ""]
+    if FINDINGS.exists():
+        lines += FINDINGS.read_text(encoding="utf-8").splitlines()
+    lines += [
+        "",
+        "## Learning curves",
+        "",
+        "The loss (moving average 0.9), and precision @ 1 on test (averaged weights).",
+    ]
+    for recipe in recipes:
+        lines += ["", f"![{recipe}](reproduction/{recipe}.png)"]
+    return lines
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def draw(recipe: str, results: list[dict[str, Any]]) -> None:
+    """The curves of one recipe, one line a seed."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for result in results:
+        label = Planned(**result["plan"]).run
+        left.plot(*zip(*result["curve"]["smoothed_loss"], strict=True), label=label, linewidth=1)
+        if result["curve"]["precision_at_1"]:
+            right.plot(*zip(*result["curve"]["precision_at_1"], strict=True), label=label, marker=".", linewidth=1)
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    right.set(xlabel="step", ylabel="precision @ 1")
+    if len(results) > 1:
+        right.legend(fontsize="small")
+    figure.suptitle(recipe)
+    path = PAGE.parent / "reproduction" / f"{recipe}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=80, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    typer.run(main)
