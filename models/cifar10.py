@@ -3,15 +3,36 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d, truncated_normal_
+from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d, initialize
 
 
-class Cifar10(nn.Module):
+class CifarConvolutions(nn.Module):
+    """The lower half of both CIFAR-10 networks: conv1 - ReLU - pool1 - norm1 - conv2 - ReLU - norm2 - pool2."""
+
+    def __init__(self, image_shape: tuple[int, int, int], conv_std: float, conv2_filters: int = 64) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.conv1 = SameConv2d(channels, 64, 5)
+        self.pool1 = SameMaxPool2d(3, 2)
+        self.norm1 = LocalResponseNorm(64, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75)
+        self.conv2 = SameConv2d(64, conv2_filters, 5)
+        self.norm2 = LocalResponseNorm(conv2_filters, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75)
+        self.pool2 = SameMaxPool2d(3, 2)
+        self.size = (-(-height // 4), -(-width // 4))  # halved twice, rounded up
+        initialize(self.conv1, conv_std, 0.0)
+        initialize(self.conv2, conv_std, 0.1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """float32 [batch, conv2_filters, *size] of float32 [batch, channels, height, width]."""
+        x = self.norm1(self.pool1(F.relu(self.conv1(images))))
+        return self.pool2(self.norm2(F.relu(self.conv2(x))))
+
+
+class Cifar10(CifarConvolutions):
     """The network of TensorFlow's CIFAR-10 tutorial, after cuda-convnet's.
 
-    conv1 - ReLU - pool1 - norm1 - conv2 - ReLU - norm2 - pool2 - local3 - ReLU - local4 - ReLU -
-    softmax_linear. `conv_std` is 1e-4 in the first edition and 5e-2 in later ones; `conv2_filters` widens
-    the second convolution.
+    The convolutions, then local3 - ReLU - local4 - ReLU - softmax_linear. `conv_std` is 1e-4 in the first edition
+    and 5e-2 in later ones; `conv2_filters` widens the second convolution.
     """
 
     def __init__(
@@ -22,33 +43,16 @@ class Cifar10(nn.Module):
         conv_std: float = 5e-2,
         conv2_filters: int = 64,
     ) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        self.conv1 = SameConv2d(channels, 64, 5)
-        self.pool1 = SameMaxPool2d(3, 2)
-        self.norm1 = LocalResponseNorm(64, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75)
-        self.conv2 = SameConv2d(64, conv2_filters, 5)
-        self.norm2 = LocalResponseNorm(conv2_filters, radius=4, bias=1.0, alpha=0.001 / 9, beta=0.75)
-        self.pool2 = SameMaxPool2d(3, 2)
-        self.local3 = nn.Linear(conv2_filters * -(-height // 4) * -(-width // 4), 384)
+        super().__init__(image_shape, conv_std, conv2_filters)
+        self.local3 = nn.Linear(conv2_filters * self.size[0] * self.size[1], 384)
         self.local4 = nn.Linear(384, 192)
         self.softmax_linear = nn.Linear(192, classes)
-        layers: list[tuple[nn.Conv2d | nn.Linear, float, float]] = [
-            (self.conv1, conv_std, 0.0),
-            (self.conv2, conv_std, 0.1),
-            (self.local3, 0.04, 0.1),
-            (self.local4, 0.04, 0.1),
-            (self.softmax_linear, 1 / 192, 0.0),
-        ]
-        for layer, std, bias in layers:
-            truncated_normal_(layer.weight, std)
-            assert layer.bias is not None
-            nn.init.constant_(layer.bias, bias)
+        initialize(self.local3, 0.04, 0.1)
+        initialize(self.local4, 0.04, 0.1)
+        initialize(self.softmax_linear, 1 / 192, 0.0)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32 [batch, classes], of float32 [batch, channels, height, width]."""
-        x = self.norm1(self.pool1(F.relu(self.conv1(images))))
-        x = self.pool2(self.norm2(F.relu(self.conv2(x))))
-        x = F.relu(self.local3(x.flatten(1)))
+        x = F.relu(self.local3(self.features(images).flatten(1)))
         x = F.relu(self.local4(x))
         return self.softmax_linear(x)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import SameConv2d, truncated_normal_
+from models.layers import SameConv2d, initialize
 
 
 class DeepMnist(nn.Module):
@@ -24,9 +24,7 @@ class DeepMnist(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(1024, classes)
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
-            truncated_normal_(layer.weight, 0.1)
-            assert layer.bias is not None
-            nn.init.constant_(layer.bias, 0.1)
+            initialize(layer, std=0.1, bias=0.1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32 [batch, classes], of float32 [batch, channels, height, width]."""

@@ -112,6 +112,8 @@ class LocallyConnected2d(nn.Module):
         return y.permute(2, 3, 0, 1) + self.bias
 
 
-def truncated_normal_(weight: Tensor, std: float) -> None:
-    """TensorFlow's truncated_normal: values beyond two standard deviations are drawn again."""
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+def initialize(layer: nn.Conv2d | nn.Linear | LocallyConnected2d, std: float, bias: float) -> None:
+    """Weights by TensorFlow's truncated_normal (beyond two standard deviations drawn again), constant biases."""
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)

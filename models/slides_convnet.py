@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.layers import SameConv2d, truncated_normal_
+from models.layers import SameConv2d, initialize
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
@@ -17,9 +17,7 @@ class Block(nn.Module):
         self.conv = SameConv2d(channels, filters, kernel_size)
         self.activation = ACTIVATIONS[activation]()
         self.pool = nn.MaxPool2d(pool_size)
-        truncated_normal_(self.conv.weight, 0.1)
-        assert self.conv.bias is not None
-        nn.init.constant_(self.conv.bias, 0.1)
+        initialize(self.conv, std=0.1, bias=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [batch, filters, height // pool_size, width // pool_size]."""
@@ -48,8 +46,7 @@ class SlidesConvnet(nn.Module):
         self.block1 = Block(channels, block1_filters, kernel_size, pool_size, activation)
         self.block2 = Block(block1_filters, block2_filters, kernel_size, pool_size, activation)
         self.output = nn.Linear(block2_filters * sides[0] * sides[1], classes)
-        truncated_normal_(self.output.weight, 0.1)
-        nn.init.constant_(self.output.bias, 0.1)
+        initialize(self.output, std=0.1, bias=0.1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32 [batch, classes], of float32 [batch, channels, height, width]."""
