@@ -29,6 +29,14 @@ def momentum(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return w
 
 
+def nesterov(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    velocity = np.zeros_like(w)
+    for gradient in gradients:
+        velocity = 0.9 * velocity + gradient
+        w = w - 0.1 * (gradient + 0.9 * velocity)
+    return w
+
+
 def adagrad(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     """The book's: h += g * g; w -= lr * g / (sqrt(h) + 1e-7)."""
     h = np.zeros_like(w)
@@ -52,6 +60,7 @@ def adam(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     [
         (Sgd(name="sgd", learning_rate=0.1), sgd),
         (Sgd(name="sgd", learning_rate=0.1, momentum=0.9), momentum),
+        (Sgd(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True), nesterov),
         (AdaGrad(name="adagrad", learning_rate=0.1), adagrad),
         (Adam(name="adam", learning_rate=0.1), adam),
     ],

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pipeline.engine.checkpoint import load_newest, paths
-from tests.conftest import Cli, command, run_command
+from tests.conftest import ROOT, Cli, command, run_command
 
 TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
 # small steps and many checkpoints: a random kill often meets a save
@@ -222,31 +223,15 @@ def test_a_dataset_without_a_source_is_explained(cli: Cli) -> None:
     assert "--source" in cli(*TRAIN, "--dataset", "pets", status=1).stderr
 
 
-def test_a_users_own_recipe_trains(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(
-        """
-        [data]
-        dataset = "digits"
-        validation = 0.1
-        [preprocess]
-        crop = 6
-        standardize = "per-image"
-        [model]
-        name = "softmax_regression"
-        [train]
-        steps = 300
-        batch_size = 50
-        evaluate_every = 100
-        evaluate_splits = ["train", "validation"]
-        [optimizer]
-        name = "sgd"
-        learning_rate = 0.1
-        momentum = 0.9
-        """
-    )
-    cli("pipeline", "train", "tiny.toml", "--tracking", "none")
-    last = [p for p in points(tmp_path / "runs/tiny") if "validation_precision_at_1" in p][-1]
-    assert last["validation_precision_at_1"] > 0.85
+def test_the_readmes_own_recipe_trains_on_other_data_network_and_schedule(
+    cli: Cli, tmp_path: Path, samples: Path
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "my.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0])
+    cli("pipeline", "preprocess", "pets", "--source", samples, "--image-size", "64", "--channels", "3")
+    shorter = ("--steps", 4, "--set", "train.batch_size=16", "--set", "train.evaluate_every=2")
+    cli("pipeline", "train", "my.toml", "--tracking", "none", *shorter)
+    assert len([p for p in points(tmp_path / "runs/my") if "validation_precision_at_1" in p]) == 3
     assert "parity passed" in cli("pipeline", "export").stdout
 
 
