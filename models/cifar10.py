@@ -24,7 +24,8 @@ class CifarConvolutions(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """float32 [batch, conv2_filters, *size] of float32 [batch, channels, height, width]."""
-        x = self.norm1(self.pool1(F.relu(self.conv1(images))))
+        # the pool before ReLU: the same values and gradients, a quarter of the work
+        x = self.norm1(F.relu(self.pool1(self.conv1(images))))
         return self.pool2(self.norm2(F.relu(self.conv2(x))))
 
 

@@ -17,6 +17,7 @@ from pipeline.engine import checkpoint
 from pipeline.engine.augment import Distortions
 from pipeline.engine.batches import Batches
 from pipeline.engine.guard import FiniteGuard
+from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.monitor import Monitor, cut_back
 from pipeline.engine.network import build_served, predictor
 from pipeline.engine.pretrained import load_pretrained
@@ -41,6 +42,7 @@ class Training:
 
     @classmethod
     def begin(cls, run: Run, dataset: Dataset, device: torch.device) -> Training:
+        keep_freed_memory()
         recipe = run.recipe
         served = build_served(recipe, run.info["dataset"]).to(device).train()
         if not checkpoint.paths(run.folder / "checkpoints"):
