@@ -17,6 +17,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from machine import hardware, versions
 from torch import nn
 
 from models.layers import LocalResponseNorm
@@ -40,7 +41,8 @@ def main(
 ) -> None:
     threads = threads or usable_cpus()
     torch.set_num_threads(threads)
-    print(f"batch {batch}, {threads} threads; images/s, medians of {rounds} rounds")
+    print(f"{hardware(threads)}; {versions('torch', 'onnxruntime-gpu', 'onnxruntime')}")
+    print(f"batch {batch}; images/s, medians of {rounds} rounds")
     print(f"{'recipe':25}{'onnxruntime':>13}{'PyTorch':>10}{'ratio':>7}{'torch LRN':>11}{'ratio':>7}")
     for name in recipes or names():
         sides = contenders(name, batch, threads)

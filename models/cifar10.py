@@ -3,6 +3,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.bounds import Count, Deviation
 from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d, initialize
 
 
@@ -41,8 +42,8 @@ class Cifar10(CifarConvolutions):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        conv_std: float = 5e-2,
-        conv2_filters: int = 64,
+        conv_std: Deviation = 5e-2,
+        conv2_filters: Count = 64,
     ) -> None:
         super().__init__(image_shape, conv_std, conv2_filters)
         self.local3 = nn.Linear(conv2_filters * self.size[0] * self.size[1], 384)

@@ -3,7 +3,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import SameConv2d, initialize
+from models.bounds import Share
+from models.layers import SameConv2d, SameMaxPool2d, initialize
 
 
 class DeepMnist(nn.Module):
@@ -13,14 +14,13 @@ class DeepMnist(nn.Module):
     biases 0.1.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, dropout: float = 0.5) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, dropout: Share = 0.5) -> None:
         super().__init__()
         channels, height, width = image_shape
-        if height < 4 or width < 4:
-            raise ValueError(f"images of {height}x{width} are too small to be halved twice; it needs 4x4 or more")
         self.conv1 = SameConv2d(channels, 32, 5)
         self.conv2 = SameConv2d(32, 64, 5)
-        self.fc1 = nn.Linear(64 * (height // 4) * (width // 4), 1024)
+        self.pool = SameMaxPool2d(2, 2)
+        self.fc1 = nn.Linear(64 * -(-height // 4) * -(-width // 4), 1024)  # halved twice, rounded up
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(1024, classes)
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
@@ -28,7 +28,7 @@ class DeepMnist(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float32 [batch, classes], of float32 [batch, channels, height, width]."""
-        x = F.max_pool2d(F.relu(self.conv1(images)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = self.pool(F.relu(self.conv1(images)))
+        x = self.pool(F.relu(self.conv2(x)))
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))
         return self.fc2(x)

@@ -3,6 +3,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.bounds import Count
+
 
 class DigitsConvnet(nn.Module):
     """A small convnet for small images: two 3x3 convolutions, each ReLU and 2x2 max-pool, two linear layers."""
@@ -12,8 +14,8 @@ class DigitsConvnet(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        filters: int = 32,
-        hidden_size: int = 128,
+        filters: Count = 32,
+        hidden_size: Count = 128,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape

@@ -75,7 +75,9 @@ class LocalResponseNorm(nn.Module):
         distance = (torch.arange(channels)[:, None] - torch.arange(channels)).abs()
         self.band: Tensor
         # the sum over a window of channels as a 1x1 convolution
-        self.register_buffer("band", alpha * (distance <= radius).float()[..., None, None], persistent=False)
+        self.register_buffer(
+            "band", alpha * (distance <= radius).to(torch.get_default_dtype())[..., None, None], persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [batch, channels, height, width], as given."""

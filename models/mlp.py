@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.bounds import Count, Deviation
+
 
 class Mlp(nn.Module):
     """One sigmoid hidden layer; weights N(0, `init_std`), biases zero."""
@@ -14,8 +16,8 @@ class Mlp(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        hidden_size: int = 625,
-        init_std: float = 0.05,
+        hidden_size: Count = 625,
+        init_std: Deviation = 0.05,
     ) -> None:
         super().__init__()
         self.hidden = nn.Linear(math.prod(image_shape), hidden_size)

@@ -58,7 +58,7 @@ class Preprocessing(nn.Module):
 
     def standardized(self, images: Tensor) -> Tensor:
         """float32 [batch, channels, height, width] of uint8 or float [batch, height, width, channels]."""
-        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        x = images.permute(0, 3, 1, 2).to(torch.get_default_dtype())
         if self.standardize == "scale":
             return x / 255
         if self.standardize == "per-channel":

@@ -3,6 +3,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.bounds import Count, Deviation, Size
+
 
 class SimpleConvnet(nn.Module):
     """SimpleConvNet of "Deep Learning from Scratch" (Saitoh), chapter 7.
@@ -15,12 +17,12 @@ class SimpleConvnet(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        filters: int = 30,
-        filter_size: int = 5,
-        padding: int = 0,
-        stride: int = 1,
-        hidden_size: int = 100,
-        init_std: float = 0.01,
+        filters: Count = 30,
+        filter_size: Count = 5,
+        padding: Size = 0,
+        stride: Count = 1,
+        hidden_size: Count = 100,
+        init_std: Deviation = 0.01,
     ) -> None:
         super().__init__()
         channels, *sides = image_shape

@@ -4,7 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.layers import SameConv2d, initialize
+from models.bounds import Count
+from models.layers import SameConv2d, SameMaxPool2d, initialize
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
@@ -16,11 +17,11 @@ class Block(nn.Module):
         super().__init__()
         self.conv = SameConv2d(channels, filters, kernel_size)
         self.activation = ACTIVATIONS[activation]()
-        self.pool = nn.MaxPool2d(pool_size)
+        self.pool = SameMaxPool2d(pool_size, pool_size)
         initialize(self.conv, std=0.1, bias=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [batch, filters, height // pool_size, width // pool_size]."""
+        """float32 [batch, filters, height / pool_size, width / pool_size], rounded up."""
         return self.pool(self.activation(self.conv(x)))
 
 
@@ -32,17 +33,15 @@ class SlidesConvnet(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        block1_filters: int = 24,
-        block2_filters: int = 48,
-        kernel_size: int = 5,
-        pool_size: int = 2,
+        block1_filters: Count = 24,
+        block2_filters: Count = 48,
+        kernel_size: Count = 5,
+        pool_size: Count = 2,
         activation: Literal["relu", "tanh", "sigmoid"] = "relu",
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
-        sides = [side // pool_size // pool_size for side in (height, width)]
-        if 0 in sides:
-            raise ValueError(f"images of {height}x{width} are too small for two max-pools of {pool_size}")
+        sides = [-(-side // pool_size**2) for side in (height, width)]  # pooled twice, rounded up
         self.block1 = Block(channels, block1_filters, kernel_size, pool_size, activation)
         self.block2 = Block(block1_filters, block2_filters, kernel_size, pool_size, activation)
         self.output = nn.Linear(block2_filters * sides[0] * sides[1], classes)

@@ -29,18 +29,23 @@ def find(name: str) -> Callable[..., nn.Module]:
     return partial(_build, short)
 
 
+def weights_of(name: str) -> list[str]:
+    """What the option `weights` of a network may be: "none", "default", or torchvision's own names."""
+    from torchvision import models
+
+    return ["none", "default", *(weight.name for weight in models.get_model_weights(name.removeprefix(PREFIX)))]
+
+
 def _build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights: str = "none") -> nn.Module:
-    """`weights` names what a training begins from: "none", "default", or torchvision's name of them; it is
-    only checked here, the trainer loads them. Raises ValueError for images or weights that it does not take.
+    """`weights` names what a training begins from (see `weights_of`); whoever trains loads them.
+
+    Raises ValueError for images that the network does not take.
     """
     from torchvision import models
 
     channels, height, width = image_shape
     if channels != 3:
         raise ValueError("networks of torchvision take RGB images; prepare the dataset with --channels 3")
-    known = [weight.name for weight in models.get_model_weights(name)]
-    if weights not in ("none", "default", *known):
-        raise ValueError(f"there are no weights {weights!r}; there are none, default, {', '.join(known)}")
     family = name.partition("_")[0]
     arguments: dict[str, Any] = {}
     if family in SIZED:
@@ -48,7 +53,8 @@ def _build(name: str, image_shape: tuple[int, int, int], classes: int, *, weight
             raise ValueError("it takes square images only")
         arguments = SIZED[family](height)
     if family in TWO_HEADED:
-        arguments = {"aux_logits": False, "init_weights": True}
+        # their weights were trained on images scaled otherwise, which the network undoes
+        arguments = {"aux_logits": False, "init_weights": True, "transform_input": weights != "none"}
     try:
         network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
     except AssertionError as error:

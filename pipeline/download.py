@@ -16,6 +16,7 @@ from serving.console import log, progress
 from serving.errors import ConvlineError
 
 TABLE = Path(__file__).with_name("datasets.toml")
+FORMATS = {"idx": 4, "cifar-binary": 1, "svhn-mat": 2, "embedded-digits": 0}  # and how many archives they have
 TIMEOUT = 30  # seconds without a byte
 
 
@@ -45,7 +46,13 @@ def officials() -> dict[str, Official]:
 
 def _read_table(path: Path) -> dict[str, Official]:
     try:
-        return {name: Official(name, **fields) for name, fields in tomllib.loads(path.read_text()).items()}
+        table = {name: Official(name, **fields) for name, fields in tomllib.loads(path.read_text()).items()}
+        for name, dataset in table.items():
+            if FORMATS.get(dataset.format) != len(dataset.files):
+                raise ValueError(f"{name} is no format of {FORMATS} with as many files")
+            if len(dataset.image) != 3:
+                raise ValueError(f"image of {name} is [height, width, channels]")
+        return table
     except (OSError, ValueError, TypeError) as error:
         raise ConvlineError(f"the table of datasets {path} cannot be read: {error}") from error
 

@@ -71,7 +71,7 @@ class Model(BaseModel):
     @classmethod
     def _resolve(cls, fields: Any) -> Any:
         """Check the options against the network's own signature and fill in its defaults."""
-        from models import NETWORKS, find, options
+        from models import NETWORKS, find, options, zoo
 
         if not isinstance(fields, dict) or "name" not in fields:
             return fields
@@ -83,6 +83,9 @@ class Model(BaseModel):
             raise ValueError(
                 f"there is no network {name!r}; there are {known}, and torchvision's as torchvision/resnet18"
             ) from error
+        weights = fields.get("weights", "none")
+        if name.startswith(zoo.PREFIX) and weights not in (known_weights := zoo.weights_of(name)):
+            raise ValueError(f"{name} has no weights {weights!r}; there are {', '.join(known_weights)}")
         accepted: dict[str, Any] = {key: (p.annotation, p.default) for key, p in options(name).items()}
         schema = create_model("Options", __base__=Section, **accepted)
         return {"name": name, **schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()}
@@ -111,7 +114,7 @@ class Augment(Section):
     """Distortions of the images in training, each its own draw; evaluation sees the centre crop.
 
     `random_crop`: the window of `preprocess.crop` (without it: of the image's size) lies anywhere in the image
-    and a border of `padding` black pixels; `flip`: every other image is mirrored; `brightness`: plus
+    and a border of `padding` black pixels; `flip`: each is mirrored with probability 1/2; `brightness`: plus
     U(-brightness, brightness), in pixel units of 0 to 255; `contrast`: times U(lowest, highest) about each
     channel's mean. Nothing is clipped."""
 
@@ -197,15 +200,25 @@ def find(name: str) -> Path:
     return RECIPES / f"{name}.toml"
 
 
+def read(name: str) -> str:
+    """A recipe as it is written. Raises ConvlineError for a file that is no text."""
+    path = find(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConvlineError(f"{path} is not valid TOML, which is UTF-8: {error}") from error
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name or path, with overrides of the form "section.field=value" (values as in TOML).
+    """A recipe by name or path, with overrides of the form "section.field=value" (values as in TOML; without one
+    the field is left to its default).
 
     Raises ConvlineError naming the field, and what would be accepted.
     """
     path = find(name)
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        fields = tomllib.loads(read(name))
+    except tomllib.TOMLDecodeError as error:
         raise ConvlineError(f"{path} is not valid TOML: {error}") from error
     fields.setdefault("name", path.stem)
     for override in overrides:
@@ -226,6 +239,9 @@ def _override(fields: dict[str, Any], override: str) -> None:
     section, dot, field = key.strip().partition(".")
     if not (equals and dot and section and field):
         raise ConvlineError(f"--set {override}: write it as section.field=value, such as train.steps=500")
+    if not text.strip():
+        _forget(fields, key.strip())
+        return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -244,6 +260,14 @@ def _override(fields: dict[str, Any], override: str) -> None:
         table[field] = value
 
 
+def _forget(fields: dict[str, Any], key: str) -> None:
+    """Leave a field to its default."""
+    *sections, field = key.split(".")
+    for section in sections:
+        fields = fields.get(section, {})
+    fields.pop(field, None)
+
+
 def _complaint(error: ValidationError, fields: dict[str, Any]) -> str:
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
@@ -253,11 +277,19 @@ def _complaint(error: ValidationError, fields: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         owner = ".".join(path[:-1])
         return f"{field} is not a known field; {owner or 'a recipe'} accepts {', '.join(_accepted(owner, fields))}"
+    if first["type"] == "union_tag_not_found":
+        return f"{field}.name is missing; there are {', '.join(_tags(field))}"
     if first["type"] == "missing":
         return f"{field} is missing"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
     return f"{field}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _tags(section: str) -> list[str]:
+    """The names of optimisers or schedules."""
+    members = get_args(Recipe.model_fields[section].annotation)
+    return [name for member in members for name in get_args(member.model_fields["name"].annotation)]
 
 
 def _accepted(section: str, fields: dict[str, Any]) -> list[str]:

@@ -24,6 +24,8 @@ from serving.listing import read_archive
 def read_idx_archives(official: Official, paths: Sequence[Path]) -> Prepared:
     """Train images, train labels, test images, test labels, each a gzipped IDX file."""
     train_images, train_labels, test_images, test_labels = (read_idx(path) for path in paths)
+    if [train_images.ndim, train_labels.ndim, test_images.ndim, test_labels.ndim] != [3, 1, 3, 1]:
+        raise ConvlineError(f"{official.name}: its archives are not images, labels, images, labels; fetch them again")
     images = np.concatenate([train_images, test_images])[..., None]
     labels = np.concatenate([train_labels, test_labels]).astype(np.int64)
     if len(images) != len(labels) or len(train_images) != len(train_labels):
@@ -70,11 +72,6 @@ def read_cifar_binary(official: Official, paths: Sequence[Path]) -> Prepared:
             )
     records = np.frombuffer(train + test, np.uint8).reshape(-1, CIFAR_RECORD)
     labels = records[:, 0].astype(np.int64)
-    if labels.max() >= len(official.classes):
-        raise ConvlineError(
-            f"{archive} has an image of class {labels.max()}, the last is {len(official.classes) - 1}; "
-            "delete it and download it again"
-        )
     images = np.ascontiguousarray(records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
     return _in_two_parts(official, images, labels, len(train) // CIFAR_RECORD)
 
@@ -101,7 +98,7 @@ def _read_mat(path: Path, classes: int) -> tuple[NDArray[np.uint8], NDArray[np.i
             f"{path} holds {images.dtype} images of {images.shape} and {len(labels)} labels, not uint8 of 32x32x3; "
             "delete it and download it again"
         )
-    if labels.min() < 1 or labels.max() > classes:
+    if not ((labels >= 1) & (labels <= classes)).all():
         raise ConvlineError(f"{path} has labels beyond 1 to {classes}; delete it and download it again")
     return images, labels % 10
 
@@ -118,7 +115,14 @@ def read_digits(official: Official, _: Sequence[Path]) -> Prepared:
 
 
 def _in_two_parts(official: Official, images: NDArray[np.uint8], labels: NDArray[np.int64], training: int) -> Prepared:
-    """The first `training` images to train on, the others to test."""
+    """The first `training` images to train on, the others to test. Raises ConvlineError for other classes."""
+    if not 0 < training < len(labels):
+        raise ConvlineError(f"{official.name}: a split has no images; delete its archives and download them again")
+    if labels.max() >= len(official.classes):
+        raise ConvlineError(
+            f"{official.name} has an image of class {labels.max()}, the last is {len(official.classes) - 1}; "
+            "delete its archives and download them again"
+        )
     rows = np.arange(len(labels))
     height, width, channels = images.shape[1:]
     splits = {"train": rows[:training], "test": rows[training:]}

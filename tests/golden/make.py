@@ -164,8 +164,24 @@ def schedules() -> dict[str, np.ndarray]:
     return {"staircase": np.array(rates), "averages": np.array(averages)}
 
 
+def first_loss() -> dict[str, np.ndarray]:
+    """What the tutorial's training logs at step 0, as its first edition starts: cross-entropy and weight decay."""
+    tf.random.set_seed(0)
+    stds = {"conv1": 1e-4, "conv2": 1e-4, "local3": 0.04, "local4": 0.04, "softmax_linear": 1 / 192}
+    biases = {"conv1": 0.0, "conv2": 0.1, "local3": 0.1, "local4": 0.1, "softmax_linear": 0.0}
+    w = {}
+    for key, shape in fixed.NETWORKS["cifar10"][1].items():
+        layer, kind = key.split(".")
+        is_bias = kind == "bias"
+        w[key] = tf.fill(shape, biases[layer]) if is_bias else tf.random.truncated_normal(shape, stddev=stds[layer])
+    logits = cifar10(tf.constant(fixed.images("cifar10", 128)), w)
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(fixed.labels(128), logits))
+    decay = [0.004 * tf.nn.l2_loss(w[f"{layer}.weight"]) for layer in ("local3", "local4")]
+    return {"cifar10/first_loss": tf.add_n([loss, *decay]).numpy()}
+
+
 if __name__ == "__main__":
-    golden = networks() | layers() | images() | schedules()
+    golden = networks() | layers() | images() | schedules() | first_loss()
     path = Path(__file__).with_name("tensorflow.npz")
     np.savez_compressed(path, tensorflow=tf.__version__, **golden)
     print(f"{path}: {len(golden)} arrays of TensorFlow {tf.__version__}, {path.stat().st_size} bytes")

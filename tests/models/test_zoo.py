@@ -69,9 +69,19 @@ def test_what_only_a_forward_pass_finds_is_refused_before_anything_is_written(ph
     assert not (photographs / "runs/small").exists()
 
 
+def test_batches_too_small_to_be_normalised_are_refused_before_anything_is_written(photographs: Path) -> None:
+    settings = ["model.name=torchvision/resnet18", "train.batch_size=1"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    options = ("--dataset", "rgb32", "--run", "tiny", "--tracking", "none", *overrides)
+    error = run_command(photographs, "pipeline", "train", "digits", *options, status=1).stderr
+    assert "torchvision/resnet18 does not train on batches of 1" in error
+    assert not (photographs / "runs/tiny").exists()
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
+        ("model.weights=IMAGENET", "has no weights 'IMAGENET'; there are none, default, IMAGENET1K_V1"),
         ("model.name=torchvision/resnet19", "there is no network 'torchvision/resnet19'; there are cifar10,"),
         ("model.name=torchvision/fcn_resnet50", "there is no network"),
         ("model.depth=3", "model accepts name, weights"),
@@ -80,11 +90,6 @@ def test_what_only_a_forward_pass_finds_is_refused_before_anything_is_written(ph
 def test_a_name_or_option_that_torchvision_lacks_is_refused(setting: str, told: str) -> None:
     with pytest.raises(ConvlineError, match=told):
         load("digits", ["model.name=torchvision/resnet18", setting])
-
-
-def test_weights_that_do_not_exist_are_named() -> None:
-    with pytest.raises(ValueError, match="none, default, IMAGENET1K_V1"):
-        models.build("torchvision/resnet18", (3, 32, 32), 10, weights="IMAGENET")
 
 
 @pytest.fixture
@@ -116,7 +121,27 @@ def test_weights_that_cannot_be_fetched_stop_the_training_in_one_sentence(
         "pipeline", "train", "digits", "--dataset", "rgb32", "--data-dir", photographs / "data", *overrides,
         "--tracking", "none", status=1, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9",
     ).stderr  # fmt: skip
-    assert "cannot fetch the weights of resnet18 from https://" in error and "model.weights=none" in error
+    assert "cannot load the weights default of resnet18 from https://" in error and "model.weights=none" in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"noise" * 999], ids=["empty", "noise"])
+@pytest.mark.usefixtures("cached")
+def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    path.write_bytes(content)
+    model = Model.model_validate({"name": "torchvision/resnet18", "weights": "default"})
+    with pytest.raises(ConvlineError, match=f"delete {path}"):
+        load_pretrained(models.build("torchvision/resnet18", (3, 32, 32), 10), model)
+
+
+@pytest.mark.usefixtures("cached")
+def test_weights_that_differ_beyond_the_last_layer_are_refused() -> None:
+    model = Model.model_validate({"name": "torchvision/resnet18", "weights": "default"})
+    network = models.build("torchvision/resnet18", (3, 32, 32), 1000)
+    network.conv1 = torch.nn.Conv2d(3, 8, 7)
+    with pytest.raises(ConvlineError, match=r"do not fit, different is conv1\.weight"):
+        load_pretrained(network, model)
 
 
 def test_torchvision_is_imported_only_for_its_own_networks() -> None:

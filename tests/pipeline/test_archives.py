@@ -185,13 +185,30 @@ def test_cifar_records_become_images_in_the_order_of_their_batches(tmp_path: Pat
         ({"data_batch_1.bin": record(0, 0)[:-1]}, "no multiple of 3073"),
         ({"data_batch_1.bin": b"", "data_batch_2.bin": b""}, "0 bytes of training records"),
         ({"test_batch.bin": b""}, "0 bytes of test records"),
-        ({"test_batch.bin": record(3, 0)}, "class 3, the last is 2"),
     ],
 )
 def test_a_cifar_archive_of_other_records_is_refused(tmp_path: Path, files: dict[str, bytes], told: str) -> None:
     path = cifar_archive(tmp_path / "c.tar.gz", BATCHES | files)
     with refused(str(path), told, "download it again"):
         read_cifar_binary(CIFAR, [path])
+
+
+def test_a_class_beyond_the_last_is_refused_in_every_format(
+    tmp_path: Path, shapes: tuple[Official, list[Path]]
+) -> None:
+    cifar = cifar_archive(tmp_path / "c.tar.gz", BATCHES | {"test_batch.bin": record(3, 0)})
+    with refused("planes has an image of class 3, the last is 2"):
+        read_cifar_binary(CIFAR, [cifar])
+    official, paths = shapes
+    compressed(paths[3], idx(2, body=bytes([2, 1])))
+    with refused("shapes has an image of class 2, the last is 1"):
+        read_idx_archives(official, paths)
+
+
+def test_idx_archives_in_another_order_are_refused(shapes: tuple[Official, list[Path]]) -> None:
+    official, paths = shapes
+    with refused("images, labels, images, labels"):
+        read_idx_archives(official, [paths[1], paths[0], paths[2], paths[3]])
 
 
 def test_a_damaged_cifar_archive_is_refused(tmp_path: Path) -> None:
@@ -244,6 +261,12 @@ def test_a_mat_file_that_is_not_svhn_is_refused(tmp_path: Path, changed: dict[st
         read_svhn(SVHN, [path, path])
 
 
+def test_mat_files_without_images_are_refused(tmp_path: Path) -> None:
+    empty = svhn_file(tmp_path / "a.mat", [], X=np.zeros((32, 32, 3, 0), np.uint8), y=np.zeros((0, 1), np.uint8))
+    with refused("houses: a split has no images", "download them again"):
+        read_svhn(SVHN, [empty, empty])
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>This page has moved.</html>" * 20, None])
 def test_a_damaged_mat_file_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = svhn_file(tmp_path / "train.mat", [1, 2])
@@ -272,6 +295,7 @@ def test_official_formats_are_fetched_over_http_and_prepared(
         name: {
             "format": known[name].format,
             "classes": known[name].classes,
+            "image": known[name].image,
             "mirrors": [serve(mirror)],
             "files": {path.name: "md5:" + hashlib.md5(path.read_bytes()).hexdigest() for path in paths},
         }
@@ -287,7 +311,28 @@ def test_official_formats_are_fetched_over_http_and_prepared(
     assert again.stderr.count("downloading") == 1  # what is damaged is fetched again
 
 
-@pytest.mark.parametrize("content", [None, "[x", "[x]\nclasses = []\n", "[x]\nfolder = 1\n"])
+TABLE = """
+[x]
+classes = ["a", "b"]
+format = "idx"
+mirrors = []
+files = {a = "md5:0", b = "md5:0", c = "md5:0", d = "md5:0"}
+"""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "[x",
+        "[x]\nclasses = []\n",
+        "[x]\nfolder = 1\n",
+        TABLE.replace("idx", "idxx") + "image = [2, 2, 1]\n",
+        TABLE.replace(', d = "md5:0"', "") + "image = [2, 2, 1]\n",
+        TABLE,
+    ],
+    ids=["missing", "no TOML", "no format", "unknown field", "unknown format", "three archives", "no image"],
+)
 def test_a_table_of_datasets_that_is_none_is_named(cli: Cli, tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "datasets.toml").write_text(content)
