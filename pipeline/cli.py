@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -102,9 +104,9 @@ def samples(
 def recipes(name: Annotated[str | None, typer.Argument(help="Show this one.")] = None) -> None:
     """List the shipped recipes, or show one."""
     if name is not None:
-        from pipeline.recipe import find
+        from pipeline.recipe import read
 
-        print(find(name).read_text(encoding="utf-8"), end="")
+        print(read(name), end="")
         return
     from pipeline.engine.overview import HEADER, overview
 
@@ -124,6 +126,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     tracking: Annotated[Literal["mlflow", "none"], typer.Option(help="Where metrics are sent.")] = "mlflow",
+    devices: Annotated[int, typer.Option(min=1, help="Share the work among N devices of this machine.")] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Of --devices, when a rank dies.")] = 0,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -132,12 +136,17 @@ def train(
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
     from pipeline.dataset import check_name
     from pipeline.recipe import load
-    from pipeline.train import train as run_training
 
     shorts = {"data.dataset": dataset, "train.steps": steps, "train.seed": seed}
     given = [f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None]
     loaded = load(recipe, [*(overrides or []), *given])
     folder = runs_dir / check_name(loaded.name if run is None else run, "run")
+    if devices > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        from pipeline.engine.distributed import launch
+
+        raise typer.Exit(launch(devices, max_restarts, device, sys.argv[1:]))
+    from pipeline.train import train as run_training
+
     with_mlflow = tracking == "mlflow"
     run_training(loaded, folder, data_dir, device, resume=resume, overwrite=overwrite, tracking=with_mlflow)
     print(folder)

@@ -42,6 +42,10 @@ class Split:
         """The first `limit` rows; all where it is None."""
         return Split(self.name, self.images, self.labels, self.rows[:limit])
 
+    def every(self, size: int, first: int) -> Split:
+        """Every `size`-th row, from the row `first`: one of `size` parts without overlap."""
+        return Split(self.name, self.images, self.labels, self.rows[first::size])
+
     def batch(self, start: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and labels of rows `start` to `start + size`, in order."""
         rows = self.rows[start : start + size]

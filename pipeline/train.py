@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from pipeline.dataset import Dataset
 from pipeline.engine import checkpoint
+from pipeline.engine.distributed import World, is_restarted, join
 from pipeline.engine.interrupts import stop_request
 from pipeline.engine.monitor import monitor
-from pipeline.engine.network import build_served, choose_device
+from pipeline.engine.network import build_served, check_trains, choose_device
 from pipeline.engine.optim import set_learning_rate
+from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.randomness import seed_step
 from pipeline.engine.run import Run
 from pipeline.engine.tracking import Follower
@@ -40,31 +42,30 @@ def train(
     goes on with it or `overwrite` replaces it) or is another recipe's, and where the loss stops being finite.
     Exits 130 or 143, after saving, when interrupted.
     """
-    where = choose_device(device)
-    if not (data_dir / recipe.data.dataset / "meta.json").exists():
-        log(f"the dataset {recipe.data.dataset} is not in {data_dir} yet: preparing it")
-        preprocess(recipe.data.dataset, data_dir)
-    dataset = Dataset.open(data_dir, recipe.data.dataset)
-    _check_fit(recipe, dataset)
-    run = _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite)
-    if _is_finished(run):
-        log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
-        return run
-    with run.lock():
-        follower = Follower(folder) if tracking else None
-        loop(run, dataset, where)
+    with join(device) as world, ExitStack() as held:
+        where = choose_device(device, world.local_rank)
+        dataset = world.on_main(lambda: _open_dataset(recipe, data_dir))
+        world.on_main(lambda: _check_fit(recipe, dataset, world, is_new=overwrite or not folder.exists()))
+        run = world.on_main(
+            lambda: _open_run(recipe, folder, dataset, resume=resume or is_restarted(), overwrite=overwrite)
+        )
+        if world.on_main(lambda: _is_finished(run)):
+            log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
+            return run
+        world.on_main(lambda: held.enter_context(run.lock()))
+        follower = Follower(folder) if tracking and world.is_main else None
+        loop(run, dataset, where, world)
     if follower is not None:
         follower.finish()
     return run
 
 
-def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
+def loop(run: Run, dataset: Dataset, device: torch.device, world: World) -> None:
     """From the newest checkpoint, or from the start, to the last step."""
     recipe, settings = run.recipe, run.recipe.train
-    training = Training.begin(run, dataset, device)
-    network, preprocessing = training.served.network, training.served.preprocessing
-    parameters = list(network.parameters())
-    with monitor(run.name, run.metrics, settings.batch_size, settings.steps) as watch, stop_request() as stop:
+    training = Training.begin(run, dataset, device, world)
+    preprocessing, parameters = training.served.preprocessing, list(training.served.network.parameters())
+    with monitor(run, world) as watch, stop_request() as stop:
         first = training.restore(watch)
         if first == 0:
             training.evaluate(0, watch)
@@ -72,8 +73,8 @@ def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
             images, labels = training.batches.draw(step)
             inputs = preprocessing.standardized(training.distort(images, step))
             seed_step(settings.seed, step)
-            logits = network(inputs)
-            cross_entropy = F.cross_entropy(logits, labels, reduction=settings.loss)
+            logits = training.model(inputs)
+            cross_entropy = training.cross_entropy(logits, labels)
             penalties = training.penalties()
             loss = cross_entropy + sum(penalties.values())
 
@@ -89,23 +90,35 @@ def loop(run: Run, dataset: Dataset, device: torch.device) -> None:
             watch.observe(loss)
             done = step + 1
             is_last = done == settings.steps
+            status = world.agreed_stop(step, device, stop.status)
             if step % settings.log_every == 0 or is_last:
                 training.guard.check()
                 terms = penalties and {"cross_entropy": cross_entropy, **penalties}
-                watch.log(step, loss, terms, logits, labels, learning_rate)
+                watch.log(step, {"loss": loss, **terms}, logits, labels, learning_rate)
             if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
                 training.evaluate(done, watch)
-            if done % settings.checkpoint_every == 0 or is_last or stop.status is not None:
+            if done % settings.checkpoint_every == 0 or is_last or status is not None:
                 training.save(done, watch)
-            if stop.status is not None and not is_last:
-                sys.exit(stop.status)
+            if status is not None and not is_last:
+                sys.exit(status)
         watch.finish(settings.steps, settings.steps - first)
 
 
-def _check_fit(recipe: Recipe, dataset: Dataset) -> None:
+def _open_dataset(recipe: Recipe, data_dir: Path) -> Dataset:
+    if not (data_dir / recipe.data.dataset / "meta.json").exists():
+        log(f"the dataset {recipe.data.dataset} is not in {data_dir} yet: preparing it")
+        preprocess(recipe.data.dataset, data_dir)
+    return Dataset.open(data_dir, recipe.data.dataset)
+
+
+def _check_fit(recipe: Recipe, dataset: Dataset, world: World, is_new: bool) -> None:
     """Refuse, before anything is written, a recipe that cannot train on this dataset."""
     served = build_served(recipe, dataset.meta)
     settings = recipe.train
+    world.check_batch_size(settings.batch_size)
+    check_trains(served, recipe, dataset.meta, settings.batch_size // world.size)
+    if is_new:
+        load_pretrained(served.network, recipe.model)
     try:
         recipe.optimizer.build(served.network.parameters())
     except ValueError as error:

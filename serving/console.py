@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import typer
     from rich.progress import Progress
 
+_is_muted = False
+
 
 def main(app: typer.Typer) -> NoReturn:
     """Run a Typer app and exit: a `ConvlineError` becomes one sentence, `--debug` shows tracebacks."""
@@ -58,9 +60,17 @@ def sentence(error: Exception) -> str:
     return f"this should not have happened: {kind}: {error} (run the command again with --debug to see where)"
 
 
+def mute(muted: bool) -> None:
+    """Whether this process leaves results, log lines and progress to another one; errors it always tells."""
+    global _is_muted
+    _is_muted = muted
+    sys.stdout = open(os.devnull, "w") if muted else sys.__stdout__  # noqa: SIM115  # open as long as the process
+
+
 def log(message: str) -> None:
     """One line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    if not _is_muted:
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -77,6 +87,6 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
         TextColumn(unit + "{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, disable=_is_muted or not console.is_terminal) as bar:
         bar.add_task(description, total=total, note="")
         yield bar

@@ -12,24 +12,35 @@ from pipeline.recipe import Augment
 
 
 class Distortions:
-    """`settings` applied to batches of images as stored; `preprocessing` says what is cropped without them."""
+    """`settings` applied to batches of images as stored; `preprocessing` says what is cropped without them.
 
-    def __init__(self, settings: Augment, preprocessing: Preprocessing, seed: int) -> None:
+    The draws are those of a whole batch of `batch_size`, of which this process has its `share`.
+    """
+
+    def __init__(
+        self, settings: Augment, preprocessing: Preprocessing, seed: int, batch_size: int, share: slice = slice(None)
+    ) -> None:
         self._settings = settings
         self._preprocessing = preprocessing
         self._seed = seed
+        self._is_idle = settings == Augment()
+        self._batch_size = batch_size
+        self._share = share
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
         """uint8 [batch, height, width, channels] to the same of the cropped size, float32 where brightness
         or contrast change; not standardised yet. A function of the seed and `step`, each image its own draw.
         """
         settings = self._settings
+        if self._is_idle:
+            return self._preprocessing.cropped(images)
         height, width = self._preprocessing.output_size
         if settings.random_crop:
             images = F.pad(images, (0, 0, *[settings.padding] * 4))
         else:
             images = self._preprocessing.cropped(images)
-        uniform = torch.from_numpy(generator(self._seed, DISTORT, step).random((5, len(images)))).to(images.device)
+        draws = generator(self._seed, DISTORT, step).random((5, self._batch_size))
+        uniform = torch.from_numpy(draws[:, self._share]).to(images.device)
         if settings.random_crop or settings.flip:
             top = (uniform[0] * (images.shape[1] - height + 1)).long()
             left = (uniform[1] * (images.shape[2] - width + 1)).long()
@@ -56,12 +67,12 @@ def windows(images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, size: t
 
 def brightened(images: Tensor, delta: Tensor) -> Tensor:
     """Plus `delta` [batch], unclipped: TensorFlow's `tf.image.adjust_brightness` on floats."""
-    return images + delta.to(torch.float32)[:, None, None, None]
+    return images + delta.to(torch.get_default_dtype())[:, None, None, None]
 
 
 def contrasted(images: Tensor, factor: Tensor) -> Tensor:
     """(x - mean) * `factor` [batch] + mean, over each channel's own mean, unclipped: `tf.image.adjust_contrast`."""
-    images = images.to(torch.float32)
+    images = images.to(torch.get_default_dtype())
     mean = images.mean((1, 2), keepdim=True)
-    factor = factor.to(torch.float32)[:, None, None, None]
+    factor = factor.to(torch.get_default_dtype())[:, None, None, None]
     return torch.addcmul(mean * (1 - factor), images, factor)

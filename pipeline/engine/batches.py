@@ -14,7 +14,7 @@ from pipeline.engine.randomness import DRAW, generator
 
 
 class Batches:
-    """Batches of a training split, kept on `device` as uint8.
+    """Batches of a training split, kept on `device` as uint8; of each only this process's `share`.
 
     "epoch": shuffled passes, one after the other, so that a batch may end one and begin the next;
     "independent": a fresh draw without repeats each step.
@@ -28,6 +28,7 @@ class Batches:
         batch_size: int,
         seed: int,
         device: torch.device,
+        share: slice = slice(None),
     ) -> None:
         if sampling == "independent" and batch_size > len(split):
             raise ValueError(f"batch_size {batch_size} exceeds the {len(split)} training images")
@@ -38,11 +39,12 @@ class Batches:
         self._size = batch_size
         self._seed = seed
         self._device = device
+        self._share = share
         self._passes: dict[int, NDArray[np.int64]] = {}
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images, uint8 [batch, height, width, channels], and labels, int64 [batch], of `step`."""
-        index = torch.from_numpy(self._rows[self.positions(step)]).to(self._device)
+        """Images, uint8 [share, height, width, channels], and labels, int64 [share], of `step`."""
+        index = torch.from_numpy(self._rows[self.positions(step)[self._share]]).to(self._device)
         return self._images.index_select(0, index), self._labels.index_select(0, index)
 
     def positions(self, step: int) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pipeline.engine.distributed import World
 from serving.errors import ConvlineError
 
 ADVICE = "the last checkpoint is good. Lower optimizer.learning_rate (--set optimizer.learning_rate=…) and train again"
@@ -15,12 +16,13 @@ ADVICE = "the last checkpoint is good. Lower optimizer.learning_rate (--set opti
 class FiniteGuard:
     """Remembers the first step whose loss was not finite, and drops the gradients of such steps."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, world: World = World()) -> None:  # noqa: B008  # it is immutable
+        self._world = world
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def mask(self, step: int, loss: Tensor, parameters: Iterable[Tensor]) -> None:
-        """Zero the gradients if `loss` is not finite; on an accelerator without waiting for it."""
-        finite = loss.detach().isfinite()
+        """Zero the gradients if `loss` is not finite on any rank; on an accelerator without waiting for it."""
+        finite = ~self._world.any(~loss.detach().isfinite())
         if loss.device.type == "cpu" and finite:
             return  # the usual case costs microseconds
         self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)

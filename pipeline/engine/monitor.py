@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.engine.distributed import World
+from pipeline.engine.run import Run
 from serving.console import log, progress
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ class Monitor:
     resumption included, evaluations and checkpoints left out of images_per_second.
     """
 
-    def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Progress) -> None:
-        self._file = open(metrics, "ab")  # noqa: SIM115  # closed by monitor()
+    def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Progress, world: World) -> None:
+        self._world = world
+        self._file = open(metrics if world.is_main else os.devnull, "ab")  # noqa: SIM115  # closed by monitor()
         self._batch_size = batch_size
         self._steps = steps
         self._bar = bar
@@ -70,37 +73,35 @@ class Monitor:
     def log(
         self,
         step: int,
-        loss: Tensor,
-        terms: dict[str, Tensor],
+        values: dict[str, Tensor],
         logits: Tensor,
         labels: Tensor,
         learning_rate: float,
     ) -> None:
-        """A point of the curve, at `step` (from 0); `terms` are those of the loss where it has several."""
+        """A point of the curve, at `step` (from 0), over all ranks: `values`, the loss among them, and the rest."""
         assert self._smoothed is not None
-        accuracy = float((logits.argmax(1) == labels).float().mean())
+        values |= {"smoothed_loss": self._smoothed, "batch_accuracy": (logits.argmax(1) == labels).float().mean()}
+        means = dict(zip(values, self._world.mean(list(values.values())), strict=True))
+        loss, accuracy = means["loss"], means["batch_accuracy"]
         now = time.perf_counter()
         if self._seconds_to_first_step is None:
             self._seconds_to_first_step = now - self._marked
         seconds = (now - self._marked) / max(1, step + 1 - self._marked_step)
         self._mark(step + 1)
-        value, rate = float(loss.detach()), self._batch_size / seconds
+        rate = self._batch_size / seconds
         self._write(
             step,
-            loss=value,
-            **{name: float(term.detach()) for name, term in terms.items()},
-            smoothed_loss=float(self._smoothed),
-            batch_accuracy=accuracy,
+            **means,
             learning_rate=learning_rate,
             images_per_second=rate,
             seconds_per_batch=seconds,
             elapsed=self.elapsed,
         )
         self._bar.update(
-            self._bar.task_ids[0], completed=step + 1, note=f" · loss {value:.4g} · {rate:.0f} images/s{self._note}"
+            self._bar.task_ids[0], completed=step + 1, note=f" · loss {loss:.4g} · {rate:.0f} images/s{self._note}"
         )
         self._line(
-            f"step {step}, loss = {value:.4g}, accuracy = {accuracy:.3f} ({rate:.1f} images/s; {seconds:.3g} s/batch)"
+            f"step {step}, loss = {loss:.4g}, accuracy = {accuracy:.3f} ({rate:.1f} images/s; {seconds:.3g} s/batch)"
         )
 
     def evaluated(self, step: int, precision: dict[str, float]) -> None:
@@ -149,9 +150,10 @@ def _metric(split: str) -> str:
 
 
 @contextmanager
-def monitor(name: str, metrics: Path, batch_size: int, steps: int) -> Iterator[Monitor]:
-    with progress(name, steps, "steps") as bar:
-        watch = Monitor(metrics, batch_size, steps, bar)
+def monitor(run: Run, world: World) -> Iterator[Monitor]:
+    settings = run.recipe.train
+    with progress(run.name, settings.steps, "steps") as bar:
+        watch = Monitor(run.metrics, settings.batch_size, settings.steps, bar, world)
         try:
             yield watch
         finally:

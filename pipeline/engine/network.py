@@ -20,6 +20,9 @@ from pipeline.engine.run import Run
 from pipeline.recipe import Recipe
 from serving.errors import ConvlineError
 
+# torch refuses impossible sizes by exceptions of several kinds
+IMPOSSIBLE = (ValueError, TypeError, RuntimeError, ArithmeticError)
+
 # probability and logit, float32 [n, classes], of uint8 images [n, height, width, channels]
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -43,13 +46,37 @@ def build_served(recipe: Recipe, meta: dict[str, Any]) -> Served:
         served = Served(preprocessing, build(recipe.model.name, shape, len(meta["classes"]), **recipe.model.options))
         with torch.inference_mode():  # some networks find out only when they see an image
             served.eval()(torch.zeros((1, image["height"], image["width"], image["channels"]), dtype=torch.uint8))
-    # torch refuses impossible sizes by exceptions of several kinds
-    except (ValueError, RuntimeError, ArithmeticError) as error:
+    except IMPOSSIBLE as error:
         raise ConvlineError(
             f"the network {recipe.model.name} does not accept the dataset {meta['name']}, whose images are "
-            f"{image['height']}x{image['width']}x{image['channels']}: {error}"
+            f"{image['height']}x{image['width']}x{image['channels']}: {_first_line(error)}"
         ) from error
     return served.train()
+
+
+def check_trains(served: Served, recipe: Recipe, meta: dict[str, Any], batch_size: int) -> None:
+    """Raises ConvlineError where a network cannot train on batches so small, or a distortion has no effect.
+
+    The module is of no use afterwards: layers that count what they see have seen nothing but black.
+    """
+    image, preprocessing, augment = meta["image"], served.preprocessing, recipe.augment
+    size = (image["height"], image["width"])
+    if augment.random_crop and not augment.padding and preprocessing.output_size == size:
+        raise ConvlineError(
+            f"augment.random_crop has no effect: a window of {size[0]}x{size[1]} fits the images of {meta['name']} at "
+            "one place only; set preprocess.crop below their size, or augment.padding"
+        )
+    batch = torch.zeros((min(batch_size, 2), *size, image["channels"]), dtype=torch.uint8)
+    try:
+        served.train()(batch)
+    except IMPOSSIBLE as error:
+        raise ConvlineError(
+            f"the network {recipe.model.name} does not train on batches of {batch_size}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def load_served(run: Run, weights: str = "averaged") -> tuple[Served, int]:
@@ -95,16 +122,17 @@ def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     return sum(counts)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" takes CUDA where it works.
+def choose_device(name: str, rank: int = 0) -> torch.device:
+    """The device of that name, for the process `rank` on this machine; "auto" takes CUDA where it works.
 
     Raises ConvlineError for a device that is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ConvlineError(f"--device {name} is not known here; use auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
+    device = torch.device("cuda", rank) if name == "cuda" else torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConvlineError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    torch.backends.cudnn.allow_tf32 = False  # it keeps 10 bits of mantissa: not what parity proves
     return device

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from models.served import Served
@@ -16,6 +17,7 @@ from pipeline.dataset import Dataset, Split
 from pipeline.engine import checkpoint
 from pipeline.engine.augment import Distortions
 from pipeline.engine.batches import Batches
+from pipeline.engine.distributed import World
 from pipeline.engine.guard import FiniteGuard
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.monitor import Monitor, cut_back
@@ -23,7 +25,6 @@ from pipeline.engine.network import build_served, predictor
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.run import Run
 from pipeline.evaluate import evaluate
-from serving.machine import usable_cpus
 
 
 @dataclass
@@ -32,7 +33,9 @@ class Training:
 
     run: Run
     device: torch.device
+    world: World
     served: Served
+    model: nn.Module  # the network, as the ranks train it together
     average: MovingAverage
     optimizer: Optimizer
     batches: Batches
@@ -41,25 +44,34 @@ class Training:
     evaluated: dict[str, Split]  # opened once: a dataset that is prepared again meanwhile does not change them
 
     @classmethod
-    def begin(cls, run: Run, dataset: Dataset, device: torch.device) -> Training:
+    def begin(cls, run: Run, dataset: Dataset, device: torch.device, world: World) -> Training:
         keep_freed_memory()
         recipe = run.recipe
-        served = build_served(recipe, run.info["dataset"]).to(device).train()
-        if not checkpoint.paths(run.folder / "checkpoints"):
+        served = build_served(recipe, run.info["dataset"]).to(device)
+        if checkpoint.load_newest(run.folder / "checkpoints") is None:
             load_pretrained(served.network, recipe.model)
         open_split = partial(dataset.split, validation=recipe.data.validation, seed=recipe.train.seed)
-        split = open_split("train")
+        split, size, seed = open_split("train"), recipe.train.batch_size, recipe.train.seed
+        share = world.share(size)
         return cls(
             run=run,
             device=device,
+            world=world,
             served=served,
+            model=world.distributed(served.network, device),
             average=MovingAverage(served.network, recipe.train.average_decay),
             optimizer=recipe.optimizer.build(served.network.parameters()),
-            batches=Batches(split, recipe.data.sampling, recipe.train.batch_size, recipe.train.seed, device),
-            distort=Distortions(recipe.augment, served.preprocessing, recipe.train.seed),
-            guard=FiniteGuard(device),
+            batches=Batches(split, recipe.data.sampling, size, seed, device, share),
+            distort=Distortions(recipe.augment, served.preprocessing, seed, size, share),
+            guard=FiniteGuard(device, world),
             evaluated={name: open_split(name) for name in recipe.train.evaluate_splits if recipe.train.evaluate_every},
         )
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Its mean over the ranks is the whole batch's, a mean or a sum as the recipe says."""
+        reduction = self.run.recipe.train.loss
+        loss = F.cross_entropy(logits, labels, reduction=reduction)
+        return loss * self.world.size if reduction == "sum" else loss
 
     def penalties(self) -> dict[str, Tensor]:
         """The L2 terms of the loss, by layer: coefficient * ‖weight‖² / 2."""
@@ -69,9 +81,12 @@ class Training:
 
     def restore(self, watch: Monitor) -> int:
         """Load the newest checkpoint, if there is one; returns the step to go on from."""
-        state = checkpoint.load_newest(self.run.folder / "checkpoints")
-        torch.set_num_threads(state["threads"] if state else usable_cpus())  # sums depend on it
-        cut_back(self.run.metrics, int(state["monitor"]["metrics_size"]) if state else 0)
+        state = self.world.on_main(lambda: checkpoint.load_newest(self.run.folder / "checkpoints"))
+        # sums depend on the number of threads
+        is_alike = state is not None and state.get("ranks", 1) == self.world.size
+        torch.set_num_threads(state["threads"] if state and is_alike else self.world.threads)
+        if self.world.is_main:
+            cut_back(self.run.metrics, int(state["monitor"]["metrics_size"]) if state else 0)
         if state is None:
             return 0
         self.served.network.load_state_dict(state["raw"])
@@ -85,14 +100,16 @@ class Training:
         self.guard.check()
         raw, averaged = self.served.network.state_dict(), self.average.network.state_dict()
         self.guard.check_weights(step, [*raw.values(), *averaged.values()])
-        state: dict[str, Any] = {
-            "raw": raw,
-            "averaged": averaged,
-            "optimizer": self.optimizer.state_dict(),
-            "threads": torch.get_num_threads(),
-            "monitor": watch.state(),
-        }
-        checkpoint.save(self.run.folder / "checkpoints", step, state)
+        if self.world.is_main:
+            state: dict[str, Any] = {
+                "raw": raw,
+                "averaged": averaged,
+                "optimizer": self.optimizer.state_dict(),
+                "threads": torch.get_num_threads(),
+                "ranks": self.world.size,
+                "monitor": watch.state(),
+            }
+            checkpoint.save(self.run.folder / "checkpoints", step, state)
         watch.resume_clock(step)
 
     def evaluate(self, step: int, watch: Monitor) -> None:
@@ -103,6 +120,9 @@ class Training:
         predict = predictor(Served(self.served.preprocessing, self.average.network), self.device)
         precision: dict[str, float] = {}
         for name, split in self.evaluated.items():
-            evaluation = evaluate(predict, split, self.run.classes, settings.evaluate_limit)
+            share = split.first(settings.evaluate_limit).every(self.world.size, self.world.rank)
+            evaluation = evaluate(predict, share, self.run.classes)
+            for counts in (evaluation.confusion, evaluation.ranks):
+                self.world.sum(torch.from_numpy(counts))
             precision[name] = evaluation.precision_at(1)
         watch.evaluated(step, precision)

@@ -1,4 +1,6 @@
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,8 @@ import torch
 
 from models.preprocessing import Preprocessing
 from pipeline.engine.augment import Distortions, brightened, contrasted
-from pipeline.recipe import Augment
+from pipeline.recipe import Augment, load
+from pipeline.train import train
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
@@ -26,7 +29,7 @@ def numbered(height: int, width: int) -> torch.Tensor:
 
 def distorted(images: torch.Tensor, crop: int | None = None, seed: int = 0, step: int = 0, **options: Any) -> Any:
     preprocessing = Preprocessing((images.shape[1], images.shape[2]), crop)
-    return Distortions(Augment(**options), preprocessing, seed)(images, step)
+    return Distortions(Augment(**options), preprocessing, seed, len(images))(images, step)
 
 
 def test_brightness_is_tensorflows(golden: Mapping[str, np.ndarray]) -> None:  # noqa: F811
@@ -63,13 +66,13 @@ def test_a_padded_crop_sees_black_beyond_the_border() -> None:
     images = numbered(5, 5)
     crops = distorted(images, random_crop=True, padding=2)
     assert crops.shape == images.shape
-    tops = set()
-    for crop in crops:
-        rows = crop[:, :, 0].amax(1)
-        inside = rows[rows > 0]
-        assert torch.equal(inside, torch.arange(int(inside[0]), int(inside[-1]) + 1, dtype=torch.uint8))
-        tops.add(int((rows == 0).nonzero()[0]) if len(inside) < 5 else -1)
-    assert {0, -1} < tops  # windows that begin above the image, inside it, and exactly on it
+    padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)))
+    places = set()
+    for number, crop in enumerate(crops.numpy()):
+        fits = [(t, x) for t in range(5) for x in range(5) if (crop == padded[number, t : t + 5, x : x + 5]).all()]
+        assert len(fits) == 1
+        places.add(fits[0])
+    assert places == {(top, left) for top in range(5) for left in range(5)}
 
 
 def test_brightness_and_contrast_are_drawn_for_each_image_from_the_whole_range() -> None:
@@ -98,11 +101,23 @@ def test_distortions_are_a_function_of_seed_and_step() -> None:
     assert not torch.equal(first, distorted(images, 5, seed=2, step=7, **every))
 
 
+def test_training_sees_distorted_images(project: Path, tmp_path: Path) -> None:
+    """Brighter by up to half of white: the loss before the first update is another one."""
+    first = []
+    for brightness in (0.0, 127.0):
+        settings = ["train.steps=1", f"augment.brightness={brightness}"]
+        run = train(load("digits", settings), tmp_path / str(brightness), project / "data", tracking=False)
+        points = map(json.loads, run.metrics.read_text().splitlines())
+        first.append(next(point["loss"] for point in points if "loss" in point))
+    assert first[0] != pytest.approx(first[1], rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
         ("augment.contrast=[1.8,0.2]", "contrast is [lowest, highest]"),
         ("augment.contrast=[0.2]", "augment.contrast"),
+        ("augment.random_crop=true", "random_crop has no effect"),
         ("augment.padding=4", "random_crop = true"),
         ("augment.brightnes=63", "augment accepts random_crop, padding, flip, brightness, contrast"),
     ],

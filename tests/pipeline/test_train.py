@@ -15,7 +15,11 @@ from tests.conftest import ROOT, Cli, command, run_command
 
 TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
 # small steps and many checkpoints: a random kill often meets a save
-KILLABLE = ("--set", "train.steps=400", "--set", "train.checkpoint_every=7", "--set", "train.evaluate_every=100")
+SETTINGS = ["train.steps=400", "train.checkpoint_every=7", "train.evaluate_every=100", "train.batch_size=16"]
+# distortions and dropout, which must be drawn again alike
+SETTINGS += ["augment.random_crop=true", "augment.padding=1", "augment.flip=true", "augment.contrast=[0.5,1.5]"]
+SETTINGS += ["model.name=deep_mnist", "optimizer.learning_rate=1e-4"]
+KILLABLE = tuple(word for setting in SETTINGS for word in ("--set", setting))
 
 
 def points(run: Path) -> list[dict]:

@@ -1,0 +1,200 @@
+"""Several devices, on one machine or many: the ranks of one training, each with its share of every batch.
+
+torchrun starts them (or `--devices`, by torchrun's own launcher) and says by the environment who is who.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from serving import console
+from serving.errors import ConvlineError
+from serving.machine import usable_cpus
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)  # for a rank that is silent; one that dies is noticed at once
+AGREE_EVERY = 10  # steps between two looks at whether a rank on CUDA was asked to stop
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of its training: `rank` of `size`, `local_size` of them on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone logs and saves."""
+        return self.rank == 0
+
+    @property
+    def threads(self) -> int:
+        """Threads for this process on the CPU: an even share of the machine's."""
+        return max(1, usable_cpus() // self.local_size)
+
+    def share(self, count: int) -> slice:
+        """The part of a batch of `count` images that is this rank's."""
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises ConvlineError where a batch has no even shares."""
+        if batch_size % self.size:
+            raise ConvlineError(
+                f"train.batch_size {batch_size} cannot be shared evenly by {self.size} ranks; choose a multiple of it"
+            )
+
+    def distributed(self, network: nn.Module, device: torch.device) -> nn.Module:
+        """The network, its gradients averaged over the ranks, its dropout masks cut from the whole batch's."""
+        if self.size == 1:
+            return network
+        for name, layer in list(network.named_modules()):
+            if type(layer) is nn.Dropout:
+                network.set_submodule(name, SharedDropout(layer.p, self))
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, values: Sequence[Tensor]) -> list[float]:
+        """The mean over the ranks of each of some numbers."""
+        return (self.sum(torch.stack([value.detach().double() for value in values])) / self.size).tolist()
+
+    def any(self, flag: Tensor) -> Tensor:
+        """Whether any rank's `flag` (a boolean scalar) is true, without waiting for the device."""
+        if self.size == 1:
+            return flag
+        flags = flag.to(torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return flags > 0
+
+    def agreed_stop(self, step: int, device: torch.device, status: int | None) -> int | None:
+        """The exit status with which all ranks stop after `step`, if any of them was asked to."""
+        if self.size == 1 or (device.type == "cuda" and step % AGREE_EVERY):
+            return status if self.size == 1 else None
+        asked = torch.tensor(status or 0)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        return int(asked) or None
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's `value`, on every rank."""
+        if self.size == 1:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return box[0]
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """What `action` returns on rank 0, on every rank; where it raises, every rank ends."""
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action()
+            except Exception as problem:
+                error = problem
+        if self.broadcast(error is not None):
+            if error is not None:
+                raise error
+            sys.exit(1)  # rank 0 says why
+        return self.broadcast(result)  # type: ignore[return-value]
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout by this rank's part of the mask that one process would draw for the whole batch."""
+
+    def __init__(self, p: float, world: World) -> None:
+        super().__init__(p)
+        self._world = world
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        whole = len(x) * self._world.size
+        mask = F.dropout(x.new_ones((whole, *x.shape[1:])), self.p)
+        return x * mask[self._world.share(whole)]
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """Meet the other ranks that torchrun has started; a world of one where it has not."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield World()
+        return
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    world = World(*(int(os.environ[name]) for name in names))
+    console.mute(not world.is_main)
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield world
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ConvlineError("another rank of this training ended; --resume goes on from its checkpoint") from error
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def launch(devices: int, max_restarts: int, device: str, arguments: Sequence[str]) -> int:
+    """Run `pipeline` with these arguments on several devices of this machine; the exit status.
+
+    Raises ConvlineError for more devices than there are, and where a signal ended a rank.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    there = torch.cuda.device_count() if on_cuda else usable_cpus()
+    if devices > there:
+        raise ConvlineError(f"--devices {devices}: there are {there} {'CUDA devices' if on_cuda else 'CPUs'} here")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices,
+        max_restarts=max_restarts,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        monitor_interval=0.1,
+    )
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks tell what went wrong
+    try:
+        elastic_launch(config, sys.executable)("-m", "pipeline", *arguments)
+    except SignalException as signaled:
+        return 128 + signaled.sigval.value
+    except ChildFailedError as failed:
+        rank, first = failed.get_first_failure()
+        if first.exitcode < 0:
+            name = signal.Signals(-first.exitcode).name
+            raise ConvlineError(
+                f"rank {rank} was ended by {name}; --resume goes on from the last checkpoint"
+            ) from failed
+        return first.exitcode
+    return 0

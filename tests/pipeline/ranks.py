@@ -1,0 +1,70 @@
+"""Some steps of some systems, as one of several ranks: what test_distributed.py compares.
+
+torchrun --nproc-per-node 2 tests/pipeline/ranks.py DATA_DIR OUTPUT writes an .npz, by system: the losses of 15 steps
+in float64, over all ranks, and the gradients of the first step in float32.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.dataset import Dataset
+from pipeline.engine.distributed import World, join
+from pipeline.engine.randomness import seed_step
+from pipeline.engine.run import Run
+from pipeline.engine.training import Training
+from pipeline.recipe import load
+
+SYSTEMS = {
+    "cifar10, distorted": ("cifar10", "data.dataset=rgb", "train.batch_size=16"),
+    "summed loss": ("mlp", "data.dataset=digits", "data.validation=0"),
+    "summed loss with dropout": ("deep-mnist", "data.dataset=digits", "data.validation=0", "train.batch_size=16"),
+    "independent draws": ("simple-convnet", "data.dataset=rgb", "train.batch_size=16"),
+}
+FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
+
+
+def compute(data_dir: Path, systems: dict[str, tuple[str, ...]], world: World) -> dict[str, np.ndarray]:
+    results = {}
+    for name, settings in systems.items():
+        results[f"{name}/losses"], _ = train(data_dir, settings, world, torch.float64, 15)
+        _, results[f"{name}/gradients"] = train(data_dir, settings, world, torch.float32, 1)
+    return results
+
+
+def train(
+    data_dir: Path, settings: tuple[str, ...], world: World, dtype: torch.dtype, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of every step, and the gradients of the last one."""
+    recipe = load(settings[0], [*settings[1:], "train.evaluate_every=0"])
+    dataset = Dataset.open(data_dir, recipe.data.dataset)
+    losses = []
+    torch.set_default_dtype(dtype)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Run.create(Path(folder) / "run", recipe, dataset)
+            training = Training.begin(run, dataset, torch.device("cpu"), world)
+        for step in range(steps):
+            images, labels = training.batches.draw(step)
+            inputs = training.served.preprocessing.standardized(training.distort(images, step))
+            seed_step(recipe.train.seed, step)
+            loss = training.cross_entropy(training.model(inputs), labels) + sum(training.penalties().values())
+            training.optimizer.zero_grad()
+            loss.backward()
+            losses += world.mean([loss])
+            training.optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    gradients = [parameter.grad.numpy().ravel() for parameter in training.served.network.parameters()]
+    return np.array(losses), np.concatenate(gradients)
+
+
+if __name__ == "__main__":
+    with join("cpu") as world:
+        torch.set_num_threads(1)
+        results = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, world)
+        if world.is_main:
+            np.savez(sys.argv[2], **results)
