@@ -10,7 +10,7 @@ import torch
 
 from pipeline.dataset import Dataset
 from pipeline.engine import checkpoint
-from pipeline.engine.distributed import World, is_restarted, join
+from pipeline.engine.distributed import World, join, restarts
 from pipeline.engine.interrupts import stop_request
 from pipeline.engine.monitor import monitor
 from pipeline.engine.network import build_served, check_trains, choose_device
@@ -42,13 +42,13 @@ def train(
     goes on with it or `overwrite` replaces it) or is another recipe's, and where the loss stops being finite.
     Exits 130 or 143, after saving, when interrupted.
     """
+    if restarts():
+        resume, overwrite = True, False
     with join(device) as world, ExitStack() as held:
         where = choose_device(device, world.local_rank)
         dataset = world.on_main(lambda: _open_dataset(recipe, data_dir))
         world.on_main(lambda: _check_fit(recipe, dataset, world, is_new=overwrite or not folder.exists()))
-        run = world.on_main(
-            lambda: _open_run(recipe, folder, dataset, resume=resume or is_restarted(), overwrite=overwrite)
-        )
+        run = world.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite))
         if world.on_main(lambda: _is_finished(run)):
             log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
             return run

@@ -16,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+CPUS = sorted(os.sched_getaffinity(0))
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -33,6 +35,24 @@ def run_command(folder: Path, *arguments: object, status: int = 0, **env: str) -
     assert result.returncode == status, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
     assert "Traceback" not in result.stderr
     return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes CPUs of its own: trainings that share them wait for each other."""
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        mine = CPUS[number :: worker["workercount"]]
+        os.sched_setaffinity(0, mine or CPUS)
+
+
+@pytest.fixture(scope="module")
+def all_cpus() -> Iterator[None]:
+    """For tests of what more than one CPU does."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CPUS)
+    yield
+    os.sched_setaffinity(0, mine)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -146,7 +148,11 @@ def join(device: str) -> Iterator[World]:
     world = World(*(int(os.environ[name]) for name in names))
     console.mute(not world.is_main)
     on_cuda = device != "cpu" and torch.cuda.is_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps its store when it starts ranks again: what they tell each other must not be what the dead told
+    store = PrefixStore(f"attempt {restarts()}", store)
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
     try:
         yield world
     except RuntimeError as error:
@@ -157,9 +163,9 @@ def join(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def is_restarted() -> bool:
-    """Whether torchrun has started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def restarts() -> int:
+    """How often torchrun has started the ranks again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def launch(devices: int, max_restarts: int, device: str, arguments: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ from pipeline.engine.distributed import World
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
 
+pytestmark = pytest.mark.usefixtures("all_cpus")
+
 TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
 
 
@@ -87,10 +89,17 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
 
 def wait_for_a_step(process: subprocess.Popen[str], beyond: int = 40) -> None:
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
+        lines.append(line)
         if ": step " in line and int(line.split(": step ")[1].split(",")[0]) > beyond:
             return
-    pytest.fail(f"the training ended (exit {process.wait()})")
+    pytest.fail(f"the training ended (exit {process.wait()}):\n{''.join(lines[-20:])}")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
 
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -109,7 +118,7 @@ def test_a_rank_that_dies_ends_the_job_soon_and_it_resumes(tmp_path: Path, rank:
         killed = time.monotonic()
         _, errors = process.communicate(timeout=60)
     finally:
-        process.kill()
+        end(process)
     assert time.monotonic() - killed < 30
     assert process.returncode == 1
     assert f"rank {rank} was ended by SIGKILL; --resume" in errors
@@ -126,7 +135,7 @@ def stop(process: subprocess.Popen[str], beyond: int) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     finally:
-        process.kill()
+        end(process)
     assert process.returncode == 143
 
 
@@ -137,7 +146,7 @@ def test_a_rank_that_dies_is_started_again_where_restarts_are_allowed(tmp_path: 
         first = load_newest(tmp_path / "runs/digits/checkpoints")["step"]
         workers(process)[1].kill()
     except BaseException:
-        process.kill()
+        end(process)
         raise
     stop(process, beyond=first + 40)
     points = [json.loads(line) for line in (tmp_path / "runs/digits/metrics.jsonl").read_text().splitlines()]

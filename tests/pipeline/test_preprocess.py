@@ -516,7 +516,7 @@ def test_a_source_without_a_usable_image_is_refused(data: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many(all_cpus: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """Enough images for several processes."""
     return image_folder(tmp_path_factory.mktemp("many") / "pets", {"cat": 300, "dog": 300}, size=(2, 2))
 
