@@ -128,6 +128,9 @@ def train(
     tracking: Annotated[Literal["mlflow", "none"], typer.Option(help="Where metrics are sent.")] = "mlflow",
     devices: Annotated[int, typer.Option(min=1, help="Share the work among N devices of this machine.")] = 1,
     max_restarts: Annotated[int, typer.Option(min=0, help="Of --devices, when a rank dies.")] = 0,
+    memory_limit: Annotated[
+        int | None, typer.Option(min=0, metavar="BYTES", help="Stream training images beyond it from disk.")
+    ] = None,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -147,8 +150,16 @@ def train(
         raise typer.Exit(launch(devices, max_restarts, device, sys.argv[1:]))
     from pipeline.train import train as run_training
 
-    with_mlflow = tracking == "mlflow"
-    run_training(loaded, folder, data_dir, device, resume=resume, overwrite=overwrite, tracking=with_mlflow)
+    run_training(
+        loaded,
+        folder,
+        data_dir,
+        device,
+        resume=resume,
+        overwrite=overwrite,
+        tracking=tracking == "mlflow",
+        memory_limit=memory_limit,
+    )
     print(folder)
 
 
@@ -214,15 +225,19 @@ def parity(
 
 @app.command()
 def sync(
-    run: RunArgument = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Names or paths; default: trained last.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Until the training ends.")] = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Send a run's metrics to MLflow: what the server lacks, no more."""
+    """Send metrics and files of runs to MLflow: what the server lacks, no more."""
     from pipeline.engine.run import Run
     from pipeline.sync import sync as send
 
-    print(send(Run.find(runs_dir, run), follow))
+    if follow and runs and len(runs) > 1:
+        raise typer.BadParameter("--follow follows one run")
+    names: list[str | None] = [*runs] if runs else [None]
+    for run in [Run.find(runs_dir, name) for name in names]:
+        print(send(run, follow), flush=True)
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:

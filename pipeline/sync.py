@@ -21,36 +21,41 @@ from serving.errors import ConvlineError
 from serving.files import atomic_write, sha256
 
 INTERVAL = 2.0  # seconds between two looks at the file
+LONGEST = 30.0  # between two attempts, where the server does not answer
 POINTS = 100  # in one request, which takes 1,000 values at most
 EXPERIMENT = "convline"
 ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx")
 
-# a server that is down or frozen must fail a request soon, not after MLflow's own twelve minutes
+# a server that is down or frozen must fail a request soon, not after MLflow's own twelve minutes; what failed is
+# sent again by the next look
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
 }
 
 
 @dataclass
 class Cursor:
-    """How far a run has been sent to the server at `uri`: everything before `step`, and `points` of it."""
+    """How far a run has been sent to the server at `uri`, by file: everything before `step`, and `points` of it.
+
+    `mlflow_run` is empty until there is one; `problem` is what the last attempt met, None where it went well."""
 
     uri: str
-    mlflow_run: str
-    step: int = -1
-    points: int = 0
+    mlflow_run: str = ""
+    sent: dict[str, tuple[int, int]] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    problem: str | None = None
 
-    def is_new(self, step: int, nth: int) -> bool:
-        """Whether the `nth` point of `step` (from 0) has not been sent."""
-        return step > self.step or (step == self.step and nth >= self.points)
+    def is_new(self, file: str, step: int, nth: int) -> bool:
+        """Whether the `nth` point of `step` (from 0) in a file has not been sent."""
+        last, points = self.sent.get(file, (-1, 0))
+        return step > last or (step == last and nth >= points)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A line of metrics.jsonl, the `nth` (from 0) of its step."""
+    """A line of a file of points, the `nth` (from 0) of its step."""
 
     step: int
     nth: int
@@ -61,6 +66,15 @@ class Point:
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or mlflow.db in this folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def has_failed(run: Run, since: float) -> bool:
+    """Whether the last attempt to send the run, if it was after `since` (seconds since the epoch), failed."""
+    try:
+        is_recent = (run.folder / "sync.json").stat().st_mtime >= since
+    except FileNotFoundError:
+        return False
+    return is_recent and _read_cursor(run, _public(tracking_uri())).problem is not None
 
 
 def sync(run: Run, follow: bool = False) -> str:
@@ -78,69 +92,92 @@ def sync(run: Run, follow: bool = False) -> str:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if follow:
-        os.nice(19)  # 1.5% of a busy core: training comes first
+        os.nice(19)  # training comes first
     sender = Sender(run, tracking_uri())
     with ExitStack() as stack:
-        while follow and run.is_training():
-            try:
-                sender.send_points()
-                sender.sample_system(stack)
-            except ConvlineError as error:
-                log(f"{error}; trying again")
-            time.sleep(INTERVAL)
+        if follow:
+            _follow(run, sender, stack)
         sender.send_points()
         return sender.finish()
 
 
+def _follow(run: Run, sender: Sender, stack: ExitStack) -> None:
+    """Send again and again while the run is being trained; ever more seldom while the server fails."""
+    pause = INTERVAL
+    while run.is_training():
+        try:
+            sender.send_points()
+            sender.sample_system(stack)
+            pause = INTERVAL
+        except ConvlineError as error:
+            log(f"{error}; trying again")
+            pause = min(2 * pause, LONGEST)
+        until = time.monotonic() + pause
+        while run.is_training() and time.monotonic() < until:
+            time.sleep(INTERVAL / 2)
+
+
 class Sender:
-    """A run on its way to the server at `uri`. Its methods raise ConvlineError where the server fails."""
+    """A run on its way to the server at `uri`. Its methods raise ConvlineError where the server fails.
+
+    Several processes may send one run: they take turns, and each goes on where the last one stopped."""
 
     def __init__(self, run: Run, uri: str) -> None:
         self._run = run
         self._uri = uri
         self._client: Any = None
-        self._cursor: Cursor | None = None
+        self._known = ""  # the MLflow run that is certainly there
         self._is_sampling = False
 
     def send_points(self) -> None:
         """The points that are new."""
-        with self._server() as (client, cursor):
-            _send_points(client, self._run, cursor)
+        with self._server() as cursor:
+            for path in (self._run.metrics, self._run.watched):
+                _send_points(self._client, self._run, cursor, path)
 
     def sample_system(self, stack: ExitStack) -> None:
         """From the first call on, until the stack unwinds: CPU, memory, disk, network and GPU of the machine."""
-        with self._server() as (_, cursor):
-            if not self._is_sampling:
+        if not self._is_sampling:
+            with self._server() as cursor:
                 stack.enter_context(_system_metrics(cursor.mlflow_run, self._uri))
                 self._is_sampling = True
 
     def finish(self) -> str:
         """Files that are new, and how the run ended; returns its id."""
-        with self._server() as (client, cursor):
-            _send_artifacts(client, self._run, cursor)
+        with self._server() as cursor:
+            _send_artifacts(self._client, self._run, cursor)
             if self._run.is_training():
-                client.update_run(cursor.mlflow_run, status="RUNNING")
+                self._client.update_run(cursor.mlflow_run, status="RUNNING")
             else:
-                client.set_terminated(cursor.mlflow_run, "FINISHED" if _is_complete(self._run) else "KILLED")
+                self._client.set_terminated(cursor.mlflow_run, "FINISHED" if _is_complete(self._run) else "KILLED")
             return cursor.mlflow_run
 
     @contextmanager
-    def _server(self) -> Iterator[tuple[Any, Cursor]]:
-        """The client and the cursor, made on first use."""
+    def _server(self) -> Iterator[Cursor]:
+        """The cursor, for as long as no other process may move it, and the client, made on first use."""
         import mlflow
 
-        try:
-            if self._cursor is None:
-                _create_database(self._uri)
-                self._client = mlflow.MlflowClient(self._uri)
-                self._cursor = _open_cursor(self._client, self._run, _public(self._uri))
-            yield self._client, self._cursor
-        # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
-        except Exception as error:
-            told = str(error).replace(self._uri, _public(self._uri))
-            raise ConvlineError(
-                f"MLflow at {_public(self._uri)} did not take the run: {told}; `pipeline sync` sends the rest"
-            ) from error
+        with self._run.sending():
+            cursor = _read_cursor(self._run, _public(self._uri))
+            met = cursor.problem
+            try:
+                if self._client is None:
+                    _create_database(self._uri)
+                    self._client = mlflow.MlflowClient(self._uri)
+                if cursor.mlflow_run != self._known or not self._known:
+                    self._known = _open_run(self._client, self._run, cursor)
+                yield cursor
+                met = None
+            # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
+            except Exception as error:
+                met = str(error).replace(self._uri, _public(self._uri))
+                raise ConvlineError(
+                    f"MLflow at {_public(self._uri)} did not take the run: {met}; `pipeline sync` sends the rest"
+                ) from error
+            finally:
+                if met is not None or cursor.problem is not None:
+                    cursor.problem = met
+                    _keep(self._run, cursor)
 
 
 def _public(uri: str) -> str:
@@ -169,23 +206,28 @@ def _create_database(uri: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _open_cursor(client: Any, run: Run, uri: str) -> Cursor:
-    """Where an earlier sync left off, or a new MLflow run with the recipe as its parameters."""
+def _read_cursor(run: Run, uri: str) -> Cursor:
+    """Where the last sync left off; at the start where there was none, or to another server."""
     try:
         cursor = Cursor(**json.loads((run.folder / "sync.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
-        cursor = None  # never sent, or to be sent anew
-    if cursor is not None and cursor.uri == uri and _exists(client, cursor.mlflow_run):
+        return Cursor(uri)
+    return cursor if cursor.uri == uri else Cursor(uri)
+
+
+def _open_run(client: Any, run: Run, cursor: Cursor) -> str:
+    """The cursor's MLflow run, or a new one with the recipe as its parameters; returns its id."""
+    if cursor.mlflow_run and _exists(client, cursor.mlflow_run):
         client.update_run(cursor.mlflow_run, status="RUNNING")
-        return cursor
+        return cursor.mlflow_run
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    created = client.create_run(_experiment(client, name, uri), run_name=run.name)
+    created = client.create_run(_experiment(client, name, cursor.uri), run_name=run.name).info.run_id
     parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
     tags = {"convline.run": run.name, "convline.run_id": run.info["id"]}
-    client.log_batch(created.info.run_id, params=_entities("Param", parameters), tags=_entities("RunTag", tags))
-    cursor = Cursor(uri, created.info.run_id)
+    client.log_batch(created, params=_entities("Param", parameters), tags=_entities("RunTag", tags))
+    cursor.mlflow_run, cursor.sent, cursor.artifacts = created, {}, {}
     _keep(run, cursor)
-    return cursor
+    return created
 
 
 def _exists(client: Any, mlflow_run: str) -> bool:
@@ -227,11 +269,11 @@ def _system_metrics(mlflow_run: str, uri: str) -> Iterator[None]:
         sampler.finish()
 
 
-def _send_points(client: Any, run: Run, cursor: Cursor) -> None:
-    """The points that are new, a request for every POINTS of them; the cursor moves after each."""
+def _send_points(client: Any, run: Run, cursor: Cursor, path: Path) -> None:
+    """The points of a file that are new, a request for every POINTS of them; the cursor moves after each."""
     from mlflow.entities import Metric
 
-    new = (point for point in _points(run.metrics) if cursor.is_new(point.step, point.nth))
+    new = (point for point in _points(path) if cursor.is_new(path.name, point.step, point.nth))
     while points := list(islice(new, POINTS)):
         metrics = [
             Metric(name, value, point.milliseconds, point.step)
@@ -239,16 +281,16 @@ def _send_points(client: Any, run: Run, cursor: Cursor) -> None:
             for name, value in point.values.items()
         ]
         client.log_batch(cursor.mlflow_run, metrics=metrics)
-        cursor.step, cursor.points = points[-1].step, points[-1].nth + 1
+        cursor.sent[path.name] = (points[-1].step, points[-1].nth + 1)
         _keep(run, cursor)
 
 
-def _points(metrics: Path) -> Iterator[Point]:
-    """The whole lines of metrics.jsonl."""
-    if not metrics.exists():
+def _points(path: Path) -> Iterator[Point]:
+    """The whole lines of a file of points."""
+    if not path.exists():
         return
     last, nth = -1, 0
-    with metrics.open("rb") as file:
+    with path.open("rb") as file:
         for line in file:
             if line.endswith(b"\n"):
                 values = json.loads(line)

@@ -35,12 +35,14 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     tracking: bool = True,
+    memory_limit: int | None = None,
 ) -> Run:
     """Train `recipe` into the run `folder`; a dataset that is missing is prepared first.
 
     Raises ConvlineError for a recipe that does not fit its dataset, for a run that exists (unless `resume`
     goes on with it or `overwrite` replaces it) or is another recipe's, and where the loss stops being finite.
-    Exits 130 or 143, after saving, when interrupted.
+    Exits 130 or 143, after saving, when interrupted. Training images of more than `memory_limit` bytes (default:
+    half of the device's free memory) are streamed from disk.
     """
     if restarts():
         resume, overwrite = True, False
@@ -53,17 +55,18 @@ def train(
             log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
             return run
         world.on_main(lambda: held.enter_context(run.lock()))
-        follower = Follower(folder) if tracking and world.is_main else None
-        loop(run, dataset, where, world)
+        follower = Follower(run) if tracking and world.is_main else None
+        loop(run, dataset, where, world, memory_limit)
     if follower is not None:
         follower.finish()
     return run
 
 
-def loop(run: Run, dataset: Dataset, device: torch.device, world: World) -> None:
+def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_limit: int | None = None) -> None:
     """From the newest checkpoint, or from the start, to the last step."""
     recipe, settings = run.recipe, run.recipe.train
-    training = Training.begin(run, dataset, device, world)
+    training = Training.begin(run, dataset, device, world, memory_limit)
+    log(training.batches.whereabouts)
     preprocessing, parameters = training.served.preprocessing, list(training.served.network.parameters())
     with monitor(run, world) as watch, stop_request() as stop:
         first = training.restore(watch)
@@ -72,7 +75,7 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World) -> None
         for step in range(first, settings.steps):
             images, labels = training.batches.draw(step)
             inputs = preprocessing.standardized(training.distort(images, step))
-            seed_step(settings.seed, step)
+            seed_step(settings.seed, step, device)
             logits = training.model(inputs)
             cross_entropy = training.cross_entropy(logits, labels)
             penalties = training.penalties()
@@ -94,7 +97,8 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World) -> None
             if step % settings.log_every == 0 or is_last:
                 training.guard.check()
                 terms = penalties and {"cross_entropy": cross_entropy, **penalties}
-                watch.log(step, {"loss": loss, **terms}, logits, labels, learning_rate)
+                values = {"loss": loss, **terms, "gradient_norm": training.gradient_norm()}
+                watch.log(step, values, logits, labels, learning_rate)
             if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
                 training.evaluate(done, watch)
             if done % settings.checkpoint_every == 0 or is_last or status is not None:

@@ -29,7 +29,7 @@ class Sgd(Section):
     def build(self, parameters: Iterable[Tensor]) -> Optimizer:
         from torch.optim import SGD
 
-        return SGD(parameters, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov)
+        return SGD(parameters, lr=self.learning_rate, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 
 class Adam(Section):
@@ -45,7 +45,7 @@ class Adam(Section):
         from torch.optim import Adam as TorchAdam
 
         betas = (self.beta1, self.beta2)
-        return TorchAdam(parameters, lr=self.learning_rate, betas=betas, eps=self.epsilon)
+        return TorchAdam(parameters, lr=self.learning_rate, betas=betas, eps=self.epsilon, fused=True)
 
 
 class AdaGrad(Section):
@@ -61,7 +61,7 @@ class AdaGrad(Section):
     def build(self, parameters: Iterable[Tensor]) -> Optimizer:
         from torch.optim import Adagrad
 
-        return Adagrad(parameters, lr=self.learning_rate, eps=self.epsilon)
+        return Adagrad(parameters, lr=self.learning_rate, eps=self.epsilon, fused=True)
 
 
 OptimizerSection = Annotated[Sgd | Adam | AdaGrad, Field(discriminator="name")]

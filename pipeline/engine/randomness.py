@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
 
@@ -16,7 +18,9 @@ def generator(seed: int, use: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, use, number])
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, device: torch.device) -> None:
     """Make what a network draws in its forward pass, such as dropout masks, a function of (seed, step)."""
-    (state,) = np.random.SeedSequence([seed, DROPOUT, step]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state >> 1))
+    digest = hashlib.blake2b(f"{seed} {DROPOUT} {step}".encode(), digest_size=8).digest()  # as good, and quick
+    # torch.manual_seed takes 1.5 ms, and memory, to remember the call for every device that is not in use
+    seed_generator = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
+    seed_generator(int.from_bytes(digest, "little") >> 1)

@@ -93,6 +93,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def watched(self) -> Path:
+        """What `pipeline evaluate --watch` found, a point a checkpoint, as in `metrics`."""
+        return self.folder / "watched.jsonl"
+
+    @property
     def model(self) -> Path:
         return self.folder / "model.onnx"
 
@@ -114,6 +119,13 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConvlineError(f"{self.folder} is being trained by another process; wait for it") from error
+            yield
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """Held while something of the run is sent to MLflow, by one process at a time; others wait."""
+        with open(self.folder / "sync.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def is_training(self) -> bool:

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+import threading
+import time
 
+from pipeline.engine.run import Run
+from pipeline.sync import has_failed
 from serving.console import log
 
 PATIENCE = 60  # seconds that a finished training waits for the rest to be sent
+LIVES = 3  # a follower that is killed is started again
 
 
 class Follower:
     """`pipeline sync --follow` on a run. It ends by itself when nobody holds the run's lock any more."""
 
-    def __init__(self, run_folder: Path) -> None:
-        self._log = run_folder / "sync.log"
-        command = [sys.executable, "-m", "pipeline", "sync", str(run_folder.resolve()), "--follow"]
-        with open(self._log, "ab") as output:
-            # in a session of its own: Ctrl-C stops the training, and the follower sends what there is
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._log = run.folder / "sync.log"
+        self._began = time.time()
+        self._status: int | None = None
+        self._keeper = threading.Thread(target=self._keep_alive, daemon=True)
+        self._keeper.start()
+
+    def _keep_alive(self) -> None:
+        command = [sys.executable, "-m", "pipeline", "sync", str(self._run.folder.resolve()), "--follow"]
+        for _ in range(LIVES):
+            with open(self._log, "ab") as output:
+                # in a session of its own: Ctrl-C stops the training, and the follower sends what there is
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                )
+            self._status = process.wait()
+            if self._status >= 0:  # else a signal ended it
+                return
 
     def finish(self) -> None:
-        """After the training has ended: give it time to send the rest."""
-        if self._process.poll() is None:
+        """After the training has ended: give it time to send the rest, unless the server is known to fail."""
+        if self._keeper.is_alive():
             log("sending the last metrics to MLflow")
-        try:
-            failed = self._process.wait(PATIENCE) != 0
-        except subprocess.TimeoutExpired:
-            self._process.terminate()
-            failed = True
-        if failed:
+        until = time.monotonic() + PATIENCE
+        while self._keeper.is_alive() and time.monotonic() < until and not has_failed(self._run, self._began):
+            self._keeper.join(0.1)
+        if self._keeper.is_alive() or self._status != 0:
             log(f"warning: tracking is incomplete (see {self._log}); `pipeline sync` sends the rest")

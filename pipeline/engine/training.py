@@ -44,7 +44,9 @@ class Training:
     evaluated: dict[str, Split]  # opened once: a dataset that is prepared again meanwhile does not change them
 
     @classmethod
-    def begin(cls, run: Run, dataset: Dataset, device: torch.device, world: World) -> Training:
+    def begin(
+        cls, run: Run, dataset: Dataset, device: torch.device, world: World, memory_limit: int | None = None
+    ) -> Training:
         keep_freed_memory()
         recipe = run.recipe
         served = build_served(recipe, run.info["dataset"]).to(device)
@@ -61,7 +63,7 @@ class Training:
             model=world.distributed(served.network, device),
             average=MovingAverage(served.network, recipe.train.average_decay),
             optimizer=recipe.optimizer.build(served.network.parameters()),
-            batches=Batches(split, recipe.data.sampling, size, seed, device, share),
+            batches=Batches(split, recipe.data.sampling, size, seed, device, share, memory_limit),
             distort=Distortions(recipe.augment, served.preprocessing, seed, size, share),
             guard=FiniteGuard(device, world),
             evaluated={name: open_split(name) for name in recipe.train.evaluate_splits if recipe.train.evaluate_every},
@@ -78,6 +80,11 @@ class Training:
         weight = self.served.network.get_parameter
         coefficients = self.run.recipe.train.l2
         return {f"l2/{layer}": c / 2 * weight(f"{layer}.weight").square().sum() for layer, c in coefficients.items()}
+
+    def gradient_norm(self) -> Tensor:
+        """The Euclidean norm of all gradients together."""
+        gradients = [parameter.grad for parameter in self.served.network.parameters() if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
     def restore(self, watch: Monitor) -> int:
         """Load the newest checkpoint, if there is one; returns the step to go on from."""

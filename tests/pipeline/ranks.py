@@ -50,7 +50,7 @@ def train(
         for step in range(steps):
             images, labels = training.batches.draw(step)
             inputs = training.served.preprocessing.standardized(training.distort(images, step))
-            seed_step(recipe.train.seed, step)
+            seed_step(recipe.train.seed, step, torch.device("cpu"))
             loss = training.cross_entropy(training.model(inputs), labels) + sum(training.penalties().values())
             training.optimizer.zero_grad()
             loss.backward()

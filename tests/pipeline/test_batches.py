@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -112,3 +114,33 @@ def test_rows_that_are_not_in_the_split_are_never_drawn(sampling: Literal["epoch
     source = batches(sampling, 10, 6)
     drawn = {int(image[0, 0, 0]) for step in range(50) for image in source.draw(step)[0]}
     assert drawn == set(range(0, 20, 2))
+
+
+def mapped(folder: Path, count: int, side: int) -> Split:
+    """A split of noise in a file that is mapped, as `Dataset.split` opens it."""
+    np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8))
+    return Split("train", np.load(folder / "images.npy", mmap_mode="c"), np.arange(count), np.arange(count))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_streamed_batches_are_those_that_are_held(tmp_path: Path, sampling: Literal["epoch", "independent"]) -> None:
+    there = mapped(tmp_path, 50, 8)
+    held = Batches(there, sampling, 8, 0, CPU)
+    streamed = Batches(there, sampling, 8, 0, CPU, memory_limit=50 * 8 * 8 * 3 - 1)
+    assert "held on cpu" in held.whereabouts
+    assert "streamed" in streamed.whereabouts
+    for step in [*range(20), 5, 6, 7, 40, 0]:  # in order, back, on and ahead
+        for mine, theirs in zip(streamed.draw(step), held.draw(step), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_streaming_keeps_no_pages_of_the_file(tmp_path: Path) -> None:
+    there = mapped(tmp_path, 400, 256)  # 79 MB
+    streamed = Batches(there, "epoch", 20, 0, CPU, memory_limit=0)
+    largest = 0
+    for step in range(20):
+        streamed.draw(step)
+        found = re.search(rf"{tmp_path}/images.npy\n.*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text(), re.DOTALL)
+        assert found
+        largest = max(largest, int(found[1]) * 1024)
+    assert largest < there.images.nbytes / 4

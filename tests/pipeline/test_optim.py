@@ -102,7 +102,7 @@ def test_a_linear_schedule_warms_up_and_falls() -> None:
 
 def test_dropout_is_a_function_of_seed_and_step() -> None:
     def mask(seed: int, step: int) -> list[float]:
-        seed_step(seed, step)
+        seed_step(seed, step, torch.device("cpu"))
         return nn.Dropout(0.5)(torch.ones(64)).tolist()
 
     assert mask(1, 7) == mask(1, 7)

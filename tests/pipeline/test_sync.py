@@ -33,6 +33,12 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss")]
 
 
+def sent(run: Run) -> dict:
+    """How far it was sent, by file."""
+    path = run.folder / "sync.json"
+    return json.loads(path.read_text())["sent"] if path.exists() else {}
+
+
 def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
     cli("pipeline", "train", "digits", "--steps", 100)
     assert losses(tmp_path) == points(tmp_path)
@@ -85,8 +91,10 @@ def test_artifacts_follow_when_they_appear(untracked: Path) -> None:
 
 
 def test_a_cursor_counts_points_within_a_step() -> None:
-    cursor = Cursor("uri", "run", step=10, points=2)
-    assert [cursor.is_new(step, nth) for step, nth in [(9, 5), (10, 1), (10, 2), (11, 0)]] == [False, False, True, True]
+    cursor = Cursor("uri", "run", {"metrics.jsonl": (10, 2)})
+    points = [(9, 5), (10, 1), (10, 2), (11, 0)]
+    assert [cursor.is_new("metrics.jsonl", *point) for point in points] == [False, False, True, True]
+    assert cursor.is_new("watched.jsonl", 0, 0)
 
 
 def test_a_server_that_is_down_costs_one_warning(cli: Cli, tmp_path: Path) -> None:
@@ -132,10 +140,7 @@ def test_a_server_that_comes_late_gets_everything(own_project: Path, tmp_path: P
             server = subprocess.Popen(
                 command("mlflow", "server", *arguments), cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
             )
-            while (
-                not (run.folder / "sync.json").exists()
-                or json.loads((run.folder / "sync.json").read_text())["step"] < 0
-            ):
+            while not sent(run):
                 assert follower.poll() is None
                 time.sleep(0.2)
         except BaseException:

@@ -1,0 +1,156 @@
+"""Training throughput of this project against other ways, in one call, the contenders taking turns.
+
+    python benchmarks/train_throughput.py --tensorflow /tmp/tensorflow/bin/python [--threads N] [--rounds 5]
+
+The cifar10 network on batches of 128, each contender a process of its own:
+    convline      `pipeline train cifar10` with all that it does: data, distortions, averages, guard, log lines
+    PyTorch       the usual loop: DataLoader, torchvision transforms, eager layers (contenders/pytorch_loop.py)
+    TensorFlow    bare steps in graph mode, without distortion (contenders/tensorflow_steps.py; needs --tensorflow, a
+                  Python that has it)
+    two ranks     `pipeline train cifar10 --devices 2`, 64 images on each rank
+    limit         what the machine's matrix product allows for the network's multiplications
+Then two networks with tiny steps: what a step of `pipeline train` costs beside that of a bare loop.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from machine import hardware, versions
+from PIL import Image
+
+from models import build
+from pipeline.engine.network import multiply_adds
+from pipeline.recipe import load
+from serving.machine import usable_cpus
+
+CONTENDERS = Path(__file__).parent / "contenders"
+BATCH = 128
+TINY = ("mlp", "softmax-regression")
+
+
+def main(
+    tensorflow: Annotated[str | None, typer.Option(help="A Python that has TensorFlow.")] = None,
+    threads: int | None = None,
+    rounds: int = 5,
+    steps: Annotated[int, typer.Option(help="Of cifar10, that are timed in a round.")] = 60,
+    tiny_steps: int = 5000,
+) -> None:
+    threads = threads or usable_cpus()
+    print(f"{hardware(threads)}; {versions('torch', 'convline')}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_noise(folder, "colour", 32, "RGB")
+        make_noise(folder, "grey", 28, "L")
+        compare_cifar10(folder, tensorflow, threads, rounds, steps)
+        compare_tiny(folder, threads, rounds, tiny_steps)
+
+
+def compare_cifar10(folder: Path, tensorflow: str | None, threads: int, rounds: int, steps: int) -> None:
+    images, labels = (folder / f"data/colour/train.{kind}.npy" for kind in ("images", "labels"))
+    seconds: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        told = {
+            "convline": convline(folder, "cifar10", "colour", steps, threads),
+            "PyTorch": script("pytorch_loop.py", images, labels, BATCH, threads, steps),
+            "limit": arithmetic_limit(threads),
+        }
+        if threads > 1:
+            told["two ranks"] = convline(folder, "cifar10", "colour", steps, threads, "--devices", "2")
+        if tensorflow:
+            told["TensorFlow"] = script("tensorflow_steps.py", BATCH, threads, steps, python=tensorflow)
+        for contender, value in told.items():
+            seconds.setdefault(contender, []).append(value)
+    print(f"\ncifar10, batches of {BATCH}: medians of {rounds} rounds of {steps} steps")
+    print(f"{'':14}{'images/s':>10}{'lowest':>9}{'highest':>9}{'convline is':>14}")
+    medians = {contender: statistics.median(values) for contender, values in seconds.items()}
+    for contender, values in seconds.items():
+        ratio = medians[contender] / medians["convline"]
+        print(
+            f"{contender:14}{BATCH / medians[contender]:10,.0f}{BATCH / max(values):9,.0f}{BATCH / min(values):9,.0f}"
+            f"{ratio:13.2f}×"
+        )
+
+
+def compare_tiny(folder: Path, threads: int, rounds: int, steps: int) -> None:
+    print(f"\ntiny steps, in µs: medians of {rounds} rounds of {steps} steps")
+    print(f"{'':22}{'convline':>10}{'bare loop':>11}{'more':>7}")
+    for recipe in TINY:
+        pairs = [
+            (
+                convline(folder, recipe, "grey", steps, threads),
+                script("bare_loop.py", recipe, 28, 28, 1, threads, steps),
+            )
+            for _ in range(rounds)
+        ]
+        mine, bare = (1e6 * statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"{recipe:22}{mine:10.0f}{bare:11.0f}{mine - bare:7.0f}")
+
+
+def convline(folder: Path, recipe: str, dataset: str, steps: int, threads: int, *options: str) -> float:
+    """Seconds a step of `pipeline train`, by the times of its points; the first ones warm it up."""
+    log_every = load(recipe).train.log_every
+    warm_up = max(10, 2 * log_every)
+    settings = ["data.validation=0", "train.evaluate_every=0", f"train.steps={warm_up + steps + 1}"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", "none"]
+    pinned = ["taskset", "--cpu-list", ",".join(map(str, range(threads)))]
+    subprocess.run(
+        [*pinned, sys.executable, *command, *words, *options], cwd=folder, check=True, capture_output=True, text=True
+    )
+    lines = (folder / f"runs/{recipe}/metrics.jsonl").read_text().splitlines()
+    elapsed = {point["step"]: point["elapsed"] for point in map(json.loads, lines) if "loss" in point}
+    return (elapsed[warm_up + steps] - elapsed[warm_up]) / steps
+
+
+def script(name: str, *arguments: object, python: str = sys.executable) -> float:
+    """What one of the contenders prints."""
+    command = [python, str(CONTENDERS / name), *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def arithmetic_limit(threads: int, side: int = 2048, seconds: float = 3.0) -> float:
+    """Seconds a step, if it were nothing but its multiplications (forward once, backward twice) at the best rate
+    of float32 matrix products."""
+    torch.set_num_threads(threads)
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    best, began = float("inf"), time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    network = build("cifar10", (3, 24, 24), 10)
+    return BATCH * 3 * multiply_adds(network, (3, 24, 24)) * best / side**3
+
+
+def make_noise(folder: Path, name: str, side: int, mode: str, classes: int = 10, each: int = 500) -> None:
+    """A prepared dataset of noise: its speed is that of any other images."""
+    draw = np.random.default_rng(0)
+    with tarfile.open(folder / f"{name}.tar", "w") as packed:
+        for number in range(classes * each):
+            pixels = draw.integers(0, 256, (side, side, 3) if mode == "RGB" else (side, side), np.uint8)
+            file = BytesIO()
+            Image.fromarray(pixels, mode).save(file, "PNG")
+            member = tarfile.TarInfo(f"{number % classes}/{number}.png")
+            member.size = file.tell()
+            file.seek(0)
+            packed.addfile(member, file)
+    command = [sys.executable, "-m", "pipeline", "preprocess", name, "--source", f"{name}.tar"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
