@@ -14,26 +14,21 @@ Then two networks with tiny steps: what a step of `pipeline train` costs beside 
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from machine import hardware, versions
-from PIL import Image
+from noise import make_noise, seconds_per_step
 
 from models import build
 from pipeline.engine.network import multiply_adds
-from pipeline.recipe import load
 from serving.machine import usable_cpus
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -100,19 +95,9 @@ def compare_tiny(folder: Path, threads: int, rounds: int, steps: int) -> None:
 
 
 def convline(folder: Path, recipe: str, dataset: str, steps: int, threads: int, *options: str) -> float:
-    """Seconds a step of `pipeline train`, by the times of its points; the first ones warm it up."""
-    log_every = load(recipe).train.log_every
-    warm_up = max(10, 2 * log_every)
-    settings = ["data.validation=0", "train.evaluate_every=0", f"train.steps={warm_up + steps + 1}"]
-    words = [word for setting in settings for word in ("--set", setting)]
-    command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", "none"]
+    """Seconds a step of `pipeline train` on the first CPUs."""
     pinned = ["taskset", "--cpu-list", ",".join(map(str, range(threads)))]
-    subprocess.run(
-        [*pinned, sys.executable, *command, *words, *options], cwd=folder, check=True, capture_output=True, text=True
-    )
-    lines = (folder / f"runs/{recipe}/metrics.jsonl").read_text().splitlines()
-    elapsed = {point["step"]: point["elapsed"] for point in map(json.loads, lines) if "loss" in point}
-    return (elapsed[warm_up + steps] - elapsed[warm_up]) / steps
+    return seconds_per_step(folder, recipe, dataset, steps, *options, prefix=pinned)
 
 
 def script(name: str, *arguments: object, python: str = sys.executable) -> float:
@@ -134,22 +119,6 @@ def arithmetic_limit(threads: int, side: int = 2048, seconds: float = 3.0) -> fl
         best = min(best, time.perf_counter() - start)
     network = build("cifar10", (3, 24, 24), 10)
     return BATCH * 3 * multiply_adds(network, (3, 24, 24)) * best / side**3
-
-
-def make_noise(folder: Path, name: str, side: int, mode: str, classes: int = 10, each: int = 500) -> None:
-    """A prepared dataset of noise: its speed is that of any other images."""
-    draw = np.random.default_rng(0)
-    with tarfile.open(folder / f"{name}.tar", "w") as packed:
-        for number in range(classes * each):
-            pixels = draw.integers(0, 256, (side, side, 3) if mode == "RGB" else (side, side), np.uint8)
-            file = BytesIO()
-            Image.fromarray(pixels, mode).save(file, "PNG")
-            member = tarfile.TarInfo(f"{number % classes}/{number}.png")
-            member.size = file.tell()
-            file.seek(0)
-            packed.addfile(member, file)
-    command = [sys.executable, "-m", "pipeline", "preprocess", name, "--source", f"{name}.tar"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ class LocalResponseNorm(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [batch, channels, height, width], as given."""
+        """float32 [batch, channels, height, width], as given; in float32 also where autocast is on."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self.forward(x.float())
         if x.requires_grad and torch.is_grad_enabled():
             normed: Tensor = _TrainedLocalResponseNorm.apply(x, self.band, self.bias, self.beta)
             return normed

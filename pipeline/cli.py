@@ -28,6 +28,7 @@ Mirrors = Annotated[list[str] | None, typer.Option("--mirror", help="http(s) or 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 SplitOption = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which images.")]
+Tracking = Literal["mlflow", "none"]
 
 DATA = Path("data")
 RUNS = Path("runs")
@@ -125,7 +126,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
-    tracking: Annotated[Literal["mlflow", "none"], typer.Option(help="Where metrics are sent.")] = "mlflow",
+    tracking: Annotated[Tracking, typer.Option(help="Where metrics are sent.")] = "mlflow",
     devices: Annotated[int, typer.Option(min=1, help="Share the work among N devices of this machine.")] = 1,
     max_restarts: Annotated[int, typer.Option(min=0, help="Of --devices, when a rank dies.")] = 0,
     memory_limit: Annotated[
@@ -174,6 +175,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="The first N images only.")] = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    watch: Annotated[bool, typer.Option("--watch", help="Each new checkpoint, until the training ends.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="Of --watch: seconds between two looks.")] = 30.0,
+    tracking: Annotated[Tracking, typer.Option(help="Of --watch: where precision @ 1 is sent.")] = "mlflow",
     as_json: Json = False,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
@@ -181,9 +185,18 @@ def evaluate(
     """precision @ k of a run, on images it has not seen."""
     from pipeline.engine.run import Run
     from pipeline.evaluate import Question, evaluate_run, table
+    from pipeline.evaluate import watch as follow
 
+    if watch and onnx:
+        raise typer.BadParameter("--watch looks at checkpoints, --onnx at the exported file; give one of them")
     question = Question(split, weights, onnx, limit, device, batch_size, top_k)
-    report = evaluate_run(Run.find(runs_dir, run), data_dir, question)
+    found = Run.find(runs_dir, run)
+    if watch:
+        for answer in follow(found, data_dir, question, interval, tracking == "mlflow"):
+            line = f"step {answer['step']}: precision @ 1 = {answer['precision_at_1']:.3f}"
+            print(json.dumps(answer) if as_json else line, flush=True)
+        return
+    report = evaluate_run(found, data_dir, question)
     if as_json:
         print(json.dumps(report, indent=2))
     elif precision_at_1:

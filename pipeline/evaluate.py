@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset import Split
-from pipeline.engine.network import Predict, choose_device, load_served, predictor
+from pipeline.engine import checkpoint
+from pipeline.engine.network import Predict, choose_device, load_served, predictor, restored
 from pipeline.engine.run import Run
+from pipeline.sync import Sender, tracking_uri
+from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write
 from serving.model import Provider, open_model
@@ -78,6 +84,12 @@ class Question:
     batch_size: int = BATCH_SIZE
     top_k: int = 1
 
+    @property
+    def metric(self) -> str:
+        """What the answer is called among the points of a run that is watched."""
+        parts = ["watched", self.weights != "averaged" and self.weights, self.split != "test" and self.split]
+        return "_".join(part for part in [*parts, "precision_at_1"] if part)
+
 
 def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]:
     """Answer a question about a run; a whole split's answer about averaged weights is kept as evaluation.json.
@@ -95,6 +107,46 @@ def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]
         with atomic_write(run.folder / "evaluation.json", "w") as file:
             json.dump(report, file, indent=2)
     return report
+
+
+def watch(run: Run, data_dir: Path, question: Question, interval: float, tracking: bool) -> Iterator[dict[str, Any]]:
+    """Answer the question for each checkpoint of a training as it appears, until the training has ended.
+
+    The answers are kept as points of watched.jsonl, and sent to MLflow where `tracking` asks for it. On the CPU
+    it takes one thread, and only time that nobody else wants.
+    """
+    os.nice(19)
+    torch.set_num_threads(1)
+    recipe, device = run.recipe, choose_device(question.device)
+    split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)
+    sender = Sender(run, tracking_uri()) if tracking else None
+    while True:
+        is_training = run.is_training()  # asked first: a checkpoint that comes after the answer is seen next time
+        for path in _unwatched(run, question):
+            if (state := checkpoint.load(path)) is None:
+                continue
+            predict = predictor(restored(run, state[question.weights]).to(device), device)
+            evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
+            point = {"step": state["step"], "time": round(time.time(), 3), question.metric: evaluation.precision_at(1)}
+            with open(run.watched, "a", encoding="utf-8") as file:
+                file.write(json.dumps(point) + "\n")
+            if sender is not None:
+                try:
+                    sender.send_points()
+                except ConvlineError as error:
+                    log(f"warning: {error}")
+            yield {"run": run.name, "step": state["step"], **evaluation.to_dict(question.top_k)}
+        if not is_training:
+            return
+        time.sleep(interval)
+
+
+def _unwatched(run: Run, question: Question) -> list[Path]:
+    """The checkpoints that there is no answer for yet, oldest first."""
+    lines = run.watched.read_text(encoding="utf-8").splitlines() if run.watched.exists() else []
+    answered = {point["step"] for point in map(json.loads, lines) if question.metric in point}
+    there = checkpoint.paths(run.folder / "checkpoints")
+    return [path for path in there if checkpoint.step_of(path) not in answered]
 
 
 def _subject(run: Run, question: Question) -> tuple[Predict, dict[str, Any]]:

@@ -95,7 +95,8 @@ class Train(Section):
     """`steps` updates of `batch_size` images (over all devices); `loss`: the batch's cross-entropies as a
     mean or a sum; `l2`: by layer, the coefficient of ‖weight‖² / 2 in the loss; `average_decay` of the moving
     average, 0 for none; the `_every` are in steps, 0: never; `evaluate_limit`: the first N images of each of
-    `evaluate_splits`."""
+    `evaluate_splits`. `precision` of forward and backward pass ("bfloat16": autocast; the weights stay float32);
+    `compile`: the network by torch.compile, with CUDA graphs on CUDA."""
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -108,6 +109,8 @@ class Train(Section):
     evaluate_every: NonNegativeInt = 0
     evaluate_splits: list[Split] = Field(default=["test"], min_length=1)
     evaluate_limit: PositiveInt | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
 
 class Augment(Section):

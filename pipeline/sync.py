@@ -83,19 +83,10 @@ def sync(run: Run, follow: bool = False) -> str:
     A server that does not answer is tried again while the training goes on. Returns the MLflow run's id.
     Raises ConvlineError where MLflow is missing, or the last attempt fails.
     """
-    try:
-        import mlflow  # noqa: F401
-    except ImportError as error:
-        raise ConvlineError("tracking needs MLflow: pip install 'convline[mlflow]', or use --tracking none") from error
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if follow:
-        os.nice(19)  # training comes first
     sender = Sender(run, tracking_uri())
     with ExitStack() as stack:
         if follow:
+            os.nice(19)  # training comes first
             _follow(run, sender, stack)
         sender.send_points()
         return sender.finish()
@@ -120,9 +111,21 @@ def _follow(run: Run, sender: Sender, stack: ExitStack) -> None:
 class Sender:
     """A run on its way to the server at `uri`. Its methods raise ConvlineError where the server fails.
 
-    Several processes may send one run: they take turns, and each goes on where the last one stopped."""
+    Several processes may send one run: they take turns, and each goes on where the last one stopped.
+    Raises ConvlineError where MLflow is missing.
+    """
 
     def __init__(self, run: Run, uri: str) -> None:
+        try:
+            import mlflow  # noqa: F401
+        except ImportError as error:
+            raise ConvlineError(
+                "tracking needs MLflow: pip install 'convline[mlflow]', or use --tracking none"
+            ) from error
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._run = run
         self._uri = uri
         self._client: Any = None

@@ -76,8 +76,7 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
             images, labels = training.batches.draw(step)
             inputs = preprocessing.standardized(training.distort(images, step))
             seed_step(settings.seed, step, device)
-            logits = training.model(inputs)
-            cross_entropy = training.cross_entropy(logits, labels)
+            logits, cross_entropy = training.forward(inputs, labels)
             penalties = training.penalties()
             loss = cross_entropy + sum(penalties.values())
 

@@ -26,11 +26,10 @@ _is_muted = False
 def main(app: typer.Typer) -> NoReturn:
     """Run a Typer app and exit: a `ConvlineError` becomes one sentence, `--debug` shows tracebacks."""
     debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
-        app()
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
         sys.stdout.flush()
         sys.exit(0)
     except Exception as error:
@@ -42,6 +41,9 @@ def main(app: typer.Typer) -> NoReturn:
         else:
             print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # while the interpreter ends, an exception has nowhere to go
 
 
 def sentence(error: Exception) -> str:

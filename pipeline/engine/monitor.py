@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor
 from pipeline.engine.distributed import World
 from pipeline.engine.run import Run
 from serving.console import log, progress
+from serving.errors import ConvlineError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,7 +36,8 @@ class Monitor:
 
     def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Progress, world: World) -> None:
         self._world = world
-        self._file = open(metrics if world.is_main else os.devnull, "ab")  # noqa: SIM115  # closed by monitor()
+        # unbuffered: what was told is there, and a full disk is found at once; closed by monitor()
+        self._file = open(metrics if world.is_main else os.devnull, "ab", buffering=0)  # noqa: SIM115
         self._batch_size = batch_size
         self._steps = steps
         self._bar = bar
@@ -42,6 +45,7 @@ class Monitor:
         self._seconds_to_first_step: float | None = None
         self._smoothed: Tensor | None = None
         self._note = ""
+        self._tracking_seconds = 0.0  # that writing points and lines took
         self._mark(0)
 
     def restore(self, state: dict[str, float], step: int) -> None:
@@ -53,7 +57,6 @@ class Monitor:
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps; the points so far are made durable."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         smoothed = float("nan") if self._smoothed is None else float(self._smoothed)
         return {"elapsed": self.elapsed, "smoothed_loss": smoothed, "metrics_size": self._file.tell()}
@@ -103,6 +106,7 @@ class Monitor:
         self._line(
             f"step {step}, loss = {loss:.4g}, accuracy = {accuracy:.3f} ({rate:.1f} images/s; {seconds:.3g} s/batch)"
         )
+        self._tracking_seconds += time.perf_counter() - now
 
     def evaluated(self, step: int, precision: dict[str, float]) -> None:
         """precision@1 of the averaged weights after `step` updates, by split."""
@@ -118,6 +122,7 @@ class Monitor:
             "training_seconds": self.elapsed,
             "seconds_per_100_steps": 100 * self.elapsed / steps,
             "seconds_to_first_step": self._seconds_to_first_step,
+            "tracking_seconds": self._tracking_seconds,
         }
         self._write(steps, **figures)
         log(
@@ -136,9 +141,15 @@ class Monitor:
         self._marked, self._marked_step = time.perf_counter(), step
 
     def _write(self, step: int, **values: float) -> None:
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **values})
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ConvlineError(
+                f"{self._file.name} could not be written: {error.strerror}; free some space, then --resume goes on "
+                "from the last checkpoint"
+            ) from error
 
     def _line(self, text: str) -> None:
         if self._bar.disable:

@@ -87,9 +87,14 @@ def load_served(run: Run, weights: str = "averaged") -> tuple[Served, int]:
     state = checkpoint.load_newest(run.folder / "checkpoints")
     if state is None:
         raise ConvlineError(f"{run.folder} has no checkpoint yet; `pipeline train` makes one")
+    return restored(run, state[weights]), state["step"]
+
+
+def restored(run: Run, weights: dict[str, Tensor]) -> Served:
+    """The run's network with these weights, for inference."""
     served = build_served(run.recipe, run.info["dataset"])
-    served.network.load_state_dict(state[weights])
-    return served.eval().requires_grad_(False), state["step"]
+    served.network.load_state_dict(weights)
+    return served.eval().requires_grad_(False)
 
 
 def predictor(served: nn.Module, device: torch.device) -> Predict:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from serving.files import sync_files
 from serving.images import ImageSpec
 
 FORMAT = 1
+LOOKS = 5  # at a lock that is held, for it may be somebody who looks, too
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,16 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Held while training; it dies with its process. Raises ConvlineError where another process holds it."""
         with open(self.folder / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConvlineError(f"{self.folder} is being trained by another process; wait for it") from error
+            for attempt in range(LOOKS + 1):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt == LOOKS:
+                        raise ConvlineError(
+                            f"{self.folder} is being trained by another process; wait for it"
+                        ) from error
+                    time.sleep(0.02)
             yield
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,12 +55,13 @@ class Training:
         open_split = partial(dataset.split, validation=recipe.data.validation, seed=recipe.train.seed)
         split, size, seed = open_split("train"), recipe.train.batch_size, recipe.train.seed
         share = world.share(size)
+        model = world.distributed(served.network, device)
         return cls(
             run=run,
             device=device,
             world=world,
             served=served,
-            model=world.distributed(served.network, device),
+            model=_compile(model, device) if recipe.train.compile else model,
             average=MovingAverage(served.network, recipe.train.average_decay),
             optimizer=recipe.optimizer.build(served.network.parameters()),
             batches=Batches(split, recipe.data.sampling, size, seed, device, share, memory_limit),
@@ -69,11 +70,14 @@ class Training:
             evaluated={name: open_split(name) for name in recipe.train.evaluate_splits if recipe.train.evaluate_every},
         )
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Its mean over the ranks is the whole batch's, a mean or a sum as the recipe says."""
-        reduction = self.run.recipe.train.loss
-        loss = F.cross_entropy(logits, labels, reduction=reduction)
-        return loss * self.world.size if reduction == "sum" else loss
+    def forward(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the cross-entropy, whose mean over the ranks is the whole batch's: a mean or a sum, as the
+        recipe says."""
+        settings = self.run.recipe.train
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            logits = self.model(inputs)
+            loss = F.cross_entropy(logits, labels, reduction=settings.loss)
+        return logits, loss * self.world.size if settings.loss == "sum" else loss
 
     def penalties(self) -> dict[str, Tensor]:
         """The L2 terms of the loss, by layer: coefficient * ‖weight‖² / 2."""
@@ -93,6 +97,7 @@ class Training:
         is_alike = state is not None and state.get("ranks", 1) == self.world.size
         torch.set_num_threads(state["threads"] if state and is_alike else self.world.threads)
         if self.world.is_main:
+            checkpoint.tidy(self.run.folder / "checkpoints")
             cut_back(self.run.metrics, int(state["monitor"]["metrics_size"]) if state else 0)
         if state is None:
             return 0
@@ -133,3 +138,8 @@ class Training:
                 self.world.sum(torch.from_numpy(counts))
             precision[name] = evaluation.precision_at(1)
         watch.evaluated(step, precision)
+
+
+def _compile(model: nn.Module, device: torch.device) -> nn.Module:
+    """By torch.compile; on CUDA its kernels are launched together, as graphs."""
+    return cast(nn.Module, torch.compile(model, mode="reduce-overhead" if device.type == "cuda" else None))

@@ -51,7 +51,7 @@ def train(
             images, labels = training.batches.draw(step)
             inputs = training.served.preprocessing.standardized(training.distort(images, step))
             seed_step(recipe.train.seed, step, torch.device("cpu"))
-            loss = training.cross_entropy(training.model(inputs), labels) + sum(training.penalties().values())
+            loss = training.forward(inputs, labels)[1] + sum(training.penalties().values())
             training.optimizer.zero_grad()
             loss.backward()
             losses += world.mean([loss])

@@ -1,11 +1,14 @@
 import json
+import signal
+import subprocess
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 
 from pipeline.evaluate import Evaluation, ranks
-from tests.conftest import run_command
+from tests.conftest import command, run_command
 
 LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [2, 3, 1]], np.float32)
 
@@ -96,3 +99,54 @@ def test_another_dataset_under_the_same_name_is_refused(own_project: Path) -> No
     meta = own_project / "data/digits/meta.json"
     meta.write_text(meta.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     assert "fingerprint" in run_command(own_project, "pipeline", "evaluate", status=1).stderr
+
+
+WATCH = ("pipeline", "evaluate", "digits", "--watch", "--interval", 0.1)
+
+
+def watched(project: Path) -> list[dict]:
+    return [json.loads(line) for line in (project / "runs/digits/watched.jsonl").read_text().splitlines()]
+
+
+def test_watching_a_finished_run_answers_for_its_checkpoint_once(own_project: Path) -> None:
+    told = run_command(own_project, *WATCH, "--tracking", "none").stdout
+    expected = evaluate(own_project)["precision_at_1"]
+    assert told == f"step 300: precision @ 1 = {expected:.3f}\n"
+    assert [(point["step"], point["watched_precision_at_1"]) for point in watched(own_project)] == [(300, expected)]
+    assert run_command(own_project, *WATCH, "--tracking", "none").stdout == ""
+    raw = json.loads(run_command(own_project, *WATCH, "--tracking", "none", "--weights", "raw", "--json").stdout)
+    assert raw["precision_at_1"] == watched(own_project)[-1]["watched_raw_precision_at_1"]
+
+
+def test_a_training_is_watched_until_it_ends(tmp_path: Path) -> None:
+    settings = ("--steps", 100000, "--set", "train.checkpoint_every=100", "--tracking", "none")
+    training = subprocess.Popen(
+        command("pipeline", "train", "digits", *settings), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    assert training.stderr is not None
+    assert any(": step " in line for line in training.stderr)  # there is a run
+    watching = subprocess.Popen(command(*WATCH), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert watching.stdout is not None
+        first = [watching.stdout.readline() for _ in range(2)]
+        training.send_signal(signal.SIGTERM)
+        training.communicate(timeout=60)
+        rest, _ = watching.communicate(timeout=120)
+    finally:
+        training.kill()
+        watching.kill()
+    assert training.returncode == 143
+    assert watching.returncode == 0
+    lines = [*first, *rest.splitlines()]
+    steps = [int(line.split()[1].rstrip(":")) for line in lines]
+    assert steps == sorted(set(steps)) == [point["step"] for point in watched(tmp_path)]
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    run = json.loads((tmp_path / "runs/digits/sync.json").read_text())["mlflow_run"]
+    history = client.get_metric_history(run, "watched_precision_at_1")
+    assert [(metric.step, metric.value) for metric in history] == [
+        (point["step"], point["watched_precision_at_1"]) for point in watched(tmp_path)
+    ]
+
+
+def test_an_exported_file_cannot_be_watched(project: Path) -> None:
+    assert "--watch" in run_command(project, *WATCH, "--onnx", status=2).stderr

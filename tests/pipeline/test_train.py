@@ -1,9 +1,6 @@
-import json
 import os
 import re
 import signal
-import subprocess
-import time
 import tomllib
 from pathlib import Path
 
@@ -11,100 +8,8 @@ import pytest
 import torch
 
 from pipeline.engine.checkpoint import load_newest, paths
-from tests.conftest import ROOT, Cli, command, run_command
-
-TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
-# small steps and many checkpoints: a random kill often meets a save
-SETTINGS = ["train.steps=400", "train.checkpoint_every=7", "train.evaluate_every=100", "train.batch_size=16"]
-# distortions and dropout, which must be drawn again alike
-SETTINGS += ["augment.random_crop=true", "augment.padding=1", "augment.flip=true", "augment.contrast=[0.5,1.5]"]
-SETTINGS += ["model.name=deep_mnist", "optimizer.learning_rate=1e-4"]
-KILLABLE = tuple(word for setting in SETTINGS for word in ("--set", setting))
-
-
-def points(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def final_state(run: Path) -> dict:
-    state = load_newest(run / "checkpoints")
-    assert state is not None
-    return state
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    a, b = final_state(one), final_state(other)
-    assert a["step"] == b["step"]
-    for part in ("raw", "averaged"):
-        assert all(torch.equal(value, b[part][name]) for name, value in a[part].items())
-    for index, state in a["optimizer"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(torch.as_tensor(value), torch.as_tensor(b["optimizer"]["state"][index][name]))
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*TRAIN, *KILLABLE, *arguments), cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-
-
-def wait_for_steps(process: subprocess.Popen[str], steps: int) -> None:
-    """Read the log until it says that `steps` are done."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if f"step {steps}," in line:
-            return
-    pytest.fail(f"the training ended (exit {process.wait()}) before step {steps}")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run_command(folder, *TRAIN, *KILLABLE)
-    return folder / "runs/digits"
-
-
-@pytest.mark.parametrize("steps", [0, 40, 130, 210, 370])
-def test_a_killed_run_resumes_to_the_same_bits(uninterrupted: Path, tmp_path: Path, cli: Cli, steps: int) -> None:
-    process = start(tmp_path)
-    wait_for_steps(process, steps)
-    time.sleep(torch.rand(()).item() / 50)  # anywhere within the next steps, not at a log line
-    process.kill()
-    process.communicate()
-    cli(*TRAIN, *KILLABLE, "--resume")
-    run = tmp_path / "runs/digits"
-    assert_same_weights(run, uninterrupted)
-    mine, theirs = ([(p["step"], p.get("loss")) for p in points(r)] for r in (run, uninterrupted))
-    assert mine == theirs  # no step stands twice, none is missing
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_first(
-    uninterrupted: Path, tmp_path: Path, cli: Cli, number: signal.Signals, status: int
-) -> None:
-    process = start(tmp_path)
-    wait_for_steps(process, 50)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "Traceback" not in errors
-    run = tmp_path / "runs/digits"
-    assert final_state(run)["step"] > 50
-    assert final_state(run)["step"] == points(run)[-1]["step"] // 10 * 10 + final_state(run)["step"] % 10
-    cli(*TRAIN, *KILLABLE, "--resume")
-    assert_same_weights(run, uninterrupted)
-
-
-def test_a_torn_checkpoint_is_skipped(uninterrupted: Path, tmp_path: Path, cli: Cli) -> None:
-    process = start(tmp_path)
-    wait_for_steps(process, 100)
-    process.kill()
-    process.communicate()
-    run = tmp_path / "runs/digits"
-    newest = paths(run / "checkpoints")[-1]
-    os.truncate(newest, newest.stat().st_size // 2)
-    assert f"{newest.name} is damaged and skipped" in cli(*TRAIN, *KILLABLE, "--resume").stderr
-    assert_same_weights(run, uninterrupted)
+from tests.conftest import ROOT, Cli, run_command
+from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(cli: Cli, tmp_path: Path) -> None:
@@ -285,3 +190,30 @@ def test_a_torn_last_checkpoint_is_trained_again(own_project: Path) -> None:
     os.truncate(last, last.stat().st_size // 2)
     run_command(own_project, *TRAIN, "--steps", 300, "--resume")
     assert final_state(own_project / "runs/digits")["step"] == 300
+
+
+def test_data_beyond_the_memory_limit_is_streamed_to_the_same_weights(cli: Cli, tmp_path: Path) -> None:
+    held = cli(*TRAIN, "--run", "held", "--steps", 60, "--set", "augment.flip=true")
+    streamed = cli(*TRAIN, "--run", "streamed", "--steps", 60, "--set", "augment.flip=true", "--memory-limit", 1000)
+    assert "held on cpu" in held.stderr
+    assert "streamed from disk" in streamed.stderr
+    assert_same_weights(tmp_path / "runs/held", tmp_path / "runs/streamed")
+
+
+def test_bfloat16_trains_weights_that_stay_float32(cli: Cli, tmp_path: Path) -> None:
+    cli(*TRAIN, "--steps", 200, "--set", "train.precision=bfloat16")
+    state = final_state(tmp_path / "runs/digits")
+    assert {value.dtype for part in ("raw", "averaged") for value in state[part].values()} == {torch.float32}
+    logged = [point for point in points(tmp_path / "runs/digits") if "loss" in point]
+    assert logged[-1]["smoothed_loss"] < 0.5 * logged[0]["loss"]
+    assert all(point["gradient_norm"] > 0 for point in logged)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_eager_one_does(cli: Cli, tmp_path: Path) -> None:
+    settings = ("--set", "model.name=cifar10", "--set", "train.log_every=1", "--steps", 10)
+    losses = {}
+    for compiled in ("false", "true"):
+        cli(*TRAIN, *settings, "--run", compiled, "--set", f"train.compile={compiled}")
+        losses[compiled] = [point["loss"] for point in points(tmp_path / "runs" / compiled) if "loss" in point]
+    assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)

@@ -1,0 +1,129 @@
+"""What a CUDA device makes of the recipes: images/s and how busy it is, and how soon cifar10 is good.
+
+    python benchmarks/gpu.py [RECIPE…] [--cifar cifar10-jpg.tar.gz --goal 0.86] [--steps 3000]
+
+Every recipe as it stands and by torch.compile (with CUDA graphs), each in float32 and bfloat16, on noise of its
+dataset's size. With --cifar, an archive of CIFAR-10's images, also the seconds of the cifar10 recipe, start-up
+included, until the averaged weights reach the goal on test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from machine import hardware, versions
+from noise import make_noise, seconds_per_step
+
+from pipeline.download import officials
+from pipeline.recipe import load, names
+
+WAYS = {
+    "eager, float32": (),
+    "eager, bfloat16": ("--set", "train.precision=bfloat16"),
+    "compiled, float32": ("--set", "train.compile=true"),
+    "compiled, bfloat16": ("--set", "train.compile=true", "--set", "train.precision=bfloat16"),
+}
+
+
+def main(
+    recipes: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
+    steps: int = 3000,
+    cifar: Annotated[Path | None, typer.Option(help="Archive or folder of CIFAR-10's images.")] = None,
+    goal: float = 0.86,
+    device: Annotated[str, typer.Option(help="cpu: to try this script.")] = "cuda",
+) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no CUDA device here")
+    print(f"{hardware(torch.get_num_threads())}; {versions('torch', 'convline')}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print(f"\n{'recipe':25}{'':20}{'images/s':>10}{'µs/step':>9}{'busy':>6}")
+        for recipe in recipes or names():
+            measure(folder, recipe, steps, device)
+        if cifar is not None:
+            print(f"\ncifar10 to {goal:.1%} on test, averaged weights")
+            run_pipeline(folder, "preprocess", "cifar10-jpg", "--source", str(cifar.resolve()))
+            for way, options in WAYS.items():
+                print(f"{way:20} {reach(folder, goal, device, options)}", flush=True)
+
+
+def measure(folder: Path, recipe: str, steps: int, device: str) -> None:
+    loaded = load(recipe)
+    height, _, channels = officials()[loaded.data.dataset].image
+    noise = f"noise-{height}-{channels}"
+    if not (folder / "data" / noise).exists():
+        make_noise(folder, noise, height, "L" if channels == 1 else "RGB")
+    for way, options in WAYS.items():
+        with busy() as samples:
+            seconds = seconds_per_step(folder, recipe, noise, steps, "--device", device, *options)
+        share = f"{statistics.mean(samples):4.0f} %" if samples else "     –"
+        rate = loaded.train.batch_size / seconds
+        print(f"{recipe:25}{way:20}{rate:10,.0f}{1e6 * seconds:9.0f}{share}", flush=True)
+
+
+@contextmanager
+def busy() -> Iterator[list[float]]:
+    """Percent of the time in which a kernel was running, sampled while the block runs; idle samples, of starting
+    and ending, are left out. Empty where there is no nvidia-smi."""
+    samples: list[float] = []
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        yield samples
+        return
+    query = [tool, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"]
+    sampler = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
+    assert sampler.stdout is not None
+    lines = sampler.stdout
+    reader = threading.Thread(target=lambda: samples.extend(float(line) for line in lines if float(line) > 0))
+    reader.start()
+    try:
+        yield samples
+    finally:
+        sampler.terminate()
+        reader.join()
+
+
+def reach(folder: Path, goal: float, device: str, options: tuple[str, ...]) -> str:
+    """Train cifar10 until it is good enough, or to its end."""
+    words = ["--dataset", "cifar10-jpg", "--tracking", "none", "--device", device]
+    words += ["--set", "train.evaluate_every=1000", *options]
+    shutil.rmtree(folder / "runs/cifar10", ignore_errors=True)
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", "cifar10", *words], cwd=folder, stderr=subprocess.DEVNULL
+    )
+    metrics = folder / "runs/cifar10/metrics.jsonl"
+    best, step = 0.0, 0
+    while process.poll() is None:
+        time.sleep(0.2)
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        for point in map(json.loads, lines):
+            if point.get("precision_at_1", 0) > best:
+                best, step = point["precision_at_1"], point["step"]
+        if best >= goal:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            return f"{best:.2%} after {step:,} steps, {time.perf_counter() - began:.1f} s"
+    return f"not reached: {best:.2%} at best, after {step:,} steps; {time.perf_counter() - began:.1f} s in all"
+
+
+def run_pipeline(folder: Path, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", "pipeline", *words], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,46 @@
+"""Datasets of noise, whose speed is that of any other images, and trainings on them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.recipe import load
+
+
+def make_noise(folder: Path, name: str, side: int, mode: str, classes: int = 10, each: int = 500) -> None:
+    """A prepared dataset of noise: its speed is that of any other images."""
+    draw = np.random.default_rng(0)
+    with tarfile.open(folder / f"{name}.tar", "w") as packed:
+        for number in range(classes * each):
+            pixels = draw.integers(0, 256, (side, side, 3) if mode == "RGB" else (side, side), np.uint8)
+            file = BytesIO()
+            Image.fromarray(pixels, mode).save(file, "PNG")
+            member = tarfile.TarInfo(f"{number % classes}/{number}.png")
+            member.size = file.tell()
+            file.seek(0)
+            packed.addfile(member, file)
+    command = [sys.executable, "-m", "pipeline", "preprocess", name, "--source", f"{name}.tar"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def seconds_per_step(
+    folder: Path, recipe: str, dataset: str, steps: int, *options: str, prefix: Sequence[str] = ()
+) -> float:
+    """Of `pipeline train`, by the times of its points; the first steps warm it up."""
+    warm_up = 2 * max(10, load(recipe).train.log_every)
+    settings = ["data.validation=0", "train.evaluate_every=0", f"train.steps={warm_up + steps + 1}"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", "none"]
+    subprocess.run([*prefix, sys.executable, *command, *words, *options], cwd=folder, check=True, capture_output=True)
+    lines = (folder / f"runs/{recipe}/metrics.jsonl").read_text().splitlines()
+    elapsed = {point["step"]: point["elapsed"] for point in map(json.loads, lines) if "loss" in point}
+    return float(elapsed[warm_up + steps] - elapsed[warm_up]) / steps
