@@ -1,6 +1,6 @@
 """What a CUDA device makes of the recipes: images/s and how busy it is, and how soon cifar10 is good.
 
-    python benchmarks/gpu.py [RECIPE…] [--cifar cifar10-jpg.tar.gz --goal 0.86] [--steps 3000]
+    python benchmarks/gpu.py [RECIPE…] [--cifar cifar10-jpg.tar.gz --goal 0.86] [--seconds 10]
 
 Every recipe as it stands and by torch.compile (with CUDA graphs), each in float32 and bfloat16, on noise of its
 dataset's size. With --cifar, an archive of CIFAR-10's images, also the seconds of the cifar10 recipe, start-up
@@ -26,7 +26,7 @@ from typing import Annotated
 import torch
 import typer
 from machine import hardware, versions
-from noise import make_noise, seconds_per_step
+from noise import make_noise, timed
 
 from pipeline.download import officials
 from pipeline.recipe import load, names
@@ -41,7 +41,7 @@ WAYS = {
 
 def main(
     recipes: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
-    steps: int = 3000,
+    seconds: Annotated[float, typer.Option(help="That are timed of each.")] = 10.0,
     cifar: Annotated[Path | None, typer.Option(help="Archive or folder of CIFAR-10's images.")] = None,
     goal: float = 0.86,
     device: Annotated[str, typer.Option(help="cpu: to try this script.")] = "cuda",
@@ -53,7 +53,7 @@ def main(
         folder = Path(name)
         print(f"\n{'recipe':25}{'':20}{'images/s':>10}{'µs/step':>9}{'busy':>6}")
         for recipe in recipes or names():
-            measure(folder, recipe, steps, device)
+            measure(folder, recipe, seconds, device)
         if cifar is not None:
             print(f"\ncifar10 to {goal:.1%} on test, averaged weights")
             run_pipeline(folder, "preprocess", "cifar10-jpg", "--source", str(cifar.resolve()))
@@ -61,34 +61,37 @@ def main(
                 print(f"{way:20} {reach(folder, goal, device, options)}", flush=True)
 
 
-def measure(folder: Path, recipe: str, steps: int, device: str) -> None:
+def measure(folder: Path, recipe: str, seconds: float, device: str) -> None:
     loaded = load(recipe)
     height, _, channels = officials()[loaded.data.dataset].image
     noise = f"noise-{height}-{channels}"
     if not (folder / "data" / noise).exists():
         make_noise(folder, noise, height, "L" if channels == 1 else "RGB")
     for way, options in WAYS.items():
+        trial = timed(folder, recipe, noise, 200, "--device", device, *options)
+        steps = max(200, round(seconds / trial.seconds))
         with busy() as samples:
-            seconds = seconds_per_step(folder, recipe, noise, steps, "--device", device, *options)
-        share = f"{statistics.mean(samples):4.0f} %" if samples else "     –"
-        rate = loaded.train.batch_size / seconds
-        print(f"{recipe:25}{way:20}{rate:10,.0f}{1e6 * seconds:9.0f}{share}", flush=True)
+            timing = timed(folder, recipe, noise, steps, "--device", device, *options)
+        within = [share for when, share in samples if timing.began <= when <= timing.ended]
+        share = f"{statistics.mean(within):4.0f} %" if within else "     –"
+        rate = loaded.train.batch_size / timing.seconds
+        print(f"{recipe:25}{way:20}{rate:10,.0f}{1e6 * timing.seconds:9.0f}{share}", flush=True)
 
 
 @contextmanager
-def busy() -> Iterator[list[float]]:
-    """Percent of the time in which a kernel was running, sampled while the block runs; idle samples, of starting
-    and ending, are left out. Empty where there is no nvidia-smi."""
-    samples: list[float] = []
+def busy() -> Iterator[list[tuple[float, float]]]:
+    """While the block runs, when (seconds since the epoch), and percent of the time before it in which a kernel was
+    running. Empty where there is no nvidia-smi, or it does not know."""
+    samples: list[tuple[float, float]] = []
     tool = shutil.which("nvidia-smi")
     if tool is None:
         yield samples
         return
-    query = [tool, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"]
+    query = [tool, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100", "--id=0"]
     sampler = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
     assert sampler.stdout is not None
     lines = sampler.stdout
-    reader = threading.Thread(target=lambda: samples.extend(float(line) for line in lines if float(line) > 0))
+    reader = threading.Thread(target=lambda: samples.extend((time.time(), float(x)) for x in lines if x[0].isdigit()))
     reader.start()
     try:
         yield samples

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from subprocess import DEVNULL
 
 import numpy as np
 from PIL import Image
@@ -32,15 +36,30 @@ def make_noise(folder: Path, name: str, side: int, mode: str, classes: int = 10,
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
-def seconds_per_step(
-    folder: Path, recipe: str, dataset: str, steps: int, *options: str, prefix: Sequence[str] = ()
-) -> float:
-    """Of `pipeline train`, by the times of its points; the first steps warm it up."""
+@dataclass(frozen=True)
+class Timing:
+    """Of the timed steps of a training: seconds a step, when they `began` and `ended` (seconds since the epoch), and
+    the most memory that the process ever held, in bytes."""
+
+    seconds: float
+    began: float
+    ended: float
+    memory: int
+
+
+def timed(folder: Path, recipe: str, dataset: str, steps: int, *options: str, prefix: Sequence[str] = ()) -> Timing:
+    """`pipeline train` by the times of its points; the first steps warm it up."""
     warm_up = 2 * max(10, load(recipe).train.log_every)
     settings = ["data.validation=0", "train.evaluate_every=0", f"train.steps={warm_up + steps + 1}"]
     words = [word for setting in settings for word in ("--set", setting)]
     command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", "none"]
-    subprocess.run([*prefix, sys.executable, *command, *words, *options], cwd=folder, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*prefix, sys.executable, *command, *words, *options], cwd=folder, stdout=DEVNULL, stderr=DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"pipeline train {recipe} {shlex.join(options)} ended with wait status {status}")
     lines = (folder / f"runs/{recipe}/metrics.jsonl").read_text().splitlines()
-    elapsed = {point["step"]: point["elapsed"] for point in map(json.loads, lines) if "loss" in point}
-    return float(elapsed[warm_up + steps] - elapsed[warm_up]) / steps
+    points = {point["step"]: point for point in map(json.loads, lines) if "loss" in point}
+    first, last = points[warm_up], points[warm_up + steps]
+    return Timing((last["elapsed"] - first["elapsed"]) / steps, first["time"], last["time"], usage.ru_maxrss * 1024)

@@ -4,6 +4,8 @@
 
 The cifar10 network on batches of 128, each contender a process of its own:
     convline      `pipeline train cifar10` with all that it does: data, distortions, averages, guard, log lines
+                  (without MLflow, whose part is another process)
+    streamed      the same, its images read from disk
     PyTorch       the usual loop: DataLoader, torchvision transforms, eager layers (contenders/pytorch_loop.py)
     TensorFlow    bare steps in graph mode, without distortion (contenders/tensorflow_steps.py; needs --tensorflow, a
                   Python that has it)
@@ -14,6 +16,7 @@ Then two networks with tiny steps: what a step of `pipeline train` costs beside 
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +28,7 @@ from typing import Annotated
 import torch
 import typer
 from machine import hardware, versions
-from noise import make_noise, seconds_per_step
+from noise import Timing, make_noise, timed
 
 from models import build
 from pipeline.engine.network import multiply_adds
@@ -56,16 +59,20 @@ def main(
 def compare_cifar10(folder: Path, tensorflow: str | None, threads: int, rounds: int, steps: int) -> None:
     images, labels = (folder / f"data/colour/train.{kind}.npy" for kind in ("images", "labels"))
     seconds: dict[str, list[float]] = {}
+    memory = 0
     for _ in range(rounds):
+        mine = convline(folder, "cifar10", "colour", steps, threads)
+        memory = max(memory, mine.memory)
         told = {
-            "convline": convline(folder, "cifar10", "colour", steps, threads),
-            "PyTorch": script("pytorch_loop.py", images, labels, BATCH, threads, steps),
+            "convline": mine.seconds,
+            "streamed": convline(folder, "cifar10", "colour", steps, threads, "--memory-limit", "0").seconds,
+            "PyTorch": script("pytorch_loop.py", threads, images, labels, BATCH, threads, steps),
             "limit": arithmetic_limit(threads),
         }
         if threads > 1:
-            told["two ranks"] = convline(folder, "cifar10", "colour", steps, threads, "--devices", "2")
+            told["two ranks"] = convline(folder, "cifar10", "colour", steps, threads, "--devices", "2").seconds
         if tensorflow:
-            told["TensorFlow"] = script("tensorflow_steps.py", BATCH, threads, steps, python=tensorflow)
+            told["TensorFlow"] = script("tensorflow_steps.py", threads, BATCH, threads, steps, python=tensorflow)
         for contender, value in told.items():
             seconds.setdefault(contender, []).append(value)
     print(f"\ncifar10, batches of {BATCH}: medians of {rounds} rounds of {steps} steps")
@@ -77,6 +84,7 @@ def compare_cifar10(folder: Path, tensorflow: str | None, threads: int, rounds: 
             f"{contender:14}{BATCH / medians[contender]:10,.0f}{BATCH / max(values):9,.0f}{BATCH / min(values):9,.0f}"
             f"{ratio:13.2f}×"
         )
+    print(f"convline held {memory / 1e6:,.0f} MB of memory at most")
 
 
 def compare_tiny(folder: Path, threads: int, rounds: int, steps: int) -> None:
@@ -85,8 +93,8 @@ def compare_tiny(folder: Path, threads: int, rounds: int, steps: int) -> None:
     for recipe in TINY:
         pairs = [
             (
-                convline(folder, recipe, "grey", steps, threads),
-                script("bare_loop.py", recipe, 28, 28, 1, threads, steps),
+                convline(folder, recipe, "grey", steps, threads).seconds,
+                script("bare_loop.py", threads, recipe, 28, 28, 1, threads, steps),
             )
             for _ in range(rounds)
         ]
@@ -94,22 +102,26 @@ def compare_tiny(folder: Path, threads: int, rounds: int, steps: int) -> None:
         print(f"{recipe:22}{mine:10.0f}{bare:11.0f}{mine - bare:7.0f}")
 
 
-def convline(folder: Path, recipe: str, dataset: str, steps: int, threads: int, *options: str) -> float:
-    """Seconds a step of `pipeline train` on the first CPUs."""
-    pinned = ["taskset", "--cpu-list", ",".join(map(str, range(threads)))]
-    return seconds_per_step(folder, recipe, dataset, steps, *options, prefix=pinned)
+def pinned(threads: int) -> list[str]:
+    """To begin a command with, so that it has as many CPUs as the others."""
+    cpus = sorted(os.sched_getaffinity(0))[:threads]
+    return ["taskset", "--cpu-list", ",".join(map(str, cpus))]
 
 
-def script(name: str, *arguments: object, python: str = sys.executable) -> float:
+def convline(folder: Path, recipe: str, dataset: str, steps: int, threads: int, *options: str) -> Timing:
+    return timed(folder, recipe, dataset, steps, *options, prefix=pinned(threads))
+
+
+def script(name: str, cpus: int, *arguments: object, python: str = sys.executable) -> float:
     """What one of the contenders prints."""
-    command = [python, str(CONTENDERS / name), *map(str, arguments)]
+    command = [*pinned(cpus), python, str(CONTENDERS / name), *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
 def arithmetic_limit(threads: int, side: int = 2048, seconds: float = 3.0) -> float:
-    """Seconds a step, if it were nothing but its multiplications (forward once, backward twice) at the best rate
-    of float32 matrix products."""
+    """Seconds a step, if it were nothing but its multiplications at the best rate of float32 matrix products: forward
+    once, backward twice, but for the gradient of the images, which nobody needs."""
     torch.set_num_threads(threads)
     a, b = torch.rand(side, side), torch.rand(side, side)
     best, began = float("inf"), time.perf_counter()
@@ -118,7 +130,8 @@ def arithmetic_limit(threads: int, side: int = 2048, seconds: float = 3.0) -> fl
         torch.mm(a, b)
         best = min(best, time.perf_counter() - start)
     network = build("cifar10", (3, 24, 24), 10)
-    return BATCH * 3 * multiply_adds(network, (3, 24, 24)) * best / side**3
+    first = 24 * 24 * network.get_parameter("conv1.weight").numel()
+    return BATCH * (3 * multiply_adds(network, (3, 24, 24)) - first) * best / side**3
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,12 @@ class Split:
     def every(self, size: int, first: int) -> Split:
         """Every `size`-th row, from the row `first`: one of `size` parts without overlap."""
         return Split(self.name, self.images, self.labels, self.rows[first::size])
+
+    def forget(self) -> None:
+        """Drop the pages that were read from the map: they count as this process's memory, and the file stays."""
+        pages: object = self.images.base
+        if isinstance(pages, mmap.mmap):
+            pages.madvise(mmap.MADV_DONTNEED)
 
     def batch(self, start: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and labels of rows `start` to `start + size`, in order."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.dataset import Split
 from pipeline.engine import checkpoint
 from pipeline.engine.network import Predict, choose_device, load_served, predictor, restored
+from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
 from pipeline.sync import Sender, tracking_uri
 from serving.console import log
@@ -87,8 +90,12 @@ class Question:
     @property
     def metric(self) -> str:
         """What the answer is called among the points of a run that is watched."""
-        parts = ["watched", self.weights != "averaged" and self.weights, self.split != "test" and self.split]
-        return "_".join(part for part in [*parts, "precision_at_1"] if part)
+        which = [
+            self.weights if self.weights != "averaged" else "",
+            self.split if self.split != "test" else "",
+            f"first_{self.limit}" if self.limit else "",
+        ]
+        return "_".join(filter(None, ["watched", *which, "precision_at_1"]))
 
 
 def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]:
@@ -96,8 +103,7 @@ def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]
 
     Raises ConvlineError where the run has no such weights, file or split.
     """
-    if question.top_k > len(run.classes):
-        raise ConvlineError(f"--top-k {question.top_k}: {run.folder} knows {len(run.classes)} classes; ask for fewer")
+    check_top_k(run, question)
     recipe = run.recipe
     split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)
     predict, origin = _subject(run, question)
@@ -109,42 +115,56 @@ def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]
     return report
 
 
+def check_top_k(run: Run, question: Question) -> None:
+    """Raises ConvlineError for more classes than the run knows."""
+    if question.top_k > len(run.classes):
+        raise ConvlineError(f"--top-k {question.top_k}: {run.folder} knows {len(run.classes)} classes; ask for fewer")
+
+
 def watch(run: Run, data_dir: Path, question: Question, interval: float, tracking: bool) -> Iterator[dict[str, Any]]:
     """Answer the question for each checkpoint of a training as it appears, until the training has ended.
 
-    The answers are kept as points of watched.jsonl, and sent to MLflow where `tracking` asks for it. On the CPU
-    it takes one thread, and only time that nobody else wants.
+    The answers are kept as points of watched.jsonl, and sent to MLflow where `tracking` asks for it. It takes one
+    thread of the CPU (unless another device is asked for), and only time that nobody else wants.
     """
+    check_top_k(run, question)
     os.nice(19)
     torch.set_num_threads(1)
-    recipe, device = run.recipe, choose_device(question.device)
+    recipe, device = run.recipe, choose_device("cpu" if question.device == "auto" else question.device)
     split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)
     sender = Sender(run, tracking_uri()) if tracking else None
-    while True:
-        is_training = run.is_training()  # asked first: a checkpoint that comes after the answer is seen next time
+    idle = 0
+    while idle < 2:  # a training that begins again after a rank died is idle for a moment
+        # asked first: a checkpoint that comes after the answer is seen next time
+        idle = 0 if run.is_training() else idle + 1
         for path in _unwatched(run, question):
             if (state := checkpoint.load(path)) is None:
                 continue
             predict = predictor(restored(run, state[question.weights]).to(device), device)
             evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
             point = {"step": state["step"], "time": round(time.time(), 3), question.metric: evaluation.precision_at(1)}
-            with open(run.watched, "a", encoding="utf-8") as file:
-                file.write(json.dumps(point) + "\n")
-            if sender is not None:
-                try:
-                    sender.send_points()
-                except ConvlineError as error:
-                    log(f"warning: {error}")
+            append_point(run.watched, point)
             yield {"run": run.name, "step": state["step"], **evaluation.to_dict(question.top_k)}
-        if not is_training:
-            return
-        time.sleep(interval)
+            if sender is not None:
+                with suppress(BlockingIOError):  # else it is being sent already
+                    _attempt(partial(sender.send_points, wait=False))
+        if idle < 2:
+            time.sleep(interval)
+    if sender is not None:
+        _attempt(sender.send_points)
+        _attempt(sender.finish)
+
+
+def _attempt(send: Callable[[], object]) -> None:
+    try:
+        send()
+    except ConvlineError as error:
+        log(f"warning: {error}")
 
 
 def _unwatched(run: Run, question: Question) -> list[Path]:
     """The checkpoints that there is no answer for yet, oldest first."""
-    lines = run.watched.read_text(encoding="utf-8").splitlines() if run.watched.exists() else []
-    answered = {point["step"] for point in map(json.loads, lines) if question.metric in point}
+    answered = {point.step for point in read_points(run.watched) if question.metric in point.values}
     there = checkpoint.paths(run.folder / "checkpoints")
     return [path for path in there if checkpoint.step_of(path) not in answered]
 
@@ -199,6 +219,7 @@ def batches(split: Split, size: int) -> Iterator[tuple[NDArray[np.uint8], NDArra
     """A split in order, the last batch as short as it comes."""
     for start in range(0, len(split), size):
         yield split.batch(start, size)
+        split.forget()
 
 
 def ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:

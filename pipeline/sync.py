@@ -7,13 +7,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.points import Point, read_points
 from pipeline.engine.run import Run
 from pipeline.recipe import flat
 from serving.console import log
@@ -37,30 +38,23 @@ ENVIRONMENT = {
 
 @dataclass
 class Cursor:
-    """How far a run has been sent to the server at `uri`, by file: everything before `step`, and `points` of it.
+    """How far the run `run_id` has been sent to the server at `uri`: of metrics.jsonl everything before `step`, and
+    `points` of it (it may be cut back and written again); of watched.jsonl the first `watched` points.
 
     `mlflow_run` is empty until there is one; `problem` is what the last attempt met, None where it went well."""
 
     uri: str
+    run_id: str
     mlflow_run: str = ""
-    sent: dict[str, tuple[int, int]] = field(default_factory=dict)
+    step: int = -1
+    points: int = 0
+    watched: int = 0
     artifacts: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
 
-    def is_new(self, file: str, step: int, nth: int) -> bool:
-        """Whether the `nth` point of `step` (from 0) in a file has not been sent."""
-        last, points = self.sent.get(file, (-1, 0))
-        return step > last or (step == last and nth >= points)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A line of a file of points, the `nth` (from 0) of its step."""
-
-    step: int
-    nth: int
-    milliseconds: int
-    values: dict[str, float]
+    def is_new(self, step: int, nth: int) -> bool:
+        """Whether the `nth` point of `step` (from 0) in metrics.jsonl has not been sent."""
+        return step > self.step or (step == self.step and nth >= self.points)
 
 
 def tracking_uri() -> str:
@@ -95,7 +89,7 @@ def sync(run: Run, follow: bool = False) -> str:
 def _follow(run: Run, sender: Sender, stack: ExitStack) -> None:
     """Send again and again while the run is being trained; ever more seldom while the server fails."""
     pause = INTERVAL
-    while run.is_training():
+    while run.is_training() and run.is_current():
         try:
             sender.send_points()
             sender.sample_system(stack)
@@ -132,11 +126,10 @@ class Sender:
         self._known = ""  # the MLflow run that is certainly there
         self._is_sampling = False
 
-    def send_points(self) -> None:
-        """The points that are new."""
-        with self._server() as cursor:
-            for path in (self._run.metrics, self._run.watched):
-                _send_points(self._client, self._run, cursor, path)
+    def send_points(self, wait: bool = True) -> None:
+        """The points that are new. Without `wait` BlockingIOError is raised where another process is sending."""
+        with self._server(wait) as cursor:
+            _send_points(self._client, self._run, cursor)
 
     def sample_system(self, stack: ExitStack) -> None:
         """From the first call on, until the stack unwinds: CPU, memory, disk, network and GPU of the machine."""
@@ -156,11 +149,13 @@ class Sender:
             return cursor.mlflow_run
 
     @contextmanager
-    def _server(self) -> Iterator[Cursor]:
+    def _server(self, wait: bool = True) -> Iterator[Cursor]:
         """The cursor, for as long as no other process may move it, and the client, made on first use."""
         import mlflow
 
-        with self._run.sending():
+        with self._run.sending(wait):
+            if not self._run.is_current():
+                raise ConvlineError(f"{self._run.folder} was replaced by another run meanwhile")
             cursor = _read_cursor(self._run, _public(self._uri))
             met = cursor.problem
             try:
@@ -178,7 +173,7 @@ class Sender:
                     f"MLflow at {_public(self._uri)} did not take the run: {met}; `pipeline sync` sends the rest"
                 ) from error
             finally:
-                if met is not None or cursor.problem is not None:
+                if (met is not None or cursor.problem is not None) and self._run.is_current():
                     cursor.problem = met
                     _keep(self._run, cursor)
 
@@ -189,7 +184,7 @@ def _public(uri: str) -> str:
 
 
 def _is_complete(run: Run) -> bool:
-    *_, last = (-1, *(point.step for point in _points(run.metrics)))
+    *_, last = (-1, *(point.step for point in read_points(run.metrics)))
     return last >= run.recipe.train.steps
 
 
@@ -214,8 +209,8 @@ def _read_cursor(run: Run, uri: str) -> Cursor:
     try:
         cursor = Cursor(**json.loads((run.folder / "sync.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
-        return Cursor(uri)
-    return cursor if cursor.uri == uri else Cursor(uri)
+        return Cursor(uri, run.info["id"])
+    return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else Cursor(uri, run.info["id"])
 
 
 def _open_run(client: Any, run: Run, cursor: Cursor) -> str:
@@ -223,14 +218,17 @@ def _open_run(client: Any, run: Run, cursor: Cursor) -> str:
     if cursor.mlflow_run and _exists(client, cursor.mlflow_run):
         client.update_run(cursor.mlflow_run, status="RUNNING")
         return cursor.mlflow_run
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    created = client.create_run(_experiment(client, name, cursor.uri), run_name=run.name).info.run_id
-    parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
+    experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), cursor.uri)
+    # an answer that was lost on its way must not make a second run
+    made = client.search_runs([experiment], f"tags.`convline.run_id` = '{run.info['id']}'", max_results=1)
     tags = {"convline.run": run.name, "convline.run_id": run.info["id"]}
-    client.log_batch(created, params=_entities("Param", parameters), tags=_entities("RunTag", tags))
-    cursor.mlflow_run, cursor.sent, cursor.artifacts = created, {}, {}
+    created = made[0] if made else client.create_run(experiment, run_name=run.name, tags=tags)
+    parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
+    client.log_batch(created.info.run_id, params=[_param(key, value) for key, value in parameters.items()])
+    fresh = Cursor(cursor.uri, cursor.run_id, created.info.run_id)
+    vars(cursor).update(vars(fresh))
     _keep(run, cursor)
-    return created
+    return fresh.mlflow_run
 
 
 def _exists(client: Any, mlflow_run: str) -> bool:
@@ -253,10 +251,10 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _entities(kind: str, values: dict[str, Any]) -> list[Any]:
-    from mlflow import entities
+def _param(key: str, value: object) -> Any:
+    from mlflow.entities import Param
 
-    return [getattr(entities, kind)(key, str(value)) for key, value in values.items()]
+    return Param(key, str(value))
 
 
 @contextmanager
@@ -272,35 +270,29 @@ def _system_metrics(mlflow_run: str, uri: str) -> Iterator[None]:
         sampler.finish()
 
 
-def _send_points(client: Any, run: Run, cursor: Cursor, path: Path) -> None:
-    """The points of a file that are new, a request for every POINTS of them; the cursor moves after each."""
-    from mlflow.entities import Metric
-
-    new = (point for point in _points(path) if cursor.is_new(path.name, point.step, point.nth))
+def _send_points(client: Any, run: Run, cursor: Cursor) -> None:
+    """The points that are new, a request for every POINTS of them; the cursor moves after each."""
+    new = (point for point in read_points(run.metrics) if cursor.is_new(point.step, point.nth))
     while points := list(islice(new, POINTS)):
-        metrics = [
-            Metric(name, value, point.milliseconds, point.step)
-            for point in points
-            for name, value in point.values.items()
-        ]
-        client.log_batch(cursor.mlflow_run, metrics=metrics)
-        cursor.sent[path.name] = (points[-1].step, points[-1].nth + 1)
+        _log(client, cursor.mlflow_run, points)
+        cursor.step, cursor.points = points[-1].step, points[-1].nth + 1
+        _keep(run, cursor)
+    watched = islice(read_points(run.watched), cursor.watched, None)
+    while points := list(islice(watched, POINTS)):
+        _log(client, cursor.mlflow_run, points)
+        cursor.watched += len(points)
         _keep(run, cursor)
 
 
-def _points(path: Path) -> Iterator[Point]:
-    """The whole lines of a file of points."""
-    if not path.exists():
-        return
-    last, nth = -1, 0
-    with path.open("rb") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                values = json.loads(line)
-                step, seconds = values.pop("step"), values.pop("time")
-                nth = nth + 1 if step == last else 0
-                last = step
-                yield Point(step, nth, round(seconds * 1000), values)
+def _log(client: Any, mlflow_run: str, points: Sequence[Point]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, value, round(1000 * point.seconds), point.step)
+        for point in points
+        for name, value in point.values.items()
+    ]
+    client.log_batch(mlflow_run, metrics=metrics)
 
 
 def _send_artifacts(client: Any, run: Run, cursor: Cursor) -> None:

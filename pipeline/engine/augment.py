@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.preprocessing import Preprocessing
+from pipeline.engine.memory import moved
 from pipeline.engine.randomness import DISTORT, generator
 from pipeline.recipe import Augment
 
@@ -40,7 +41,7 @@ class Distortions:
         else:
             images = self._preprocessing.cropped(images)
         draws = generator(self._seed, DISTORT, step).random((5, self._batch_size))
-        uniform = torch.from_numpy(draws[:, self._share]).to(images.device)
+        uniform = moved(torch.from_numpy(draws[:, self._share]), images.device)
         if settings.random_crop or settings.flip:
             top = (uniform[0] * (images.shape[1] - height + 1)).long()
             left = (uniform[1] * (images.shape[2] - width + 1)).long()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dataset import Split
+from pipeline.engine.memory import moved
 from pipeline.engine.randomness import DRAW, generator
 
 AHEAD = 3  # batches read before they are needed
@@ -42,7 +42,8 @@ class Batches:
     ) -> None:
         if sampling == "independent" and batch_size > len(split):
             raise ValueError(f"batch_size {batch_size} exceeds the {len(split)} training images")
-        self._rows = split.rows
+        self._split = split
+        self._device = device
         self._sampling = sampling
         self._size = batch_size
         self._seed = seed
@@ -50,28 +51,37 @@ class Batches:
         self._passes: dict[int, NDArray[np.int64]] = {}
         room = free_memory(device) // 2 if memory_limit is None else memory_limit
         is_held = split.images.nbytes <= room
-        self._images = Held(split, device) if is_held else Streamed(split, device)
-        self._reader = None if is_held else ThreadPoolExecutor(1)
+        self._held = Held(split, device) if is_held else None
+        self._reader = ThreadPoolExecutor(1)
         self._ahead: deque[tuple[int, Future[Batch]]] = deque()
         where = f"held on {device}" if is_held else f"streamed from disk, being more than {room / 1e6:,.0f} MB"
         self.whereabouts = f"{split.images.nbytes / 1e6:,.0f} MB of training images, {where}"
 
     def draw(self, step: int) -> Batch:
         """Images, uint8 [share, height, width, channels], and labels, int64 [share], of `step`."""
-        if self._reader is None:
-            return self._read(step)
+        if self._held is not None:
+            return self._held.take(self._chosen(step))
         if self._ahead and self._ahead[0][0] != step:
             self._ahead.clear()
         for later in range(step + len(self._ahead), step + AHEAD + 1):
             self._ahead.append((later, self._reader.submit(self._read, later)))
-        return self._ahead.popleft()[1].result()
+        images, labels = self._ahead.popleft()[1].result()
+        return moved(images, self._device), moved(labels, self._device)
 
     def _read(self, step: int) -> Batch:
-        return self._images.take(self._rows[self.positions(step)[self._share]])
+        """A batch from disk."""
+        rows = self._chosen(step)
+        batch = torch.from_numpy(self._split.images.take(rows, 0)), torch.from_numpy(self._split.labels.take(rows, 0))
+        self._split.forget()
+        return batch if self._device.type == "cpu" else (batch[0].pin_memory(), batch[1].pin_memory())
+
+    def _chosen(self, step: int) -> NDArray[np.int64]:
+        """Rows of the prepared arrays: this process's share of what `step` sees."""
+        return self._split.rows[self.positions(step)[self._share]]
 
     def positions(self, step: int) -> NDArray[np.int64]:
         """Which images of the split `step` sees, int64 [batch]."""
-        count = len(self._rows)
+        count = len(self._split)
         if self._sampling == "independent":
             return generator(self._seed, DRAW, step).choice(count, self._size, replace=False)
         number, start = divmod(step * self._size, count)
@@ -85,7 +95,7 @@ class Batches:
         """The order of one pass over the split."""
         if number not in self._passes:
             self._passes = {k: v for k, v in self._passes.items() if k == number - 1}
-            self._passes[number] = generator(self._seed, DRAW, number).permutation(len(self._rows))
+            self._passes[number] = generator(self._seed, DRAW, number).permutation(len(self._split))
         return self._passes[number]
 
 
@@ -98,27 +108,8 @@ class Held:
         self._device = device
 
     def take(self, rows: NDArray[np.int64]) -> Batch:
-        index = torch.from_numpy(rows).to(self._device)
+        index = moved(torch.from_numpy(rows), self._device)
         return self._images.index_select(0, index), self._labels.index_select(0, index)
-
-
-class Streamed:
-    """A split's images in their map, copied to the device as they are needed, and then forgotten."""
-
-    def __init__(self, split: Split, device: torch.device) -> None:
-        self._split = split
-        self._device = device
-
-    def take(self, rows: NDArray[np.int64]) -> Batch:
-        images, labels = self._split.images, self._split.labels
-        batch = torch.from_numpy(images.take(rows, 0)), torch.from_numpy(labels.take(rows, 0))
-        pages: object = images.base
-        if isinstance(pages, mmap.mmap):
-            pages.madvise(mmap.MADV_DONTNEED)  # else every page that was read counts as this process's memory
-        if self._device.type == "cpu":
-            return batch
-        # from pinned memory a copy to the device runs beside its work
-        return batch[0].pin_memory().to(self._device, non_blocking=True), batch[1].to(self._device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from pathlib import Path
@@ -28,24 +27,23 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         with atomic_write(path) as file:
             torch.save({"format": FORMAT, "step": step, **state}, file)
     except (OSError, RuntimeError) as error:
+        if (refused := _refusal(error)) is None:
+            raise
         kept = paths(folder)
         last = f"{kept[-1].name} is whole" if kept else "there is none before it"
         raise ConvlineError(
-            f"{path} could not be saved: {_reason(error)}; {last}. Free some space, then --resume"
+            f"{path} could not be saved: {refused.strerror}; {last}. Free some space, then --resume"
         ) from error
     for old in paths(folder)[:-KEPT]:
         old.unlink()
     return path
 
 
-def _reason(error: BaseException) -> str:
-    """Why something could not be written: torch covers the system's own words by an exception of its own."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno is not None:
-            return os.strerror(cause.errno)
-        cause = cause.__context__
-    return str(error).partition("\n")[0]
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The system's refusal to write, which torch covers by an exception of its own."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__context__
+    return error
 
 
 def paths(folder: Path) -> list[Path]:
@@ -60,12 +58,14 @@ def step_of(path: Path) -> int:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A checkpoint, on the CPU; None for one that is torn, with a warning.
+    """A checkpoint, on the CPU; None for one that is torn, with a warning, or gone.
 
     Raises ConvlineError for one of a newer format.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         log(f"warning: {path} is damaged and skipped ({error})")
         return None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 
+import torch
+from torch import Tensor
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
@@ -19,3 +22,8 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without waiting for it: a copy from pinned memory runs beside its work."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -59,7 +59,11 @@ class Monitor:
         """What a checkpoint keeps; the points so far are made durable."""
         os.fsync(self._file.fileno())
         smoothed = float("nan") if self._smoothed is None else float(self._smoothed)
-        return {"elapsed": self.elapsed, "smoothed_loss": smoothed, "metrics_size": self._file.tell()}
+        return {
+            "elapsed": self.elapsed,
+            "smoothed_loss": smoothed,
+            "metrics_size": os.fstat(self._file.fileno()).st_size,
+        }
 
     @property
     def elapsed(self) -> float:

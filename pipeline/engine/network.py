@@ -139,5 +139,7 @@ def choose_device(name: str, rank: int = 0) -> torch.device:
     device = torch.device("cuda", rank) if name == "cuda" else torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConvlineError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.backends.cudnn.allow_tf32 = False  # it keeps 10 bits of mantissa: not what parity proves
     return device

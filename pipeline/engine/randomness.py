@@ -22,5 +22,5 @@ def seed_step(seed: int, step: int, device: torch.device) -> None:
     """Make what a network draws in its forward pass, such as dropout masks, a function of (seed, step)."""
     digest = hashlib.blake2b(f"{seed} {DROPOUT} {step}".encode(), digest_size=8).digest()  # as good, and quick
     # torch.manual_seed takes 1.5 ms, and memory, to remember the call for every device that is not in use
-    seed_generator = torch.cuda.manual_seed if device.type == "cuda" else torch.default_generator.manual_seed
-    seed_generator(int.from_bytes(digest, "little") >> 1)
+    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+    generator.manual_seed(int.from_bytes(digest, "little") >> 1)

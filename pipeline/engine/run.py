@@ -46,8 +46,12 @@ class Run:
         (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         sync_files(beside)
         if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
+            replaced = beside.with_suffix(".old")
+            folder.rename(replaced)  # at once: whoever still writes into it does not meet the new run
+            beside.rename(folder)
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            beside.rename(folder)
         return cls(folder, info, recipe)
 
     @classmethod
@@ -70,10 +74,10 @@ class Run:
         if name is not None:
             folder = Path(name) if "/" in name and not (runs_dir / name).exists() else runs_dir / name
             if not folder.is_dir():
-                there = ", ".join(sorted(path.parent.name for path in runs_dir.glob("*/run.json"))) or "none"
+                there = ", ".join(sorted(path.parent.name for path in runs_dir.glob("[!.]*/run.json"))) or "none"
                 raise ConvlineError(f"no run at {folder}; the runs in {runs_dir} are: {there}")
             return cls.open(folder)
-        trained = sorted(runs_dir.glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+        trained = sorted(runs_dir.glob("[!.]*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         if not trained:
             raise ConvlineError(f"there is no run in {runs_dir}; `pipeline train digits` makes one")
         return cls.open(trained[-1].parent)
@@ -130,11 +134,20 @@ class Run:
             yield
 
     @contextmanager
-    def sending(self) -> Iterator[None]:
-        """Held while something of the run is sent to MLflow, by one process at a time; others wait."""
+    def sending(self, wait: bool = True) -> Iterator[None]:
+        """Held while something of the run is sent to MLflow, by one process at a time.
+
+        The others wait; without `wait` BlockingIOError is raised."""
         with open(self.folder / "sync.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
+
+    def is_current(self) -> bool:
+        """Whether the folder still holds this run, and not one that has replaced it."""
+        try:
+            return bool(json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["id"] == self.info["id"])
+        except FileNotFoundError:
+            return False
 
     def is_training(self) -> bool:
         """Whether a process holds the lock."""

@@ -5,14 +5,17 @@ import socket
 import sqlite3
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
 from pipeline.sync import Cursor, sync
-from tests.conftest import Cli, command, run_command
+from tests.conftest import Cli, QuietHandler, command, run_command
+from tests.pipeline.helpers import refused
 
 
 def tracked(folder: Path, run: str = "digits") -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
@@ -33,10 +36,10 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss")]
 
 
-def sent(run: Run) -> dict:
-    """How far it was sent, by file."""
+def is_sent(run: Run) -> bool:
+    """Whether points of it were sent."""
     path = run.folder / "sync.json"
-    return json.loads(path.read_text())["sent"] if path.exists() else {}
+    return path.exists() and json.loads(path.read_text())["step"] >= 0
 
 
 def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
@@ -91,10 +94,8 @@ def test_artifacts_follow_when_they_appear(untracked: Path) -> None:
 
 
 def test_a_cursor_counts_points_within_a_step() -> None:
-    cursor = Cursor("uri", "run", {"metrics.jsonl": (10, 2)})
-    points = [(9, 5), (10, 1), (10, 2), (11, 0)]
-    assert [cursor.is_new("metrics.jsonl", *point) for point in points] == [False, False, True, True]
-    assert cursor.is_new("watched.jsonl", 0, 0)
+    cursor = Cursor("uri", "id", "run", step=10, points=2)
+    assert [cursor.is_new(step, nth) for step, nth in [(9, 5), (10, 1), (10, 2), (11, 0)]] == [False, False, True, True]
 
 
 def test_a_server_that_is_down_costs_one_warning(cli: Cli, tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_a_server_that_comes_late_gets_everything(own_project: Path, tmp_path: P
             server = subprocess.Popen(
                 command("mlflow", "server", *arguments), cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
             )
-            while not sent(run):
+            while not is_sent(run):
                 assert follower.poll() is None
                 time.sleep(0.2)
         except BaseException:
@@ -182,3 +183,78 @@ def test_credentials_are_not_kept() -> None:
 
     assert _public("https://me:secret@mlflow.example/path") == "https://mlflow.example/path"
     assert _public("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
+
+
+def test_the_answers_of_several_watchers_are_all_sent(untracked: Path) -> None:
+    """They are of other weights or splits, and their steps do not rise from one to the next."""
+    run = Run.open(untracked / "runs/digits")
+    answers = [("watched_precision_at_1", 200), ("watched_precision_at_1", 300)]
+    answers += [("watched_raw_precision_at_1", 200), ("watched_raw_precision_at_1", 300)]
+    for metric, step in answers:
+        append_point(run.watched, {"step": step, "time": 1e9 + step, metric: step / 1000})
+        sync(run)
+    client, tracked_run = tracked(untracked)
+    for metric in {metric for metric, _ in answers}:
+        history = client.get_metric_history(tracked_run.info.run_id, metric)
+        assert [(point.step, point.value) for point in history] == [(200, 0.2), (300, 0.3)]
+
+
+def test_a_torn_line_is_cut_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "watched.jsonl"
+    append_point(path, {"step": 1, "time": 1.0, "a": 0.5})
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "ti')
+    assert [point.step for point in read_points(path)] == [1]
+    append_point(path, {"step": 2, "time": 2.0, "a": 0.6})
+    assert [point.values for point in read_points(path)] == [{"a": 0.5}, {"a": 0.6}]
+
+
+def test_what_belongs_to_a_run_that_was_replaced_is_not_sent(untracked: Path) -> None:
+    """A follower that still waits for a server must not move the cursor of the run that took the folder."""
+    old = Run.open(untracked / "runs/digits")
+    sync(old)
+    run_command(untracked, "pipeline", "train", "digits", "--steps", 5, "--overwrite", "--tracking", "none")
+    with refused("was replaced by another run"):
+        sync(old)
+    assert not (old.folder / "sync.json").exists()
+    sync(Run.open(old.folder))
+    client = mlflow.MlflowClient(f"sqlite:///{untracked / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert len(runs) == 2
+
+
+def test_a_run_whose_cursor_was_lost_is_not_sent_twice(untracked: Path) -> None:
+    run = Run.open(untracked / "runs/digits")
+    first = sync(run)
+    (run.folder / "sync.json").unlink()
+    assert sync(run) == first
+    assert losses(untracked) == points(untracked)
+
+
+class Broken(QuietHandler):
+    """Answers everything by an error of its own."""
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_GET
+
+
+class Slow(QuietHandler):
+    """Answers after longer than anybody waits."""
+
+    def do_GET(self) -> None:
+        time.sleep(10)
+        self.send_error(500)
+
+    do_POST = do_GET
+
+
+@pytest.mark.parametrize("handler", [Broken, Slow])
+def test_a_server_that_answers_wrongly_or_late_costs_one_warning(
+    cli: Cli, tmp_path: Path, serve: Callable[..., str], handler: type[QuietHandler]
+) -> None:
+    env = {"MLFLOW_TRACKING_URI": serve(tmp_path, handler), "MLFLOW_HTTP_REQUEST_TIMEOUT": "2"}
+    result = cli("pipeline", "train", "digits", "--steps", 20, **env)
+    assert result.stderr.count("warning: tracking is incomplete") == 1
+    cli("pipeline", "sync")
+    assert losses(tmp_path) == points(tmp_path)
