@@ -1,6 +1,7 @@
 import os
 import re
 import signal
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.engine.checkpoint import load_newest, paths
-from tests.conftest import ROOT, Cli, run_command
+from tests.conftest import ROOT, Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
 
@@ -217,3 +218,16 @@ def test_a_compiled_network_trains_as_the_eager_one_does(cli: Cli, tmp_path: Pat
         cli(*TRAIN, *settings, "--run", compiled, "--set", f"train.compile={compiled}")
         losses[compiled] = [point["loss"] for point in points(tmp_path / "runs" / compiled) if "loss" in point]
     assert losses["true"] == pytest.approx(losses["false"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded_on_cifar10(cli: Cli, tmp_path: Path, test_data: Path) -> None:
+    """Most of it is torch itself. All images are seen, the whole test split is evaluated."""
+    cli("pipeline", "preprocess", "cifar10-jpg", "--source", test_data / "cifar10-jpg.tar.gz")
+    settings = ("--dataset", "cifar10-jpg", "--steps", 450, "--set", "train.evaluate_every=150")
+    training = command("pipeline", "train", "cifar10", *settings, "--tracking", "none")
+    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * 1024 < 1.2e9
