@@ -125,10 +125,10 @@ def watch(run: Run, data_dir: Path, question: Question, interval: float, trackin
     """Answer the question for each checkpoint of a training as it appears, until the training has ended.
 
     The answers are kept as points of watched.jsonl, and sent to MLflow where `tracking` asks for it. It takes one
-    thread of the CPU (unless another device is asked for), and only time that nobody else wants.
+    thread of the CPU (unless another device is asked for), and of one that is busy a tenth.
     """
     check_top_k(run, question)
-    os.nice(19)
+    os.nice(10)
     torch.set_num_threads(1)
     recipe, device = run.recipe, choose_device("cpu" if question.device == "auto" else question.device)
     split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)

@@ -160,6 +160,7 @@ class Server:
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes besides
                 start_new_session=True,
             )
         while True:
@@ -183,7 +184,7 @@ def test_a_server_that_fails_costs_a_training_nothing(tmp_path: Path, server: Se
     with (tmp_path / "errors").open("wb") as errors:  # a pipe that nobody reads would stop it
         process = subprocess.Popen(training, cwd=tmp_path, env=env, stderr=errors)
     try:
-        wait_until(process, lambda: state(run).get("step", -1) >= 0)
+        begin_tracking(process, run)
         server.signal(fault)
         failed = time.time()
         wait_until(process, lambda: state(run).get("problem") is not None)  # the follower has noticed
@@ -220,16 +221,27 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None
         time.sleep(0.05)
 
 
+def begin_tracking(process: subprocess.Popen, run: Path) -> None:
+    """Hold the training until its follower has begun: with the lowest priority on one busy CPU it takes minutes to."""
+    wait_until(process, lambda: (run / "metrics.jsonl").exists() and points(run) != [])
+    process.send_signal(signal.SIGSTOP)
+    wait_until(process, lambda: state(run).get("step", -1) >= 0)
+    process.send_signal(signal.SIGCONT)
+
+
 def test_a_follower_that_is_killed_is_started_again(tmp_path: Path) -> None:
     training = command("pipeline", "train", "digits", "--steps", 100000)
     process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.DEVNULL)
     run = tmp_path / "runs/digits"
     try:
-        wait_until(process, lambda: state(run).get("step", -1) >= 0)
+        begin_tracking(process, run)
         first = follower(process)
         os.kill(first, signal.SIGKILL)
         place = state(run)["step"]
+        wait_until(process, lambda: points(run)[-1]["step"] > place)
+        process.send_signal(signal.SIGSTOP)
         wait_until(process, lambda: state(run)["step"] > place)
+        process.send_signal(signal.SIGCONT)
         assert follower(process) != first
         process.send_signal(signal.SIGTERM)
         process.wait(120)

@@ -124,13 +124,16 @@ def test_a_training_is_watched_until_it_ends(tmp_path: Path) -> None:
     training = subprocess.Popen(
         command("pipeline", "train", "digits", *settings), cwd=tmp_path, stderr=subprocess.DEVNULL
     )
-    while not (tmp_path / "runs/digits/metrics.jsonl").exists():
+    while not (tmp_path / "runs/digits/checkpoints/step-100.pt").exists():
         assert training.poll() is None
         time.sleep(0.1)
+    training.send_signal(signal.SIGSTOP)  # on one CPU the other has little of it
     watching = subprocess.Popen(command(*WATCH), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
         assert watching.stdout is not None
-        first = [watching.stdout.readline() for _ in range(2)]
+        first = [watching.stdout.readline()]
+        training.send_signal(signal.SIGCONT)
+        first += [watching.stdout.readline()]
         training.send_signal(signal.SIGTERM)
         training.wait(60)
         rest, _ = watching.communicate(timeout=120)
