@@ -9,10 +9,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from pipeline.download import officials
 from pipeline.engine.network import load_served, predictor
 from pipeline.engine.run import Run
+from pipeline.recipe import load, names
 from serving.model import open_model
-from tests.conftest import run_command
+from tests.conftest import Cli, run_command
+from tests.pipeline.helpers import image_folder
 
 
 def metadata(path: Path) -> dict:
@@ -163,3 +166,16 @@ def test_an_output_that_is_a_folder_is_refused(own_project: Path) -> None:
     (own_project / "there").mkdir()
     result = run_command(own_project, "pipeline", "export", "--output", "there", status=1)
     assert "there is no file that an export could replace" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", names())
+def test_every_recipe_exports_and_is_proven(cli: Cli, tmp_path: Path, recipe: str) -> None:
+    """On noise of the size of its dataset's images."""
+    height, width, channels = officials()[load(recipe).data.dataset].image
+    counts = {f"{split}/{label}": 12 for split in ("train", "test") for label in range(10)}
+    image_folder(tmp_path / "noise", counts, (height, width), "L" if channels == 1 else "RGB")
+    cli("pipeline", "preprocess", "noise", "--source", "noise")
+    settings = ("--set", "data.validation=0", "--set", "train.evaluate_every=0", "--steps", 3)
+    cli("pipeline", "train", recipe, "--dataset", "noise", "--tracking", "none", *settings)
+    assert "every top-1 equal" in cli("pipeline", "export").stdout
