@@ -1,0 +1,144 @@
+"""What can happen to tracking from outside: servers that are killed or freeze, a follower that is killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from tests.conftest import command, run_command
+from tests.trainings import points
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator["Server"]:
+    started = Server(tmp_path)
+    yield started
+    started.signal(signal.SIGKILL)
+
+
+class Server:
+    """A real MLflow server on loopback."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._folder = folder
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self.start()
+
+    def start(self) -> None:
+        options = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
+        store = ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *options, *store],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes besides
+                start_new_session=True,
+            )
+        while True:
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return
+            time.sleep(0.1)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.killpg(self._process.pid, number)
+        if number == signal.SIGKILL:
+            self._process.wait()
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_fails_costs_a_training_nothing(tmp_path: Path, server: Server, fault: signal.Signals) -> None:
+    env = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+    training = command("pipeline", "train", "digits", "--steps", 10000)
+    run = tmp_path / "runs/digits"
+    with (tmp_path / "errors").open("wb") as errors:  # a pipe that nobody reads would stop it
+        process = subprocess.Popen(training, cwd=tmp_path, env=env, stderr=errors)
+    try:
+        begin_tracking(process, run)
+        server.signal(fault)
+        failed = time.time()
+        wait_until(process, lambda: state(run).get("problem") is not None)  # the follower has noticed
+        noticed = time.time()
+        process.wait(300)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert (tmp_path / "errors").read_text().count("warning: ") == 1
+    last = points(run)[-1]
+    assert last["tracking_seconds"] < 0.02 * last["training_seconds"]
+    assert any(failed < point["time"] < noticed for point in points(run)), "the training waited for the server"
+    if fault == signal.SIGKILL:
+        server.start()
+    else:
+        server.signal(signal.SIGCONT)
+    run_command(tmp_path, "pipeline", "sync", MLFLOW_TRACKING_URI=server.uri)
+    history = mlflow.MlflowClient(server.uri).get_metric_history(state(run)["mlflow_run"], "loss")
+    assert [(metric.step, metric.value) for metric in history] == losses(run)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(point["step"], point["loss"]) for point in points(run) if "loss" in point]
+
+
+def state(run: Path) -> dict:
+    path = run / "sync.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert process.poll() is None, "the training ended too soon: give it more steps"
+        time.sleep(0.05)
+
+
+def begin_tracking(process: subprocess.Popen, run: Path) -> None:
+    """Hold the training until its follower has begun: with the lowest priority on one busy CPU it takes minutes to."""
+    wait_until(process, lambda: (run / "metrics.jsonl").exists() and points(run) != [])
+    process.send_signal(signal.SIGSTOP)
+    wait_until(process, lambda: state(run).get("step", -1) >= 0)
+    process.send_signal(signal.SIGCONT)
+
+
+def test_a_follower_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    training = command("pipeline", "train", "digits", "--steps", 100000)
+    process = subprocess.Popen(training, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    run = tmp_path / "runs/digits"
+    try:
+        begin_tracking(process, run)
+        first = follower(process)
+        os.kill(first, signal.SIGKILL)
+        place = state(run)["step"]
+        wait_until(process, lambda: points(run)[-1]["step"] > place)
+        process.send_signal(signal.SIGSTOP)
+        wait_until(process, lambda: state(run)["step"] > place)
+        process.send_signal(signal.SIGCONT)
+        assert follower(process) != first
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    run_command(tmp_path, "pipeline", "sync")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    history = client.get_metric_history(state(run)["mlflow_run"], "loss")
+    assert [(metric.step, metric.value) for metric in history] == losses(run)
+
+
+def follower(process: subprocess.Popen) -> int:
+    (child,) = [child for child in psutil.Process(process.pid).children() if "sync" in child.cmdline()]
+    return child.pid
