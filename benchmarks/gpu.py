@@ -9,7 +9,6 @@ included, until the averaged weights reach the goal on test.
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import statistics
@@ -29,6 +28,7 @@ from machine import hardware, versions
 from noise import make_noise, timed
 
 from pipeline.download import officials
+from pipeline.engine.points import read_points
 from pipeline.recipe import load, names
 
 WAYS = {
@@ -113,10 +113,9 @@ def reach(folder: Path, goal: float, device: str, options: tuple[str, ...]) -> s
     best, step = 0.0, 0
     while process.poll() is None:
         time.sleep(0.2)
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        for point in map(json.loads, lines):
-            if point.get("precision_at_1", 0) > best:
-                best, step = point["precision_at_1"], point["step"]
+        for point in read_points(metrics):
+            if point.values.get("precision_at_1", 0) > best:
+                best, step = point.values["precision_at_1"], point.step
         if best >= goal:
             process.send_signal(signal.SIGTERM)
             process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ from subprocess import DEVNULL
 import numpy as np
 from PIL import Image
 
+from pipeline.engine.points import read_points
 from pipeline.recipe import load
 
 
@@ -59,7 +59,8 @@ def timed(folder: Path, recipe: str, dataset: str, steps: int, *options: str, pr
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"pipeline train {recipe} {shlex.join(options)} ended with wait status {status}")
-    lines = (folder / f"runs/{recipe}/metrics.jsonl").read_text().splitlines()
-    points = {point["step"]: point for point in map(json.loads, lines) if "loss" in point}
+    logged = read_points(folder / f"runs/{recipe}/metrics.jsonl")
+    points = {point.step: point for point in logged if "loss" in point.values}
     first, last = points[warm_up], points[warm_up + steps]
-    return Timing((last["elapsed"] - first["elapsed"]) / steps, first["time"], last["time"], usage.ru_maxrss * 1024)
+    seconds = (last.values["elapsed"] - first.values["elapsed"]) / steps
+    return Timing(seconds, first.seconds, last.seconds, usage.ru_maxrss * 1024)

@@ -24,6 +24,7 @@ from machine import hardware, versions
 from matplotlib.figure import Figure
 
 from pipeline.engine import checkpoint
+from pipeline.engine.points import read_points
 from pipeline.engine.run import Run
 from pipeline.recipe import Recipe, differences, load, names, parse
 from serving.files import atomic_write
@@ -150,7 +151,7 @@ def measure(planned: Planned, folder: Path) -> dict[str, Any]:
         for weights in ("averaged", "raw")
     }
     run = Run.open(folder / "runs" / planned.run)
-    points = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    points = list(read_points(run.metrics))
     state = checkpoint.load_newest(run.folder / "checkpoints")
     assert state is not None
     return {
@@ -160,12 +161,12 @@ def measure(planned: Planned, folder: Path) -> dict[str, Any]:
         "seed": run.recipe.train.seed,
         "precision_at_1": {weights: figure["precision_at_1"] for weights, figure in figures.items()},
         "test_images": figures["raw"]["count"],
-        "seconds": next(point["training_seconds"] for point in points if "training_seconds" in point),
+        "seconds": next(point.values["training_seconds"] for point in points if "training_seconds" in point.values),
         "parity": json.loads((run.folder / "parity.json").read_text())["probability_difference"]["largest"],
         "hardware": hardware(state["threads"]),
         "versions": f"Python {platform.python_version()}, {versions('torch', 'convline')}",
         "curve": {
-            name: thinned([(point["step"], point[name]) for point in points if name in point])
+            name: thinned([(point.step, point.values[name]) for point in points if name in point.values])
             for name in ("smoothed_loss", "precision_at_1")
         },
     }

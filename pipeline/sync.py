@@ -163,7 +163,8 @@ class Sender:
                     _create_database(self._uri)
                     self._client = mlflow.MlflowClient(self._uri)
                 if cursor.mlflow_run != self._known or not self._known:
-                    self._known = _open_run(self._client, self._run, cursor)
+                    cursor = _open_run(self._client, self._run, cursor)
+                    self._known = cursor.mlflow_run
                 yield cursor
                 met = None
             # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
@@ -213,11 +214,11 @@ def _read_cursor(run: Run, uri: str) -> Cursor:
     return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else Cursor(uri, run.info["id"])
 
 
-def _open_run(client: Any, run: Run, cursor: Cursor) -> str:
-    """The cursor's MLflow run, or a new one with the recipe as its parameters; returns its id."""
+def _open_run(client: Any, run: Run, cursor: Cursor) -> Cursor:
+    """The cursor, if its MLflow run is there; else one at the start of a new run, with the recipe as its parameters."""
     if cursor.mlflow_run and _exists(client, cursor.mlflow_run):
         client.update_run(cursor.mlflow_run, status="RUNNING")
-        return cursor.mlflow_run
+        return cursor
     experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), cursor.uri)
     # an answer that was lost on its way must not make a second run
     made = client.search_runs([experiment], f"tags.`convline.run_id` = '{run.info['id']}'", max_results=1)
@@ -226,9 +227,8 @@ def _open_run(client: Any, run: Run, cursor: Cursor) -> str:
     parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
     client.log_batch(created.info.run_id, params=[_param(key, value) for key, value in parameters.items()])
     fresh = Cursor(cursor.uri, cursor.run_id, created.info.run_id)
-    vars(cursor).update(vars(fresh))
-    _keep(run, cursor)
-    return fresh.mlflow_run
+    _keep(run, fresh)
+    return fresh
 
 
 def _exists(client: Any, mlflow_run: str) -> bool:

@@ -26,20 +26,31 @@ def being_saved(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob(".step-*.tmp"))
 
 
+def kill(process: subprocess.Popen[str]) -> None:
+    assert process.poll() is None, "the training ended before it was killed"
+    process.kill()
+    process.communicate()
+
+
+def killed_after(folder: Path, steps: int) -> Path:
+    """A run whose training was killed after so many steps."""
+    process = start(folder)
+    wait_for_steps(process, steps)
+    kill(process)
+    return folder / "runs/digits"
+
+
 def kill_while_saving(process: subprocess.Popen[str], run: Path) -> None:
     while not any(f".{process.pid}." in path.name for path in being_saved(run)):
         assert process.poll() is None, "the training ended before it was killed"
-    process.kill()
-    process.communicate()
+    kill(process)
 
 
 def kill_at_some_step(process: subprocess.Popen[str], after: int) -> None:
     """Not at a line of the log, but anywhere within the steps that follow it."""
     wait_for_steps(process, after)
     time.sleep(random.random() / 20)
-    assert process.poll() is None, "the training ended before it was killed"
-    process.kill()
-    process.communicate()
+    kill(process)
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
@@ -48,13 +59,13 @@ def test_a_training_killed_again_and_again_ends_with_the_same_bits(
 ) -> None:
     run = tmp_path / "runs/digits"
     torn = 0
-    for kill in range(kills):
+    for number in range(kills):
         process = start(tmp_path, "--resume")
-        if kill % 2:
+        if number % 2:
             kill_while_saving(process, run)
             torn += len(being_saved(run))
         else:
-            kill_at_some_step(process, (kill * 400 // kills + 9) // 10 * 10)
+            kill_at_some_step(process, (number * 400 // kills + 9) // 10 * 10)
     assert torn, "no kill met a save"
     cli(*TRAIN, *KILLABLE, "--resume")
     assert not being_saved(run)
@@ -82,11 +93,7 @@ def test_a_signal_saves_first(
 
 
 def test_a_torn_checkpoint_is_skipped(uninterrupted: Path, tmp_path: Path, cli: Cli) -> None:
-    process = start(tmp_path)
-    wait_for_steps(process, 100)
-    process.kill()
-    process.communicate()
-    run = tmp_path / "runs/digits"
+    run = killed_after(tmp_path, 100)
     newest = paths(run / "checkpoints")[-1]
     os.truncate(newest, newest.stat().st_size // 2)
     assert f"{newest.name} is damaged and skipped" in cli(*TRAIN, *KILLABLE, "--resume").stderr
@@ -95,11 +102,7 @@ def test_a_torn_checkpoint_is_skipped(uninterrupted: Path, tmp_path: Path, cli: 
 
 def test_a_full_disk_leaves_the_last_checkpoint(uninterrupted: Path, tmp_path: Path, cli: Cli) -> None:
     """The kernel refuses what goes beyond 1 MB of a file; a checkpoint has 40."""
-    process = start(tmp_path)
-    wait_for_steps(process, 20)
-    process.kill()
-    process.communicate()
-    run = tmp_path / "runs/digits"
+    run = killed_after(tmp_path, 20)
     before = {path: path.read_bytes() for path in paths(run / "checkpoints")}
     limited = subprocess.run(
         command(*TRAIN, *KILLABLE, "--resume"),
