@@ -26,8 +26,8 @@ class CifarConvolutions(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """float32 [batch, conv2_filters, *size] of float32 [batch, channels, height, width]."""
         # the pool before ReLU: the same values and gradients, a quarter of the work
-        x = self.norm1(F.relu(self.pool1(self.conv1(images))))
-        return self.pool2(self.norm2(F.relu(self.conv2(x))))
+        x = self.norm1(F.relu(self.pool1(self.conv1(images)), inplace=True))
+        return self.pool2(self.norm2(F.relu(self.conv2(x), inplace=True)))
 
 
 class Cifar10(CifarConvolutions):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.winograd import KERNEL, winograd_conv2d
+
 
 def same_padding(sides: Sequence[int], kernel_size: int, stride: int) -> tuple[int, int, int, int]:
     """TensorFlow's SAME padding as (left, right, top, bottom), for `sides` (height, width).
@@ -25,15 +27,22 @@ def same_padding(sides: Sequence[int], kernel_size: int, stride: int) -> tuple[i
 class SameConv2d(nn.Conv2d):
     """A convolution with TensorFlow's SAME padding, for any kernel size and stride.
 
-    Takes and returns float32 [batch, channels, height, width].
+    Takes and returns float32 [batch, channels, height, width]. Where it is much faster, on CPUs, it trains by
+    Winograd's algorithm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         # an odd kernel at stride 1 is padded alike on both sides, which the convolution does itself
         self._symmetric = kernel_size % 2 == 1 and stride == 1
         super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2 if self._symmetric else 0)
+        # below, the maps around the multiplications take as long as those that are saved
+        self._by_winograd = kernel_size == KERNEL and self._symmetric and in_channels * out_channels >= 2048
 
     def forward(self, x: Tensor) -> Tensor:
+        is_plain = not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
+        if self._by_winograd and self.training and x.device.type == "cpu" and is_plain:
+            assert self.bias is not None
+            return winograd_conv2d(x, self.weight, self.bias)
         if not self._symmetric:
             x = F.pad(x, same_padding(x.shape[2:], self.kernel_size[0], self.stride[0]))
         return super().forward(x)
@@ -71,13 +80,14 @@ class LocalResponseNorm(nn.Module):
 
     def __init__(self, channels: int, radius: int, bias: float, alpha: float, beta: float) -> None:
         super().__init__()
-        self.bias, self.beta = bias, beta
+        self.beta = beta
         distance = (torch.arange(channels)[:, None] - torch.arange(channels)).abs()
         self.band: Tensor
+        self.bias: Tensor
         # the sum over a window of channels as a 1x1 convolution
-        self.register_buffer(
-            "band", alpha * (distance <= radius).to(torch.get_default_dtype())[..., None, None], persistent=False
-        )
+        dtype = torch.get_default_dtype()
+        self.register_buffer("band", alpha * (distance <= radius).to(dtype)[..., None, None], persistent=False)
+        self.register_buffer("bias", torch.full((channels,), bias, dtype=dtype), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [batch, channels, height, width], as given; in float32 also where autocast is on."""
@@ -87,7 +97,7 @@ class LocalResponseNorm(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             normed: Tensor = _TrainedLocalResponseNorm.apply(x, self.band, self.bias, self.beta)
             return normed
-        return x * _power(F.conv2d(x * x, self.band) + self.bias, -self.beta)
+        return x * _power(F.conv2d(x * x, self.band, self.bias), -self.beta)
 
 
 class _TrainedLocalResponseNorm(torch.autograd.Function):
@@ -95,27 +105,27 @@ class _TrainedLocalResponseNorm(torch.autograd.Function):
     g * s^-beta - 2 * beta * x * band(g * x * s^-beta / s), where s is the scale. cifar10 trains 5% faster by it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, band: Tensor, bias: float, beta: float) -> Tensor:
-        scale = F.conv2d(x * x, band).add_(bias)
+    def forward(ctx: Any, x: Tensor, band: Tensor, bias: Tensor, beta: float) -> Tensor:
+        scale = F.conv2d(x * x, band, bias)
         factor = _power(scale, -beta)
-        ctx.save_for_backward(x, band, scale, factor)
+        y = x * factor
+        ctx.save_for_backward(x, band, scale, factor, y)
         ctx.beta = beta
-        return x * factor
+        return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        x, band, scale, factor = ctx.saved_tensors
-        direct = gradient * factor
+        x, band, scale, factor, y = ctx.saved_tensors
         # the band is symmetric: it is its own transpose
-        through_scale = F.conv2d((direct * x).div_(scale), band).mul_(x)
-        return direct.sub_(through_scale, alpha=2 * ctx.beta), None, None, None
+        through_scale = F.conv2d((gradient * y).div_(scale), band * (-2 * ctx.beta)).mul_(x)
+        return through_scale.addcmul_(gradient, factor), None, None, None
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
     if exponent == -0.75:
         root = x.rsqrt()  # pow() has no vector instructions
-        return root * root.sqrt()
+        return root.sqrt().mul_(root)
     return x.pow(exponent)
 
 

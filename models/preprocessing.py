@@ -58,9 +58,10 @@ class Preprocessing(nn.Module):
 
     def standardized(self, images: Tensor) -> Tensor:
         """float32 [batch, channels, height, width] of uint8 or float [batch, height, width, channels]."""
-        x = images.permute(0, 3, 1, 2).to(torch.get_default_dtype())
+        x = images.permute(0, 3, 1, 2)
         if self.standardize == "scale":
             return x / 255
+        x = x.to(torch.get_default_dtype())
         if self.standardize == "per-channel":
             return (x - self.mean) * self.scale
         x = x - x.mean((1, 2, 3), keepdim=True)

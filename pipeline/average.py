@@ -18,22 +18,19 @@ class MovingAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        pairs = [
-            (mine.detach(), theirs.detach())
-            for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True)
-        ]
-        self._blended = [pair for pair in pairs if pair[0].is_floating_point()]
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        blended = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averages, self._weights = [mine for mine, _ in blended], [theirs for _, theirs in blended]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights as they are after update `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = [pair[0] for pair in self._blended], [pair[1] for pair in self._blended]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
         for average, value in self._copied:
             average.copy_(value)
 
 
 def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+    return [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]

@@ -67,7 +67,7 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
     recipe, settings = run.recipe, run.recipe.train
     training = Training.begin(run, dataset, device, world, memory_limit)
     log(training.batches.whereabouts)
-    preprocessing, parameters = training.served.preprocessing, list(training.served.network.parameters())
+    preprocessing = training.served.preprocessing
     with monitor(run, world) as watch, stop_request() as stop:
         first = training.restore(watch)
         if first == 0:
@@ -77,12 +77,9 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
             inputs = preprocessing.standardized(training.distort(images, step))
             seed_step(settings.seed, step, device)
             logits, cross_entropy = training.forward(inputs, labels)
-            penalties = training.penalties()
-            loss = cross_entropy + sum(penalties.values())
-
-            training.optimizer.zero_grad()
-            loss.backward()
-            training.guard.mask(step, loss, parameters)
+            penalties = training.backward(cross_entropy)
+            loss = sum(penalties.values(), cross_entropy.detach())
+            training.guard.mask(step, loss, training.parameters)
 
             learning_rate = recipe.optimizer.learning_rate * recipe.schedule.factor(step, settings.steps)
             set_learning_rate(training.optimizer, learning_rate)

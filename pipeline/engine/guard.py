@@ -19,12 +19,13 @@ class FiniteGuard:
 
     def __init__(self, device: torch.device, world: World = World()) -> None:  # noqa: B008  # it is immutable
         self._world = world
+        self._is_simple = device.type == "cpu" and world.size == 1
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def mask(self, step: int, loss: Tensor, parameters: Iterable[Tensor]) -> None:
         """Zero the gradients if `loss` is not finite on any rank; on an accelerator without waiting for it."""
-        if loss.device.type == "cpu" and self._world.size == 1 and math.isfinite(loss.item()):
-            return  # the usual case costs a microsecond
+        if self._is_simple and math.isfinite(loss.item()):
+            return
         finite = ~self._world.any(~loss.detach().isfinite())
         self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
         for parameter in parameters:

@@ -48,9 +48,9 @@ class Monitor:
         self._tracking_seconds = 0.0  # that writing points and lines took
         self._mark(0)
 
-    def restore(self, state: dict[str, float], step: int) -> None:
-        """Go on from what `state` returned at `step`."""
-        self._smoothed = torch.tensor(state["smoothed_loss"])
+    def restore(self, state: dict[str, float], step: int, device: torch.device) -> None:
+        """Go on, on `device`, from what `state` returned at `step`."""
+        self._smoothed = torch.tensor(state["smoothed_loss"], device=device)
         self._began -= state["elapsed"]
         self._mark(step)
         self._bar.update(self._bar.task_ids[0], completed=step)
@@ -71,11 +71,10 @@ class Monitor:
 
     def observe(self, loss: Tensor) -> None:
         """Every step: the smoothed loss, on the device."""
-        loss = loss.detach()
         if self._smoothed is None:
             self._smoothed = loss.clone()
         else:
-            self._smoothed = self._smoothed.to(loss.device).lerp_(loss, 1 - SMOOTHING)
+            self._smoothed.lerp_(loss, 1 - SMOOTHING)
 
     def log(
         self,

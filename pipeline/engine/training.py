@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -36,6 +37,7 @@ class Training:
     world: World
     served: Served
     model: nn.Module  # the network, as the ranks train it together
+    parameters: list[nn.Parameter]
     average: MovingAverage
     optimizer: Optimizer
     batches: Batches
@@ -62,6 +64,7 @@ class Training:
             world=world,
             served=served,
             model=_compile(model, device) if recipe.train.compile else model,
+            parameters=list(served.network.parameters()),
             average=MovingAverage(served.network, recipe.train.average_decay),
             optimizer=recipe.optimizer.build(served.network.parameters()),
             batches=Batches(split, recipe.data.sampling, size, seed, device, share, memory_limit),
@@ -74,20 +77,29 @@ class Training:
         """Logits, and the cross-entropy, whose mean over the ranks is the whole batch's: a mean or a sum, as the
         recipe says."""
         settings = self.run.recipe.train
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext():
             logits = self.model(inputs)
             loss = F.cross_entropy(logits, labels, reduction=settings.loss)
         return logits, loss * self.world.size if settings.loss == "sum" else loss
 
-    def penalties(self) -> dict[str, Tensor]:
-        """The L2 terms of the loss, by layer: coefficient * ‖weight‖² / 2."""
-        weight = self.served.network.get_parameter
-        coefficients = self.run.recipe.train.l2
-        return {f"l2/{layer}": c / 2 * weight(f"{layer}.weight").square().sum() for layer, c in coefficients.items()}
+    def backward(self, cross_entropy: Tensor) -> dict[str, Tensor]:
+        """Set the gradients of the loss, which is the cross-entropy and the L2 terms; returns those by layer:
+        coefficient * ‖weight‖² / 2, whose gradient is coefficient * weight."""
+        for parameter in self.parameters:
+            parameter.grad = None
+        cross_entropy.backward()
+        terms: dict[str, Tensor] = {}
+        for layer, coefficient in self.run.recipe.train.l2.items():
+            weight = self.served.network.get_parameter(f"{layer}.weight")
+            if weight.grad is not None:
+                values = weight.detach()
+                weight.grad.add_(values, alpha=coefficient)
+                terms[f"l2/{layer}"] = coefficient / 2 * torch.dot(values.flatten(), values.flatten())
+        return terms
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of all gradients together."""
-        gradients = [parameter.grad for parameter in self.served.network.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def restore(self, watch: Monitor) -> int:
@@ -104,7 +116,7 @@ class Training:
         self.served.network.load_state_dict(state["raw"])
         self.average.network.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-        watch.restore(state["monitor"], state["step"])
+        watch.restore(state["monitor"], state["step"], self.device)
         return int(state["step"])
 
     def save(self, step: int, watch: Monitor) -> None:

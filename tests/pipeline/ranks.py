@@ -51,10 +51,9 @@ def train(
             images, labels = training.batches.draw(step)
             inputs = training.served.preprocessing.standardized(training.distort(images, step))
             seed_step(recipe.train.seed, step, torch.device("cpu"))
-            loss = training.forward(inputs, labels)[1] + sum(training.penalties().values())
-            training.optimizer.zero_grad()
-            loss.backward()
-            losses += world.mean([loss])
+            cross_entropy = training.forward(inputs, labels)[1]
+            penalties = training.backward(cross_entropy)
+            losses += world.mean([cross_entropy + sum(penalties.values())])
             training.optimizer.step()
     finally:
         torch.set_default_dtype(torch.float32)
