@@ -47,12 +47,20 @@ class Timing:
     memory: int
 
 
-def timed(folder: Path, recipe: str, dataset: str, steps: int, *options: str, prefix: Sequence[str] = ()) -> Timing:
+def timed(
+    folder: Path,
+    recipe: str,
+    dataset: str,
+    steps: int,
+    *options: str,
+    prefix: Sequence[str] = (),
+    tracking: str = "none",
+) -> Timing:
     """`pipeline train` by the times of its points; the first steps warm it up."""
     warm_up = 2 * max(10, load(recipe).train.log_every)
     settings = ["data.validation=0", "train.evaluate_every=0", f"train.steps={warm_up + steps + 1}"]
     words = [word for setting in settings for word in ("--set", setting)]
-    command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", "none"]
+    command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", tracking]
     process = subprocess.Popen(
         [*prefix, sys.executable, *command, *words, *options], cwd=folder, stdout=DEVNULL, stderr=DEVNULL
     )

@@ -23,7 +23,6 @@ class MovingAverage:
         self._averages, self._weights = [mine for mine, _ in blended], [theirs for _, theirs in blended]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights as they are after update `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))

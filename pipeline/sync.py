@@ -80,7 +80,7 @@ def sync(run: Run, follow: bool = False) -> str:
     sender = Sender(run, tracking_uri())
     with ExitStack() as stack:
         if follow:
-            os.nice(19)  # training comes first
+            os.nice(10)  # training comes first
             _follow(run, sender, stack)
         sender.send_points()
         return sender.finish()

@@ -14,7 +14,7 @@ from pipeline.engine.distributed import World, join, restarts
 from pipeline.engine.interrupts import stop_request
 from pipeline.engine.monitor import monitor
 from pipeline.engine.network import build_served, check_trains, choose_device
-from pipeline.engine.optim import set_learning_rate
+from pipeline.engine.optim import update
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.randomness import seed_step
 from pipeline.engine.run import Run
@@ -65,11 +65,13 @@ def train(
 def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_limit: int | None = None) -> None:
     """From the newest checkpoint, or from the start, to the last step."""
     recipe, settings = run.recipe, run.recipe.train
-    training = Training.begin(run, dataset, device, world, memory_limit)
+    state = world.on_main(lambda: checkpoint.load_newest(run.folder / "checkpoints"))
+    training = Training.begin(run, dataset, device, world, memory_limit, is_new=state is None)
     log(training.batches.whereabouts)
     preprocessing = training.served.preprocessing
     with monitor(run, world) as watch, stop_request() as stop:
-        first = training.restore(watch)
+        first = training.restore(state, watch)
+        del state  # it is as large as the network and its optimiser
         if first == 0:
             training.evaluate(0, watch)
         for step in range(first, settings.steps):
@@ -82,8 +84,7 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
             training.guard.mask(step, loss, training.parameters)
 
             learning_rate = recipe.optimizer.learning_rate * recipe.schedule.factor(step, settings.steps)
-            set_learning_rate(training.optimizer, learning_rate)
-            training.optimizer.step()
+            update(training.optimizer, learning_rate)
             training.average.update(step)
 
             watch.observe(loss)
@@ -158,5 +159,5 @@ def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, o
 
 
 def _is_finished(run: Run) -> bool:
-    state = checkpoint.load_newest(run.folder / "checkpoints")
-    return state is not None and state["step"] >= run.recipe.train.steps
+    there = checkpoint.paths(run.folder / "checkpoints")
+    return any(checkpoint.load(path) for path in there if checkpoint.step_of(path) >= run.recipe.train.steps)

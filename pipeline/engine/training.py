@@ -47,12 +47,20 @@ class Training:
 
     @classmethod
     def begin(
-        cls, run: Run, dataset: Dataset, device: torch.device, world: World, memory_limit: int | None = None
+        cls,
+        run: Run,
+        dataset: Dataset,
+        device: torch.device,
+        world: World,
+        memory_limit: int | None = None,
+        *,
+        is_new: bool = True,
     ) -> Training:
+        """As it is before the first step; one that is not new is to be restored."""
         keep_freed_memory()
         recipe = run.recipe
         served = build_served(recipe, run.info["dataset"]).to(device)
-        if checkpoint.load_newest(run.folder / "checkpoints") is None:
+        if is_new:
             load_pretrained(served.network, recipe.model)
         open_split = partial(dataset.split, validation=recipe.data.validation, seed=recipe.train.seed)
         split, size, seed = open_split("train"), recipe.train.batch_size, recipe.train.seed
@@ -102,9 +110,8 @@ class Training:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def restore(self, watch: Monitor) -> int:
-        """Load the newest checkpoint, if there is one; returns the step to go on from."""
-        state = self.world.on_main(lambda: checkpoint.load_newest(self.run.folder / "checkpoints"))
+    def restore(self, state: dict[str, Any] | None, watch: Monitor) -> int:
+        """Go on from a checkpoint's `state`, if there is one; returns the step to go on from."""
         # sums depend on the number of threads
         is_alike = state is not None and state.get("ranks", 1) == self.world.size
         torch.set_num_threads(state["threads"] if state and is_alike else self.world.threads)

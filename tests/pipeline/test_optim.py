@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
+import models
 from pipeline import recipe
 from pipeline.dataset import Dataset
-from pipeline.engine.optim import AdaGrad, Adam, Cosine, Exponential, Linear, Sgd
+from pipeline.engine.optim import AdaGrad, Adam, Cosine, Exponential, Linear, Sgd, update
 from pipeline.engine.randomness import seed_step
 from pipeline.export import export
 from pipeline.train import train
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
+from tests.trainings import final_state, points
 
 
 def sgd(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
@@ -73,9 +77,26 @@ def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference:
     optimizer = section.build([weight])
     for gradient in gradients:
         weight.grad = torch.from_numpy(gradient)
-        optimizer.step()
+        update(optimizer, section.learning_rate)
     expected = reference(start.astype(np.float64), gradients)
     np.testing.assert_allclose(weight.detach().numpy(), expected, atol=1e-9)
+
+
+def test_an_optimiser_does_without_torchs_compiler() -> None:
+    """Whose import takes 2 s and 160 MB."""
+    script = """if True:
+        import sys, torch
+        from pipeline.engine.optim import AdaGrad, Adam, Sgd, update
+        for section, name in ((Sgd, "sgd"), (Adam, "adam"), (AdaGrad, "adagrad")):
+            weight = torch.nn.Parameter(torch.ones(2))
+            optimizer = section(name=name, learning_rate=0.1).build([weight])
+            weight.grad = torch.ones(2)
+            update(optimizer, 0.1)
+            optimizer.load_state_dict(optimizer.state_dict())
+            assert weight[0] < 1, name
+        assert "torch._dynamo" not in sys.modules
+    """
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_staircase_is_tensorflows(golden: dict[str, np.ndarray]) -> None:  # noqa: F811
@@ -116,19 +137,36 @@ def test_l2_of_an_unknown_layer_is_refused(cli: Cli) -> None:
 
 
 def test_the_loss_adds_half_the_squared_weights_of_the_named_layers(cli: Cli, tmp_path) -> None:
-    from tests.pipeline.test_train import points
-
     options = ("--steps", 1, "--tracking", "none")
     cli("pipeline", "train", "digits", "--run", "plain", *options)
     cli("pipeline", "train", "digits", "--run", "l2", "--set", "train.l2.fc1=0.004", *options)
     plain, penalised = (next(p for p in points(tmp_path / "runs" / r) if "loss" in p) for r in ("plain", "l2"))
     torch.manual_seed(0)
-    import models
-
     weight = models.build("digits_convnet", (1, 8, 8), 10).fc1.weight
     assert penalised["l2/fc1"] == pytest.approx(0.002 * weight.square().sum().item(), rel=1e-5)
     assert penalised["cross_entropy"] == plain["loss"]
     assert penalised["loss"] == pytest.approx(plain["loss"] + penalised["l2/fc1"], rel=1e-6)
+
+
+def test_l2_pulls_the_named_weights_towards_zero(cli: Cli, tmp_path: Path) -> None:
+    """By its gradient, coefficient * weight, beside that of the cross-entropy."""
+    settings = (
+        "--steps",
+        1,
+        "--tracking",
+        "none",
+        "--set",
+        "optimizer.name=sgd",
+        "--set",
+        "optimizer.learning_rate=0.1",
+    )
+    cli("pipeline", "train", "digits", "--run", "plain", *settings)
+    cli("pipeline", "train", "digits", "--run", "l2", "--set", "train.l2.fc1=0.5", *settings)
+    plain, penalised = (final_state(tmp_path / "runs" / name)["raw"] for name in ("plain", "l2"))
+    torch.manual_seed(0)
+    start = models.build("digits_convnet", (1, 8, 8), 10).fc1.weight
+    torch.testing.assert_close(plain["fc1.weight"] - penalised["fc1.weight"], 0.1 * 0.5 * start, rtol=1e-4, atol=1e-6)
+    assert torch.equal(plain["fc2.weight"], penalised["fc2.weight"])
 
 
 @pytest.mark.parametrize("name", ["mlp", "slides_convnet", "deep_mnist", "cifar10", "cifar10_local"])

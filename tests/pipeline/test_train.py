@@ -193,6 +193,15 @@ def test_a_torn_last_checkpoint_is_trained_again(own_project: Path) -> None:
     assert final_state(own_project / "runs/digits")["step"] == 300
 
 
+def test_a_training_by_winograds_algorithm_resumes_to_the_same_weights(cli: Cli, tmp_path: Path) -> None:
+    settings = ("--set", "model.name=cifar10", "--set", "train.checkpoint_every=3", "--steps", 6)
+    for name in ("whole", "resumed"):
+        cli(*TRAIN, *settings, "--run", name)
+    (tmp_path / "runs/resumed/checkpoints/step-6.pt").unlink()
+    cli(*TRAIN, *settings, "--run", "resumed", "--resume")
+    assert_same_weights(tmp_path / "runs/whole", tmp_path / "runs/resumed")
+
+
 def test_data_beyond_the_memory_limit_is_streamed_to_the_same_weights(cli: Cli, tmp_path: Path) -> None:
     held = cli(*TRAIN, "--run", "held", "--steps", 60, "--set", "augment.flip=true")
     streamed = cli(*TRAIN, "--run", "streamed", "--steps", 60, "--set", "augment.flip=true", "--memory-limit", 1000)
