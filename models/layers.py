@@ -36,16 +36,21 @@ class SameConv2d(nn.Conv2d):
         self._symmetric = kernel_size % 2 == 1 and stride == 1
         super().__init__(in_channels, out_channels, kernel_size, stride, kernel_size // 2 if self._symmetric else 0)
         # below, the maps around the multiplications take as long as those that are saved
-        self._by_winograd = kernel_size == KERNEL and self._symmetric and in_channels * out_channels >= 2048
+        self._suits_winograd = kernel_size == KERNEL and self._symmetric and in_channels * out_channels >= 2048
 
     def forward(self, x: Tensor) -> Tensor:
-        is_plain = not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
-        if self._by_winograd and self.training and x.device.type == "cpu" and is_plain:
+        if self._suits_winograd and self.training and self._is_affordable(x):
             assert self.bias is not None
             return winograd_conv2d(x, self.weight, self.bias)
         if not self._symmetric:
             x = F.pad(x, same_padding(x.shape[2:], self.kernel_size[0], self.stride[0]))
         return super().forward(x)
+
+    @staticmethod
+    def _is_affordable(x: Tensor) -> bool:
+        """Whether Winograd's algorithm, which takes a dozen times the memory of `x`, can be used on it at all."""
+        is_plain = not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
+        return x.device.type == "cpu" and is_plain and x.numel() <= 2**23
 
 
 class SameMaxPool2d(nn.Module):

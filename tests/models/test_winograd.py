@@ -47,3 +47,10 @@ def test_a_layer_that_is_large_enough_trains_by_it_and_predicts_without() -> Non
     for other in (SameConv2d(64, 64, 3), SameConv2d(64, 64, 5, stride=2), SameConv2d(3, 64, 5)):
         images = torch.randn(2, other.in_channels, 12, 12)
         assert torch.equal(other.train()(images), other.eval()(images))
+
+
+def test_inputs_that_would_take_too_much_memory_are_convolved_plainly() -> None:
+    layer = SameConv2d(64, 32, 5)
+    x = torch.randn(1, 64, 363, 364)  # 34 MB
+    with torch.no_grad():
+        assert torch.equal(layer.train()(x), layer.eval()(x))
