@@ -39,18 +39,18 @@ class SameConv2d(nn.Conv2d):
         self._suits_winograd = kernel_size == KERNEL and self._symmetric and in_channels * out_channels >= 2048
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._suits_winograd and self.training and self._is_affordable(x):
+        if self._trains_by_winograd(x):
             assert self.bias is not None
             return winograd_conv2d(x, self.weight, self.bias)
         if not self._symmetric:
             x = F.pad(x, same_padding(x.shape[2:], self.kernel_size[0], self.stride[0]))
         return super().forward(x)
 
-    @staticmethod
-    def _is_affordable(x: Tensor) -> bool:
-        """Whether Winograd's algorithm, which takes a dozen times the memory of `x`, can be used on it at all."""
+    def _trains_by_winograd(self, x: Tensor) -> bool:
+        """It takes a dozen times the memory of `x`, so not where that would be gigabytes."""
         is_plain = not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
-        return x.device.type == "cpu" and is_plain and x.numel() <= 2**23
+        is_possible = x.device.type == "cpu" and is_plain and x.numel() <= 2**23
+        return self._suits_winograd and self.training and is_possible
 
 
 class SameMaxPool2d(nn.Module):

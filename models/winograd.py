@@ -25,7 +25,7 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=2)` of [batch, channels, height, width] and [out, channels, 5, 5], channels
     last. In float32 its largest relative error is about 1e-5, that of F.conv2d 4e-6."""
     batch, channels, height, width = x.shape
-    to_points = evaluation(KERNEL, weight.dtype)
+    to_points = evaluation(weight.dtype)
     into_rows, from_rows = tiling(height, x.dtype)
     into_columns, from_columns = tiling(width, x.dtype)
     rows, columns = len(into_rows) // COUNT, len(into_columns) // COUNT  # of tiles
@@ -41,12 +41,14 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @lru_cache
-def evaluation(length: int, dtype: torch.dtype) -> Tensor:
-    """Values at the points of a polynomial of `length` coefficients, [points, length]; scaled for `_scale`."""
-    return torch.from_numpy(_vandermonde(length) * _scale()[:, None]).to(dtype)
+@torch.inference_mode(False)  # they are kept: a training may need them too
+def evaluation(dtype: torch.dtype) -> Tensor:
+    """The map of one axis of the kernel, [points, 5]: its values at the points, times `_scale`."""
+    return torch.from_numpy(_vandermonde(KERNEL) * _scale()[:, None]).to(dtype)
 
 
 @lru_cache
+@torch.inference_mode(False)
 def tiling(side: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The maps of one axis with SAME padding: [points * tiles, side] into tiles, [side, points * tiles] back."""
     tiles = -(-side // TILE)
@@ -71,6 +73,6 @@ def _vandermonde(length: int) -> NDArray[np.float64]:
 
 
 def _scale() -> NDArray[np.float64]:
-    """For each point what makes numbers of both factors alike in size, which keeps float32 exact: [points]."""
+    """For each point what makes numbers of both factors alike in size, which float32 needs to be accurate: [points]."""
     forth = np.abs(np.linalg.inv(_vandermonde(COUNT))).sum(0)
     return np.sqrt(forth / np.abs(_vandermonde(KERNEL)).sum(1))

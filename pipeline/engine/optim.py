@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -132,9 +132,11 @@ def update(optimizer: Optimizer, learning_rate: float) -> None:
         inspect.unwrap(type(optimizer).step)(optimizer)
 
 
-def _fused(kind: type[Optimizer], parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
+def _fused(kind: Callable[..., Optimizer], parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
     """An optimiser that does not import torch's compiler, to ask that it be left alone: 2 s and 160 MB."""
-    for method in (kind.add_param_group, kind.state_dict, kind.load_state_dict):
+    from torch.optim import Optimizer
+
+    for method in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
         plain = inspect.unwrap(method)
         setattr(plain, "__dynamo_disable", plain)  # what torch._disable_dynamo looks for
-    return kind(parameters, **{**settings, "fused": True})
+    return kind(parameters, fused=True, **settings)

@@ -99,10 +99,11 @@ class Training:
         terms: dict[str, Tensor] = {}
         for layer, coefficient in self.run.recipe.train.l2.items():
             weight = self.served.network.get_parameter(f"{layer}.weight")
-            if weight.grad is not None:
-                values = weight.detach()
-                weight.grad.add_(values, alpha=coefficient)
-                terms[f"l2/{layer}"] = coefficient / 2 * torch.dot(values.flatten(), values.flatten())
+            values = weight.detach()
+            if weight.grad is None:  # the network does without this layer
+                weight.grad = torch.zeros_like(values)
+            weight.grad.add_(values, alpha=coefficient)
+            terms[f"l2/{layer}"] = coefficient / 2 * torch.dot(values.flatten(), values.flatten())
         return terms
 
     def gradient_norm(self) -> Tensor:

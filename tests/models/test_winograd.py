@@ -54,3 +54,11 @@ def test_inputs_that_would_take_too_much_memory_are_convolved_plainly() -> None:
     x = torch.randn(1, 64, 363, 364)  # 34 MB
     with torch.no_grad():
         assert torch.equal(layer.train()(x), layer.eval()(x))
+
+
+def test_a_first_use_in_inference_mode_does_not_stand_in_a_trainings_way() -> None:
+    inputs = arguments(23, 27, torch.float32)  # sides of no other test: the maps are kept
+    with torch.inference_mode():
+        winograd_conv2d(*inputs)
+    winograd_conv2d(*inputs).sum().backward()
+    assert inputs[1].grad is not None

@@ -107,7 +107,7 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None
 
 
 def begin_tracking(process: subprocess.Popen, run: Path) -> None:
-    """Hold the training until its follower has begun: with the lowest priority on one busy CPU it takes minutes to."""
+    """Hold the training until its follower has begun: with a low priority on one busy CPU it takes long to."""
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and points(run) != [])
     process.send_signal(signal.SIGSTOP)
     wait_until(process, lambda: state(run).get("step", -1) >= 0)
