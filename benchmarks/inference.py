@@ -9,8 +9,6 @@ Networks with local response normalisation run in PyTorch twice: with torch's ow
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -23,8 +21,9 @@ from torch import nn
 from models.layers import LocalResponseNorm
 from models.served import Served
 from pipeline.download import officials
+from pipeline.engine.graph import to_onnx
 from pipeline.engine.network import build_served
-from pipeline.export import to_onnx
+from pipeline.engine.timing import seconds_per_call
 from pipeline.recipe import load, names
 from serving.images import ImageSpec
 from serving.machine import usable_cpus
@@ -46,7 +45,8 @@ def main(
     print(f"{'recipe':25}{'onnxruntime':>13}{'PyTorch':>10}{'ratio':>7}{'torch LRN':>11}{'ratio':>7}")
     for name in recipes or names():
         sides = contenders(name, batch, threads)
-        rates = {side: batch / seconds for side, seconds in medians(sides, rounds).items()}
+        with torch.inference_mode():
+            rates = {side: batch / seconds for side, seconds in seconds_per_call(sides, SECONDS, rounds).items()}
         cells = f"{name:25}{rates['onnxruntime']:13,.0f}"
         for side in list(sides)[1:]:
             width = 10 if side == "PyTorch" else 11
@@ -91,21 +91,6 @@ def with_torch_normalisation(served: Served) -> Served:
             alpha = float(layer.band.max()) * window
             setattr(served.network, name, nn.LocalResponseNorm(window, alpha, layer.beta, layer.bias))
     return served
-
-
-@torch.inference_mode()
-def medians(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds a call, the sides taking turns."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds + 1):
-        for side, run in sides.items():
-            began, calls = time.perf_counter(), 0
-            while time.perf_counter() - began < SECONDS:
-                run()
-                calls += 1
-            if number:  # the first round warms up
-                seconds[side].append((time.perf_counter() - began) / calls)
-    return {side: statistics.median(values) for side, values in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -209,6 +209,9 @@ def evaluate(
 def export(
     run: RunArgument = None,
     output: Annotated[Path | None, typer.Option(help="Default: model.onnx in the run.")] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Of weights and activations; gated on accuracy.")
+    ] = "fp32",
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -217,23 +220,27 @@ def export(
     from pipeline.export import export as publish
 
     found = Run.find(runs_dir, run)
-    exported = publish(found, found.dataset(data_dir), output)
-    print(exported.parity.sentence())
+    exported = publish(found, found.dataset(data_dir), output, precision)
+    print(exported.table())
     print(exported.path)
 
 
 @app.command()
 def parity(
     run: Annotated[str | None, typer.Argument(metavar="[RUN|MODEL.onnx]", help="Default: trained last.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Compare on these images, not on the test split.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="MODEL.onnx", help="Compare with this file, not with the checkpoint.")
+    ] = None,
     as_json: Json = False,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Prove an exported file against its checkpoint again."""
+    """Prove an exported file again: against its checkpoint, or against another file."""
     from pipeline.parity import prove_again
 
-    result = prove_again(run, runs_dir, data_dir)
-    print(json.dumps(result.to_dict(), indent=2) if as_json else result.sentence())
+    result = prove_again(run, runs_dir, data_dir, images, against)
+    print(json.dumps(result.to_dict(), indent=2) if as_json else f"{result.sentence()}\n{result.table()}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import Split
 from pipeline.engine import checkpoint
+from pipeline.engine.counts import Evaluation
 from pipeline.engine.network import Predict, choose_device, load_served, predictor, restored
 from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
@@ -28,51 +29,6 @@ from serving.files import atomic_write
 from serving.model import Provider, open_model
 
 BATCH_SIZE = 256
-
-
-@dataclass
-class Evaluation:
-    """Counts over a split: `confusion` int64 [classes, classes], rows true, columns predicted;
-    `ranks` int64 [classes + 1], how often the true class came out first, second, … (last: NaN)."""
-
-    classes: Sequence[str]
-    confusion: NDArray[np.int64] = field(init=False)
-    ranks: NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        count = len(self.classes)
-        self.confusion = np.zeros((count, count), np.int64)
-        self.ranks = np.zeros(count + 1, np.int64)
-
-    def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        """Take in a batch: float32 [n, classes] and int64 [n]."""
-        np.add.at(self.confusion, (labels, logits.argmax(1)), 1)
-        np.add.at(self.ranks, ranks(logits, labels), 1)
-
-    @property
-    def count(self) -> int:
-        return int(self.ranks.sum())
-
-    def precision_at(self, k: int) -> float:
-        """The share of images whose true class is among the k most probable."""
-        return float(self.ranks[:k].sum() / self.count)
-
-    def to_dict(self, top_k: int = 1) -> dict[str, Any]:
-        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
-        hits = self.confusion.diagonal()
-        return {
-            "count": self.count,
-            **{f"precision_at_{k}": self.precision_at(k) for k in range(1, top_k + 1)},
-            "classes": {
-                name: {
-                    "count": int(true[i]),
-                    "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
-                    "recall": float(hits[i] / true[i]) if true[i] else None,
-                }
-                for i, name in enumerate(self.classes)
-            },
-            "confusion": self.confusion.tolist(),
-        }
 
 
 @dataclass(frozen=True)
@@ -104,8 +60,7 @@ def evaluate_run(run: Run, data_dir: Path, question: Question) -> dict[str, Any]
     Raises ConvlineError where the run has no such weights, file or split.
     """
     check_top_k(run, question)
-    recipe = run.recipe
-    split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)
+    split = run.split(run.dataset(data_dir), question.split)
     predict, origin = _subject(run, question)
     evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
     report = {"run": run.name, "split": question.split, **origin, **evaluation.to_dict(question.top_k)}
@@ -130,8 +85,8 @@ def watch(run: Run, data_dir: Path, question: Question, interval: float, trackin
     check_top_k(run, question)
     os.nice(10)
     torch.set_num_threads(1)
-    recipe, device = run.recipe, choose_device("cpu" if question.device == "auto" else question.device)
-    split = run.dataset(data_dir).split(question.split, recipe.data.validation, recipe.train.seed)
+    device = choose_device("cpu" if question.device == "auto" else question.device)
+    split = run.split(run.dataset(data_dir), question.split)
     sender = Sender(run, tracking_uri()) if tracking else None
     idle = 0
     while idle < 2:  # a training that begins again after a rank died is idle for a moment
@@ -220,15 +175,3 @@ def batches(split: Split, size: int) -> Iterator[tuple[NDArray[np.uint8], NDArra
     for start in range(0, len(split), size):
         yield split.batch(start, size)
         split.forget()
-
-
-def ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each true class among the logits, 0 for the largest, int64 [n].
-
-    Of equal logits the earlier class is first, as in argmax: a network that knows nothing scores no more
-    than chance. A row with a NaN has place `classes`, behind every class.
-    """
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    places = ((logits > own) | ((logits == own) & earlier)).sum(1)
-    return np.where(np.isnan(logits).any(1), logits.shape[1], places)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -17,31 +14,58 @@ from typing import IO, Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 
 from models.served import Served
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, Split
+from pipeline.engine.gate import GATES, Gate, Parity, Precision
+from pipeline.engine.graph import check, float_nodes, to_onnx
+from pipeline.engine.half import to_float16
+from pipeline.engine.int8 import quantize
 from pipeline.engine.network import Predict, load_served, predictor
 from pipeline.engine.run import Run
-from pipeline.parity import Parity, prove
+from pipeline.engine.timing import seconds_per_call
+from pipeline.parity import SERVING_BATCH, compare, prove_run, split_batches
 from serving.errors import ConvlineError
 from serving.files import atomic_write
-from serving.images import ImageSpec
-from serving.model import FORMAT, PREFIX, PROBE_IMAGES, open_model, probe_images
+from serving.machine import usable_cpus
+from serving.model import FORMAT, PREFIX, PROBE_IMAGES, open_model, open_session, probe_images
 
-OPSET = 20
-PROBE_TOLERANCE = 1e-4  # of the largest logit: CPUs and GPUs sum in other orders
+# of the largest logit: CPUs and GPUs sum in other orders, in float16 with 11 bits; integers round elsewhere (0.2% was
+# seen between onnxruntime's integer kernels and the same graph computed in float)
+PROBE_TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "int8": 2e-2}
 LIBRARIES = ("convline", "torch", "onnx", "onnxscript", "numpy")
+
+CALIBRATION_IMAGES = 512
+JUDGED_IMAGES = 2000
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A published file and its proof."""
+    """A published file, its proofs (one a provider), and the report on it (`parity.json`)."""
 
     path: Path
-    parity: Parity
+    proofs: list[Parity]
+    report: dict[str, Any]
+
+    def table(self) -> str:
+        """The report for a person."""
+        first, speed, size = self.proofs[0], self.report["speed"], self.report["size"]
+        precision = self.report["precision"]
+        lines = [*(proof.sentence() for proof in self.proofs), first.table()]
+        rates = ", ".join(f"{rate:,.0f} {name}" for name, rate in speed["images_per_second"].items())
+        lines.append(f"images/s        {rates} (batches of {speed['batch']}, {speed['threads']} threads)")
+        if precision != "fp32":
+            part = size["bytes"] / size["fp32"]
+            lines.append(f"size            {size['bytes']:,} bytes, {part:.0%} of fp32")
+            left = self.report.get("left_in_float", [])
+            lines += [f"left in float   {', '.join(left)}"] if left else []
+            ratio = speed["images_per_second"][precision] / speed["images_per_second"]["fp32"]
+            lines += [f"{precision} is not faster than fp32 on this machine: {ratio:.2f} times"] if ratio <= 1 else []
+        return "\n".join(lines)
 
 
-def export(run: Run, dataset: Dataset, output: Path | None = None) -> Exported:
+def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Precision = "fp32") -> Exported:
     """Export the run's newest averaged weights to `output`, by default the run's model.onnx.
 
     The file is written beside its destination, opened as serving opens it, compared with PyTorch, and
@@ -52,62 +76,92 @@ def export(run: Run, dataset: Dataset, output: Path | None = None) -> Exported:
         raise ConvlineError(f"{destination} is no file that an export could replace; name a .onnx file")
     served, step = load_served(run, "averaged")
     reference = predictor(served, torch.device("cpu"))
-    model = to_onnx(served, run.spec)
-    describe(model, metadata(run, dataset, step, reference))
+    full = to_onnx(served, run.spec)
+    model, details = in_precision(full, served, run, dataset, precision)
+    described = metadata(run, dataset, step) | {"probe": probe(model, run, reference, precision)}
+    describe(model, described)
     with atomic_write(destination) as file:
         _rewrite(file, model)
-        parity = prove(reference, Path(file.name), run, dataset)
-        describe(model, {"evaluation": evaluation(dataset, parity)})
-        proof = parity.to_dict() | {"sha256_without_parity": hashlib.sha256(_serialize(model)).hexdigest()}
+        proofs = prove_run(run, reference, Path(file.name), dataset, precision)
+        describe(model, {"evaluation": evaluation(dataset, proofs[0])})
+        proof = proofs[0].to_dict() | {"precision": precision, **details}
+        if proofs[1:]:
+            proof["other_providers"] = [other.to_dict() for other in proofs[1:]]
+        proof["sha256_without_parity"] = hashlib.sha256(_serialize(model)).hexdigest()
         describe(model, {"parity": proof})
         _rewrite(file, model)
         open_model(file.name, "cpu")  # the very bytes that are published
-    if output is None:
-        with atomic_write(run.folder / "parity.json", "w") as file:
-            json.dump(proof, file, indent=2)
-    return Exported(destination, parity)
+        size = {"bytes": model.ByteSize(), "fp32": full.ByteSize()}
+    # what a clock said is no part of the file: two exports are the same bytes
+    report = proof | {"size": size, "speed": speed(model, full, reference, precision, run)}
+    with atomic_write(report_path(destination, run), "w") as file:
+        json.dump(report, file, indent=2)
+    return Exported(destination, proofs, report)
 
 
-def to_onnx(served: Served, spec: ImageSpec) -> onnx.ModelProto:
-    """The module as a checked ONNX model: uint8 `image` in; `probability` and `logit` out; batch dynamic."""
-    example = torch.from_numpy(probe_images(spec))
-    noise = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(noise), _quiet("torch.onnx", "onnxscript"):
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            served,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["image"],
-            output_names=["probability", "logit"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    _strip(model)
-    opset = {entry.domain: entry.version for entry in model.opset_import}
-    if opset != {"": OPSET}:
-        raise ConvlineError(
-            f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt"
-        )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+def report_path(destination: Path, run: Run) -> Path:
+    """parity.json beside the run's own file, <name>.parity.json beside another."""
+    is_own = destination.resolve() == run.model.resolve()
+    return run.folder / "parity.json" if is_own else destination.with_suffix(".parity.json")
 
 
-def _strip(model: onnx.ModelProto) -> None:
-    """Remove stack traces and module paths: they name the exporting machine's files."""
-    graph = model.graph
-    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        item.doc_string = ""
-        del item.metadata_props[:]
+def in_precision(
+    full: onnx.ModelProto, served: Served, run: Run, dataset: Dataset, precision: Precision
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph in a precision, from the one in float32, and how it came about."""
+    if precision == "fp32":
+        return full, {}
+    floats = float_nodes(full, served)
+    if precision == "fp16":
+        model, details = to_float16(full, floats), {}
+    else:
+        train = _drawn(run.split(dataset, "train"), CALIBRATION_IMAGES, seed=1)
+        judged, judges_on = _judged(run, dataset)
+        model, left = quantize(full, floats, (batch.images for batch in split_batches(train)), judge(full, judged, run))
+        details = {"calibrated_on": f"{len(train)} training images", "judged_on": judges_on, "left_in_float": left}
+    check(model)
+    return model, details
 
 
-def metadata(run: Run, dataset: Dataset, step: int, reference: Predict) -> dict[str, Any]:
-    """What the file says of itself, except its evaluation and its proof."""
-    _, logits = reference(probe_images(run.spec))
+def _judged(run: Run, dataset: Dataset) -> tuple[Split, str]:
+    """Images that decide which layers stay in float: never those of test."""
+    name = "validation" if run.recipe.data.validation else "train"
+    split = _drawn(run.split(dataset, name), JUDGED_IMAGES, seed=2)
+    return split, f"{len(split)} {'validation' if name == 'validation' else 'training'} images"
+
+
+def _drawn(split: Split, count: int, seed: int) -> Split:
+    """So many rows of a split, or all."""
+    chosen = np.random.default_rng([seed, len(split)]).permutation(len(split))[:count]
+    return Split(split.name, split.images, split.labels, split.rows[np.sort(chosen)])
+
+
+def judge(full: onnx.ModelProto, split: Split, run: Run) -> Callable[[onnx.ModelProto], Parity]:
+    """A function that compares a model with the full one on a split, by a gate half as wide as the one to be passed."""
+    final = GATES["int8"]
+    gate = Gate(share=final.share / 2, images=final.images // 2)
+    reference = _session(full)
+
+    def judged(model: onnx.ModelProto) -> Parity:
+        parity = Parity(run.classes, gate)
+        compare(parity, reference, _session(model), split_batches(split), run.spec)
+        return parity
+
+    return judged
+
+
+def _session(model: onnx.ModelProto) -> Predict:
+    session, _ = open_session(model.SerializeToString(), "cpu")
+
+    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        probability, logit = session.run(["probability", "logit"], {"image": images})
+        return probability, logit
+
+    return predict
+
+
+def metadata(run: Run, dataset: Dataset, step: int) -> dict[str, Any]:
+    """What the file says of itself, except its probe, its evaluation and its proof."""
     return {
         "format": FORMAT,
         "classes": run.classes,
@@ -116,12 +170,21 @@ def metadata(run: Run, dataset: Dataset, step: int, reference: Predict) -> dict[
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "source": dataset.meta["source"]},
         "weights": "averaged",
         "run": {"id": run.info["id"], "name": run.name, "seed": run.recipe.train.seed, "step": step},
-        "probe": {
-            "images": PROBE_IMAGES,
-            "logits": [[float(str(value)) for value in row] for row in logits],
-            "tolerance": PROBE_TOLERANCE * max(1.0, float(np.abs(logits).max())),
-        },
         "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": _onnxruntime_version()},
+    }
+
+
+def probe(model: onnx.ModelProto, run: Run, reference: Predict, precision: Precision) -> dict[str, Any]:
+    """What serving tests itself by: PyTorch's logits, or in a lower precision those of the file."""
+    _, logits = (reference if precision == "fp32" else _session(model))(probe_images(run.spec))
+    if not np.isfinite(logits).all():
+        raise ConvlineError(
+            f"{run.folder} gives logits in {precision} that are not finite; there is nothing to publish"
+        )
+    return {
+        "images": PROBE_IMAGES,
+        "logits": [[float(str(value)) for value in row] for row in logits],
+        "tolerance": PROBE_TOLERANCE[precision] * max(1.0, float(np.abs(logits).max())),
     }
 
 
@@ -133,6 +196,18 @@ def evaluation(dataset: Dataset, parity: Parity) -> dict[str, Any]:
         "count": parity.candidate.count,
         "precision_at_1": parity.candidate.precision_at(1),
     }
+
+
+def speed(
+    model: onnx.ModelProto, full: onnx.ModelProto, reference: Predict, precision: Precision, run: Run
+) -> dict[str, Any]:
+    """Images/s of the file, of the one in float32 and of PyTorch, in turns on all CPUs."""
+    few = probe_images(run.spec)
+    images = np.resize(few, (SERVING_BATCH, *few.shape[1:]))
+    sides = {precision: _session(model), "fp32": _session(full), "PyTorch": reference}
+    calls = {name: partial(predict, images) for name, predict in sides.items()}
+    rates = {name: round(SERVING_BATCH / seconds, 1) for name, seconds in seconds_per_call(calls, 0.1, 5).items()}
+    return {"batch": SERVING_BATCH, "threads": usable_cpus(), "images_per_second": rates}
 
 
 def describe(model: onnx.ModelProto, values: dict[str, Any]) -> None:
@@ -157,15 +232,3 @@ def _onnxruntime_version() -> str:
     import onnxruntime
 
     return str(onnxruntime.__version__)
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in loggers.items():
-            logger.setLevel(level)

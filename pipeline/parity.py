@@ -2,155 +2,195 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset import Dataset, Split
+from pipeline.engine.gate import GATES, PRECISIONS, Batch, Gate, Parity, Precision
 from pipeline.engine.network import Predict, load_served, predictor
 from pipeline.engine.run import Run
-from pipeline.evaluate import Evaluation, batches
-from serving.errors import ConvlineError
+from pipeline.evaluate import batches
+from serving.classifier import try_decode
+from serving.console import log
+from serving.errors import ConvlineError, ImageError
 from serving.images import ImageSpec
-from serving.model import open_model
+from serving.listing import find
+from serving.machine import usable_cpus
+from serving.model import Model, Provider, open_model, provider_problem
 
 SERVING_BATCH = 64
 HOSTILE_BATCHES = (1, 2, 3, 17)
 REAL_BESIDE_HOSTILE = 64
 NOISE_SEED = 20151109
 
-PROBABILITY_TOLERANCE = 1e-5
 
-Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]  # probability and logit
+@dataclass(frozen=True)
+class Claim:
+    """What is to be proven: that a file gives what the reference does."""
 
-
-@dataclass
-class Parity:
-    """What two implementations of one model gave for the same images.
-
-    `top1_differences` leaves out ties: classes whose probabilities are within the tolerance of each other.
-    """
-
-    classes: list[str]
-    provider: str
-    tolerance: float = PROBABILITY_TOLERANCE
-    images: int = 0
-    largest_logit: float = 0.0
-    top1_differences: int = 0
-    probability_differences: list[NDArray[np.float32]] = field(default_factory=list, repr=False)
-    reference: Evaluation = field(init=False, repr=False)
-    candidate: Evaluation = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.reference, self.candidate = Evaluation(self.classes), Evaluation(self.classes)
-
-    def add(self, mine: Outputs, theirs: Outputs) -> None:
-        """Take in (probability, logit) of a batch from the reference and from the candidate."""
-        (p, logit), (other_p, other_logit) = mine, theirs
-        self.images += len(p)
-        # NaN - NaN is NaN, and max() of an array with a NaN is NaN: it fails every comparison below
-        self.largest_logit = float(np.maximum(self.largest_logit, np.abs(logit - other_logit).max()))
-        self.probability_differences.append(np.abs(p - other_p).max(1))
-        chosen = other_p.argmax(1)
-        behind = p.max(1) - np.take_along_axis(p, chosen[:, None], 1)[:, 0]
-        self.top1_differences += int((~(behind <= self.tolerance)).sum())
-
-    @property
-    def largest_probability(self) -> float:
-        return float(np.concatenate(self.probability_differences).max())
-
-    @property
-    def passed(self) -> bool:
-        return self.largest_probability <= self.tolerance and self.top1_differences == 0
-
-    def to_dict(self) -> dict[str, Any]:
-        differences = np.concatenate(self.probability_differences)
-        return {
-            "passed": self.passed,
-            "provider": self.provider,
-            "images": self.images,
-            "tolerance": self.tolerance,
-            "logit_difference": {"largest": self.largest_logit},
-            "probability_difference": {
-                "largest": self.largest_probability,
-                "mean": float(differences.mean()),
-                "p99.9": float(np.quantile(differences, 0.999)),
-            },
-            "top1_differences": self.top1_differences,
-            "precision_at_1": {"pytorch": self.reference.precision_at(1), "onnx": self.candidate.precision_at(1)},
-        }
-
-    def sentence(self) -> str:
-        agreement = "every top-1 equal" if not self.top1_differences else f"{self.top1_differences} top-1 differ"
-        return (
-            f"parity {'passed' if self.passed else 'FAILED'}: {self.images} images, largest |Δlogit| "
-            f"{self.largest_logit:.1e}, |Δprobability| {self.largest_probability:.1e}, {agreement}, precision @ 1 "
-            f"{self.reference.precision_at(1):.4f} PyTorch, {self.candidate.precision_at(1):.4f} ONNX ({self.provider})"
-        )
+    path: Path
+    reference: Predict
+    gate: Gate
+    sides: tuple[str, str] = ("pytorch", "onnx")
 
 
-def prove(reference: Predict, path: Path, run: Run, dataset: Dataset) -> Parity:
-    """Compare an ONNX file, opened as serving opens it, with its reference, on the test split.
+def prove(claim: Claim, real: Iterator[Batch], classes: list[str], provider: Provider = "cpu") -> Parity:
+    """Compare a file, opened as serving opens it, with its reference. Raises ConvlineError where they differ."""
+    model = open_model(claim.path, provider)
+    parity = Parity(classes, claim.gate, model.provider, usable_cpus(), claim.sides)
+    compare(parity, claim.reference, model.run, real, model.spec)
+    if not parity.passed:
+        of = "the model that was trained" if claim.sides[0] == "pytorch" else f"the same model as {claim.sides[0]}"
+        raise ConvlineError(f"{parity.sentence()}: {claim.path} is not {of}")
+    return parity
+
+
+def prove_run(run: Run, reference: Predict, path: Path, dataset: Dataset, precision: Precision) -> list[Parity]:
+    """Compare a run's file with its reference on the test split, by every provider that serving would take here.
 
     Raises ConvlineError where they differ.
     """
     model = open_model(path, "cpu")
     if list(model.classes) != run.classes or model.spec != run.spec:
         raise ConvlineError(f"{path} has other classes or images than {run.folder}; it is not this run's model")
-    parity = compare(reference, model.run, dataset.split("test"), run.classes, run.spec, model.provider)
-    if not parity.passed:
-        raise ConvlineError(f"{parity.sentence()}: {path} is not the model that was trained")
-    return parity
+    claim = Claim(path, reference, GATES[precision])
+    return [prove(claim, split_batches(dataset.split("test")), run.classes, provider) for provider in providers()]
 
 
-def prove_again(name: str | None, runs_dir: Path, data_dir: Path) -> Parity:
-    """Prove a published file, named by its run or its path, against the checkpoint it came from.
+def providers() -> list[Provider]:
+    """The CPU, and the GPU where `--provider auto` would take it."""
+    return ["cpu"] if provider_problem("cuda") else ["cpu", "cuda"]
 
-    Raises ConvlineError where the run is not there, has trained on since, or the proof fails.
+
+def prove_again(
+    name: str | None, runs_dir: Path, data_dir: Path, images: Path | None = None, against: Path | None = None
+) -> Parity:
+    """Prove a published file, named by its run or its path, against the checkpoint it came from or another file.
+
+    On the test split it was proven on, or on the image files in `images`. Raises ConvlineError where the run is not
+    there, has trained on since, or the proof fails.
     """
-    if name is not None and name.endswith(".onnx"):
-        path = Path(name)
-        run = _run_of(open_model(path, "cpu").metadata["run"]["id"], path, runs_dir)
+    path, run = _subject(name, runs_dir)
+    model = open_model(path, "cpu")
+    precision = precision_of(model)
+    if against is not None:
+        other = open_model(against, "cpu")
+        if (other.classes, other.spec) != (model.classes, model.spec):
+            raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
+        looser = max(precision, precision_of(other), key=PRECISIONS.index)
+        claim = Claim(path, other.run, GATES[looser], (str(against), str(path)))
     else:
-        run = Run.find(runs_dir, name)
-        path = run.model
+        run = run or _run_of(model, path, runs_dir)
+        claim = Claim(path, _trained(run, model, path), GATES[precision])
+    if images is not None:
+        real = file_batches(images, model.spec)
+    else:
+        real = split_batches(_tested_on(model, path, data_dir).split("test"))
+    return prove(claim, real, list(model.classes))
+
+
+def precision_of(model: Model) -> Precision:
+    """The precision that a file was exported in."""
+    told = model.metadata.get("parity", {}).get("precision", "fp32")
+    if told not in PRECISIONS:
+        raise ConvlineError(f"its precision {told!r} is not known here; a newer convline may prove it")
+    return told
+
+
+def _subject(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
+    if name is not None and name.endswith(".onnx"):
+        return Path(name), None
+    run = Run.find(runs_dir, name)
+    return run.model, run
+
+
+def _trained(run: Run, model: Model, path: Path) -> Predict:
+    """The network of the checkpoint that the file holds."""
     served, step = load_served(run)
-    exported = open_model(path, "cpu").metadata["run"]["step"]
-    if exported != step:
+    if (exported := model.metadata["run"]["step"]) != step:
         raise ConvlineError(
             f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again"
         )
-    return prove(predictor(served, torch.device("cpu")), path, run, run.dataset(data_dir))
+    if list(model.classes) != run.classes or model.spec != run.spec:
+        raise ConvlineError(f"{path} has other classes or images than {run.folder}; it is not this run's model")
+    return predictor(served, torch.device("cpu"))
 
 
-def _run_of(identity: str, path: Path, runs_dir: Path) -> Run:
+def _tested_on(model: Model, path: Path, data_dir: Path) -> Dataset:
+    """The dataset whose test split the file was proven on."""
+    told = model.metadata["dataset"]
+    dataset = Dataset.open(data_dir, told["name"])
+    if dataset.fingerprint != told["fingerprint"]:
+        raise ConvlineError(
+            f"{dataset.folder} is not the dataset that {path} was made from (its fingerprint differs); "
+            "prepare that one again, or give --images"
+        )
+    return dataset
+
+
+def _run_of(model: Model, path: Path, runs_dir: Path) -> Run:
     for candidate in (path.parent, *sorted(folder.parent for folder in runs_dir.glob("*/run.json"))):
-        if (candidate / "run.json").exists() and (run := Run.open(candidate)).info["id"] == identity:
-            return run
-    raise ConvlineError(f"the run that {path} was exported from is not in {runs_dir}; give its --runs-dir")
+        if (candidate / "run.json").exists():
+            run = Run.open(candidate)
+            if run.info["id"] == model.metadata["run"]["id"]:
+                return run
+    raise ConvlineError(
+        f"the run that {path} was exported from is not in {runs_dir}; give its --runs-dir, or prove it --against a file"
+    )
 
 
-def compare(
-    reference: Predict, candidate: Predict, split: Split, classes: list[str], spec: ImageSpec, provider: str
-) -> Parity:
-    """Both models over the whole split at the serving batch, and 64 of its images with hostile ones in
-    batches of 1, 2, 3 and 17."""
-    parity = Parity(classes, provider)
-    for images, labels in batches(split, SERVING_BATCH):
-        mine, theirs = reference(images), candidate(images)
-        parity.add(mine, theirs)
-        parity.reference.add(mine[1], labels)
-        parity.candidate.add(theirs[1], labels)
-    mixed = np.concatenate([split.first(REAL_BESIDE_HOSTILE).batch(0, REAL_BESIDE_HOSTILE)[0], hostile_images(spec)])
+def compare(parity: Parity, reference: Predict, candidate: Predict, real: Iterator[Batch], spec: ImageSpec) -> None:
+    """Take in both models over the real images, as batched, and the first 64 of them with hostile ones in batches of
+    1, 2, 3 and 17."""
+    first: list[Batch] = []
+    for batch in real:
+        parity.add(batch, reference(batch.images), candidate(batch.images))
+        if sum(len(kept.images) for kept in first) < REAL_BESIDE_HOSTILE:
+            first.append(batch)
+    names = [name for batch in first for name in batch.names][:REAL_BESIDE_HOSTILE] + list(HOSTILE)
+    images = np.concatenate([batch.images for batch in first])[:REAL_BESIDE_HOSTILE]
+    mixed = np.concatenate([images, hostile_images(spec)])
     for size in HOSTILE_BATCHES:
-        for images in _chunks(mixed, size):
-            parity.add(reference(images), candidate(images))
-    return parity
+        for start in range(0, len(mixed), size):
+            batch = Batch(names[start : start + size], mixed[start : start + size])
+            parity.add(batch, reference(batch.images), candidate(batch.images), is_real=False)
+
+
+def split_batches(split: Split) -> Iterator[Batch]:
+    """A split at the serving batch, the last one as short as it comes."""
+    start = 0
+    for images, labels in batches(split, SERVING_BATCH):
+        yield Batch([f"{split.name} {start + i}" for i in range(len(images))], images, labels)
+        start += len(images)
+
+
+def file_batches(folder: Path, spec: ImageSpec) -> Iterator[Batch]:
+    """The image files in a folder or archive, as serving reads them. Raises ConvlineError where there are none."""
+    names: list[str] = []
+    pixels: list[NDArray[np.uint8]] = []
+    is_empty = True
+    for file in find([str(folder)]):
+        decoded = try_decode(file, spec)
+        if isinstance(decoded, ImageError):
+            log(f"warning: {file.path} is left out: {decoded}")
+            continue
+        names.append(file.path)
+        pixels.append(decoded)
+        if len(names) == SERVING_BATCH:
+            yield Batch(names, np.stack(pixels))
+            names, pixels, is_empty = [], [], False
+    if names:
+        yield Batch(names, np.stack(pixels))
+    elif is_empty:
+        raise ConvlineError(f"{folder} holds no image that could be compared")
+
+
+HOSTILE = ("black", "white", "noise", "one hot pixel")
 
 
 def hostile_images(spec: ImageSpec) -> NDArray[np.uint8]:
@@ -161,8 +201,3 @@ def hostile_images(spec: ImageSpec) -> NDArray[np.uint8]:
     images[2] = np.random.default_rng(NOISE_SEED).integers(0, 256, images[2].shape)
     images[3, spec.height // 2, spec.width // 2] = 255
     return images
-
-
-def _chunks(images: NDArray[np.uint8], size: int) -> Iterator[NDArray[np.uint8]]:
-    starts: Iterable[int] = range(0, len(images), size)
-    return (images[start : start + size] for start in starts)

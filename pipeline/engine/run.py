@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, Split
 from pipeline.recipe import Recipe, parse
 from serving.errors import ConvlineError
 from serving.files import sync_files
@@ -116,6 +116,10 @@ class Run:
                 "prepare that one again, or train with --overwrite"
             )
         return dataset
+
+    def split(self, dataset: Dataset, name: str) -> Split:
+        """A split of its dataset, as its recipe cuts it."""
+        return dataset.split(name, self.recipe.data.validation, self.recipe.train.seed)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
