@@ -22,11 +22,12 @@ from pipeline.engine.counts import Evaluation
 from pipeline.engine.network import Predict, choose_device, load_served, predictor, restored
 from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
-from pipeline.sync import Sender, tracking_uri
+from pipeline.sync import Sender
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write
 from serving.model import Provider, open_model
+from serving.registry import tracking_uri
 
 BATCH_SIZE = 256
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,20 +18,13 @@ from pipeline.recipe import flat
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write, sha256
+from serving.registry import prepare_mlflow, public, tracking_uri
 
 INTERVAL = 2.0  # seconds between two looks at the file
 LONGEST = 30.0  # between two attempts, where the server does not answer
 POINTS = 100  # in one request, which takes 1,000 values at most
 EXPERIMENT = "convline"
 ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx")
-
-# a server that is down or frozen must fail a request soon, not after MLflow's own twelve minutes; what failed is
-# sent again by the next look
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",
-}
 
 
 @dataclass
@@ -57,18 +48,13 @@ class Cursor:
         return step > self.step or (step == self.step and nth >= self.points)
 
 
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db in this folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
-
-
 def has_failed(run: Run, since: float) -> bool:
     """Whether the last attempt to send the run, if it was after `since` (seconds since the epoch), failed."""
     try:
         is_recent = (run.folder / "sync.json").stat().st_mtime >= since
     except FileNotFoundError:
         return False
-    return is_recent and _read_cursor(run, _public(tracking_uri())).problem is not None
+    return is_recent and _read_cursor(run, public(tracking_uri())).problem is not None
 
 
 def sync(run: Run, follow: bool = False) -> str:
@@ -110,16 +96,7 @@ class Sender:
     """
 
     def __init__(self, run: Run, uri: str) -> None:
-        try:
-            import mlflow  # noqa: F401
-        except ImportError as error:
-            raise ConvlineError(
-                "tracking needs MLflow: pip install 'convline[mlflow]', or use --tracking none"
-            ) from error
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        prepare_mlflow("tracking (unless by --tracking none)")
         self._run = run
         self._uri = uri
         self._client: Any = None
@@ -156,7 +133,7 @@ class Sender:
         with self._run.sending(wait):
             if not self._run.is_current():
                 raise ConvlineError(f"{self._run.folder} was replaced by another run meanwhile")
-            cursor = _read_cursor(self._run, _public(self._uri))
+            cursor = _read_cursor(self._run, public(self._uri))
             met = cursor.problem
             try:
                 if self._client is None:
@@ -169,19 +146,14 @@ class Sender:
                 met = None
             # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
             except Exception as error:
-                met = str(error).replace(self._uri, _public(self._uri))
+                met = str(error).replace(self._uri, public(self._uri))
                 raise ConvlineError(
-                    f"MLflow at {_public(self._uri)} did not take the run: {met}; `pipeline sync` sends the rest"
+                    f"MLflow at {public(self._uri)} did not take the run: {met}; `pipeline sync` sends the rest"
                 ) from error
             finally:
                 if (met is not None or cursor.problem is not None) and self._run.is_current():
                     cursor.problem = met
                     _keep(self._run, cursor)
-
-
-def _public(uri: str) -> str:
-    """Without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _is_complete(run: Run) -> bool:

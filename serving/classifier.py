@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import ConvlineError, ImageError
+from serving.foreign import Foreign
 from serving.images import ImageSpec, decode
 from serving.listing import Found
 from serving.model import Provider, open_model
@@ -36,7 +37,8 @@ class Reject:
 class Classifier:
     """A served model: `with Classifier("model.onnx") as c: c.classify_files(["cat.jpg"])`.
 
-    Opening validates and self-tests the file. Methods may be called from several threads.
+    `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `foreign` says what a file made
+    elsewhere does not. Opening validates and self-tests the file. Methods may be called from several threads.
     Raises ModelError as `open_model` does.
     """
 
@@ -46,11 +48,12 @@ class Classifier:
         provider: Provider = "auto",
         threads: int | None = None,
         batch_size: int = 64,
+        foreign: Foreign | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConvlineError(f"batch size {batch_size} is not a size; use 1 or more")
-        self.model = open_model(model, provider, threads)
-        self.batch_size = batch_size
+        self.model = open_model(model, provider, threads, foreign)
+        self.batch_size = self.model.batch or batch_size
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from serving.classifier import Classifier, Reject, try_decode
 from serving.console import log, progress
 from serving.errors import ConvlineError, ImageError
-from serving.files import sha256
+from serving.foreign import Foreign
 from serving.listing import Found, find
 from serving.machine import usable_cpus
 from serving.model import Provider
@@ -47,7 +47,7 @@ class Job:
     """What to classify, with what, to where. `output` None is stdout, in `stdout_format`."""
 
     inputs: Sequence[str]
-    model: Path
+    model: Path | str
     output: Path | None = None
     stdout_format: Format = "csv"
     top_k: int = 1
@@ -56,6 +56,7 @@ class Job:
     threads: int | None = None
     resume: bool = False
     overwrite: bool = False
+    foreign: Foreign | None = None
 
 
 @dataclass
@@ -104,7 +105,7 @@ def classify(job: Job) -> Summary:
         tally = finished_tally(job.output)
         return Summary("nothing", resumed=tally.found, tally=tally)
     files = find(job.inputs)
-    classifier = Classifier(job.model, job.provider, job.threads, job.batch_size)
+    classifier = Classifier(job.model, job.provider, job.threads, job.batch_size, job.foreign)
     if job.top_k > len(classifier.classes):
         raise ConvlineError(f"--top-k {job.top_k}: {job.model} knows {len(classifier.classes)} classes; ask for fewer")
     summary = Summary(classifier.provider)
@@ -146,16 +147,17 @@ def _to_stdout(job: Job, classifier: Classifier, files: Iterator[Found], summary
 def _to_file(job: Job, output: Path, classifier: Classifier, files: Iterator[Found], summary: Summary) -> None:
     header = {
         "format": 1,
-        "model": sha256(job.model),
+        "model": classifier.model.sha256,
+        **({"foreign": job.foreign.to_dict()} if job.foreign else {}),
         "inputs": list(job.inputs),
         "top_k": job.top_k,
-        "batch_size": job.batch_size,
+        "batch_size": classifier.batch_size,
         "provider": classifier.provider,
     }
     own = {path.name: path.resolve() for path in (output, partial_path(output), rejects_path(output))}
     files = (file for file in files if file.file is None or not _is_own(file.file, own))
     with Journal(partial_path(output), header, resume=job.resume, overwrite=job.overwrite) as journal:
-        summary.resumed = journal.keep_whole_batches(job.batch_size)
+        summary.resumed = journal.keep_whole_batches(classifier.batch_size)
         _skip(files, journal, summary.tally)
         try:
             with progress("classify", None, "files") as bar:

@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelArgument = Annotated[Path, typer.Argument(help="An ONNX file made by `pipeline export`.")]
+ModelArgument = Annotated[str, typer.Argument(help="An ONNX file made by `pipeline export`, or models:/NAME@champion.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -29,7 +29,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 @app.command()
 def classify(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or archives of images.")],
-    model: Annotated[Path, typer.Option(help="The ONNX file.")],
+    model: Annotated[str, typer.Option(help="The ONNX file, models:/NAME@champion or models:/NAME/3.")],
     output: Annotated[str, typer.Option(help="A .csv or .jsonl file; - is stdout.")] = "-",
     top_k: Annotated[int, typer.Option(min=1, help="Classes a row, most probable first.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 64,
@@ -39,13 +39,23 @@ def classify(
     threads: Annotated[int | None, typer.Option(min=1, help="Of the model; default: all usable CPUs.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names of a model made elsewhere: a line each, or a JSON list.")
+    ] = None,
+    preprocess: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="How it takes pixels: size, layout, range, mean, std, color, fit, …"),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a file was rejected.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
     """Classify every image of the inputs into a table of path, label and probability."""
     from serving.classify import Job
     from serving.classify import classify as run_job
+    from serving.foreign import Foreign, Preprocessing, read_classes
 
+    if bool(classes) != bool(preprocess):
+        raise typer.BadParameter("a model made elsewhere needs both, --classes and --preprocess (as in range=1)")
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
     to_stdout = output == "-"
@@ -60,6 +70,7 @@ def classify(
         threads=threads,
         resume=resume,
         overwrite=overwrite,
+        foreign=Foreign(read_classes(classes), Preprocessing.parse(preprocess)) if classes and preprocess else None,
     )
     summary = run_job(job)
     if as_json and not to_stdout:
@@ -101,14 +112,18 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
             continue
         print(section)
         for name, value in content.items():
-            print(f"  {name:22}{_text(value)}")
+            print(f"  {name:24}{_text(value)}")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(_text, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return str(value).replace("\n", "\\n")
 
 

@@ -1,40 +1,119 @@
-"""What an ONNX file says of itself: `serving inspect`."""
+"""What an ONNX file says of itself, and what it costs: `serving inspect`."""
 
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
+from onnx import TensorProto, helper
 
-from serving.files import sha256
-from serving.model import open_model
+from serving.model import load_model
+from serving.source import parse_model, read_model
+
+CONSTANT = "constant."  # what `pipeline export` calls weights that were never trained
+BATCHES = (1, 64)
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+Shapes = dict[str, tuple[tuple[int, ...], int]]  # shape and element type of each value
 
 
-def inspect(path: Path) -> dict[str, Any]:
-    """Graph, metadata and proof of a model that passed its self-test.
+def inspect(name: Path | str) -> dict[str, Any]:
+    """Graph, cost, metadata and proof of a model that passed its self-test.
 
-    Raises ModelError as `open_model` does.
+    Multiply-adds are those of one image in convolutions and products with trained weights. Memory is in bytes: the
+    weights, and the most that values need which are alive at once, in the graph's order (onnxruntime fuses nodes and
+    needs less, but for its own workspace). Raises ModelError as `open_model` does.
     """
-    model = open_model(path, "cpu")
-    proto = onnx.load(path, load_external_data=False)
+    data = read_model(name)
+    model = load_model(data, name, "cpu")
+    proto = parse_model(data, name)
     graph = proto.graph
+    shapes = {batch: _shapes(proto, batch) for batch in BATCHES}
+    weights = sum(_bytes(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
     return {
-        "file": {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)},
+        "file": {"name": Path(name).name, "bytes": len(data), "sha256": model.sha256},
         "classes": list(model.classes),
         "image": model.spec.to_dict(),
         "graph": {
             "opset": next(entry.version for entry in proto.opset_import if not entry.domain),
             "ir_version": proto.ir_version,
             "operators": dict(sorted(Counter(node.op_type for node in graph.node).items())),
-            "parameters": sum(int(np.prod(tensor.dims)) for tensor in graph.initializer if _is_float(tensor)),
+            "parameters": _parameters(graph),
+            "multiply_adds": _multiply_adds(graph, shapes[1]),
         },
-        "metadata": {k: v for k, v in model.metadata.items() if k not in ("classes", "image", "probe")},
+        "memory": {
+            "weights": weights,
+            **{f"batch_{batch}": weights + _peak(graph, shapes[batch]) for batch in BATCHES},
+        },
+        "metadata": {k: v for k, v in model.metadata.items() if k not in ("classes", "image", "probe", "parity")},
+        "parity": model.metadata.get("parity"),
         "self_test": "passed",
     }
 
 
-def _is_float(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+def _shapes(model: onnx.ModelProto, batch: int) -> Shapes:
+    """Of all values, at a batch size."""
+    sized = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in (*sized.graph.input, *sized.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    del sized.graph.value_info[:]  # which names the batch without saying how large it is
+    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    values = (*inferred.input, *inferred.output, *inferred.value_info)
+    known = {
+        value.name: (tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim), value.type.tensor_type.elem_type)
+        for value in values
+    }
+    return known | {tensor.name: (tuple(tensor.dims), tensor.data_type) for tensor in model.graph.initializer}
+
+
+def _parameters(graph: onnx.GraphProto) -> int:
+    """Trained values: floats, or integers that stand for them, but no scales and no constants."""
+    quantizing = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    scales = {name for node in quantizing for name in node.input[1:]}
+    quantized = {node.input[0] for node in quantizing}
+    return sum(
+        prod(tensor.dims)
+        for tensor in graph.initializer
+        if tensor.dims
+        and tensor.name not in scales
+        and not tensor.name.startswith(CONSTANT)
+        and (tensor.data_type in FLOATS or tensor.name in quantized)
+    )
+
+
+def _multiply_adds(graph: onnx.GraphProto, shapes: Shapes) -> int:
+    made_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    total = 0
+    for node in graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul"):
+            weight = made_of.get(node.input[1], node.input[1])
+            if not weight.startswith(CONSTANT):
+                # a convolution's weight is [out, in, height, width]: one output value takes all but the first
+                taken = prod(shapes[weight][0][1:]) if node.op_type == "Conv" else shapes[node.input[0]][0][-1]
+                total += prod(shapes[node.output[0]][0]) * taken
+    return total
+
+
+def _peak(graph: onnx.GraphProto, shapes: Shapes) -> int:
+    """The most bytes of values, other than weights, that are alive at once."""
+    last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
+    last_use |= {output.name: len(graph.node) for output in graph.output}
+    weights = {tensor.name for tensor in graph.initializer}
+    # onnxruntime computes with quantized weights as they are
+    weights |= {
+        node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
+    alive = {value.name for value in graph.input}
+    most = 0
+    for place, node in enumerate(graph.node):
+        alive |= {name for name in node.output if name}
+        most = max(most, sum(_bytes(*shapes[name]) for name in alive - weights if name in shapes))
+        alive = {name for name in alive if last_use.get(name, -1) > place}
+    return most
+
+
+def _bytes(shape: tuple[int, ...], kind: int) -> int:
+    return prod(shape) * helper.tensor_dtype_to_np_dtype(kind).itemsize

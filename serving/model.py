@@ -2,24 +2,30 @@
 
 A convline file says in its metadata what it is, and carries the logits of eight images made by a fixed
 formula. They are computed again by the session that was just opened, on the provider it really took: a
-broken driver, a wrong library or a damaged file is found before the first image.
+broken driver, a wrong library or a damaged file is found before the first image. Files made elsewhere say nothing
+of the kind; they are opened with what their user says of them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
 from serving.errors import ConvlineError, ModelError
+from serving.foreign import Foreign, adapt
 from serving.images import ImageSpec
 from serving.machine import usable_cpus
+from serving.registry import SCHEME
+from serving.source import check_has_no_external_data, load_external_data, parse_model, read_model
 
 FORMAT = 1
 PREFIX = "convline."
@@ -39,13 +45,18 @@ PROBE_IMAGES = 8
 
 @dataclass(frozen=True)
 class Model:
-    """An opened, validated and self-tested ONNX classifier; `run` may be called from several threads."""
+    """An opened, validated and self-tested ONNX classifier; `run` may be called from several threads.
+
+    `sha256` is of the file's bytes; `batch` the one size that a foreign file takes, None where any will do.
+    """
 
     session: onnxruntime.InferenceSession = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
     classes: tuple[str, ...]
     spec: ImageSpec
     provider: str
+    sha256: str
+    batch: int | None = None
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels]."""
@@ -65,53 +76,83 @@ class Model:
         return probability[:count], logit[:count]
 
 
-def open_model(path: Path | str, provider: Provider = "auto", threads: int | None = None) -> Model:
-    """Open, validate and self-test a convline ONNX file.
+def open_model(
+    name: Path | str, provider: Provider = "auto", threads: int | None = None, foreign: Foreign | None = None
+) -> Model:
+    """Open, validate and self-test an ONNX file of convline, or `models:/NAME@ALIAS`, `models:/NAME/VERSION` in MLflow.
 
-    Raises ModelError for a file that is missing, foreign, damaged, of a newer format or inconsistent,
-    and for a provider that was asked for and did not load.
+    `foreign` says what a file made elsewhere does not say of itself; there is no self-test then. Raises ModelError for
+    a file that is missing, damaged, too large, of a newer format, inconsistent, or has weights in other files (beside
+    it they may be, of a foreign one), and for a provider that was asked for and did not load.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"no model at {path}; `pipeline export` makes one")
-    session, taken = open_session(path, provider, threads)
-    metadata = read_metadata(session, path)
+    return load_model(read_model(name), name, provider, threads, foreign)
+
+
+def load_model(
+    data: bytes, name: Path | str, provider: Provider, threads: int | None = None, foreign: Foreign | None = None
+) -> Model:
+    """As `open_model`, of bytes that were read already; `name` is what errors call them."""
+    proto = parse_model(data, name)
+    if foreign is not None:
+        return _open_foreign(proto, data, name, provider, threads, foreign)
+    metadata = read_metadata(proto, name)
+    check_has_no_external_data(proto, name)
     try:
         spec = ImageSpec.from_dict(metadata["image"])
     except ConvlineError as error:
-        raise ModelError(f"{path}: {error}") from error
-    model = Model(session, metadata, tuple(metadata["classes"]), spec, taken)
-    _check_graph(model, path)
-    _self_test(model, path)
+        raise ModelError(f"{name}: {error}") from error
+    del proto  # before the session takes as much again
+    session, taken = open_session(data, provider, threads, name)
+    digest = hashlib.sha256(data).hexdigest()
+    model = Model(session, metadata, tuple(metadata["classes"]), spec, taken, digest)
+    _check_graph(model, name)
+    _self_test(model, name)
+    return model
+
+
+def _open_foreign(
+    proto: onnx.ModelProto, data: bytes, name: Path | str, provider: Provider, threads: int | None, foreign: Foreign
+) -> Model:
+    if any(entry.key.startswith(PREFIX) for entry in proto.metadata_props):
+        raise ModelError(f"{name} was exported by convline and says itself how it is used; leave out --classes")
+    if not str(name).startswith(SCHEME):
+        load_external_data(proto, Path(name))
+    check_has_no_external_data(proto, name)
+    adapted = adapt(proto, foreign, name)
+    session, taken = open_session(adapted.model.SerializeToString(), provider, threads, name)
+    digest = hashlib.sha256(data).hexdigest()
+    model = Model(session, {}, foreign.classes, adapted.spec, taken, digest, adapted.batch)
+    # what a graph promises may differ from what it gives
+    probability, _ = model.run_padded(probe_images(model.spec)[: model.batch], model.batch or 1)
+    if probability.shape[1:] != (len(model.classes),):
+        told = f"{len(model.classes)} classes were named"
+        raise ModelError(f"{name} gives {probability.shape[1]} scores an image, {told}; mend the file of classes")
     return model
 
 
 def open_session(
-    source: Path | bytes, provider: Provider = "auto", threads: int | None = None
+    data: bytes, provider: Provider = "auto", threads: int | None = None, name: Path | str = "the exported model"
 ) -> tuple[onnxruntime.InferenceSession, str]:
     """A session as serving runs it, and the provider it really took ("cpu", "cuda" or "tensorrt")."""
-    name = provider
-    if name == "auto":
-        name = "cuda" if provider_problem("cuda") is None else "cpu"
-    elif problem := provider_problem(name):
-        raise ModelError(f"the provider {name} did not load: {problem}; use --provider cpu, or mend it")
+    wanted = provider
+    if wanted == "auto":
+        wanted = "cuda" if provider_problem("cuda") is None else "cpu"
+    elif problem := provider_problem(wanted):
+        raise ModelError(f"the provider {wanted} did not load: {problem}; use --provider cpu, or mend it")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or usable_cpus()
     options.log_severity_level = 4
-    providers = [(PROVIDERS[name], PROVIDER_OPTIONS.get(name, {}))]
-    where = "the exported bytes" if isinstance(source, bytes) else str(source)
+    providers = [(PROVIDERS[wanted], PROVIDER_OPTIONS.get(wanted, {}))]
     try:
-        session = onnxruntime.InferenceSession(
-            source if isinstance(source, bytes) else str(source), options, providers=providers
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=providers)
     # onnxruntime's exceptions have no common base of their own
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot load {where}: {error}; export it again") from error
+        raise ModelError(f"onnxruntime cannot load {name}: {error}; export it again") from error
     session.disable_fallback()
-    if session.get_providers()[0] != PROVIDERS[name]:
-        raise ModelError(f"the provider {name} did not load: onnxruntime took {session.get_providers()[0]} instead")
-    return session, name
+    if session.get_providers()[0] != PROVIDERS[wanted]:
+        raise ModelError(f"the provider {wanted} did not load: onnxruntime took {session.get_providers()[0]} instead")
+    return session, wanted
 
 
 def provider_problem(name: str) -> str | None:
@@ -135,19 +176,22 @@ def provider_problem(name: str) -> str | None:
     return None
 
 
-def read_metadata(session: onnxruntime.InferenceSession, path: Path | str) -> dict[str, Any]:
+def read_metadata(model: onnx.ModelProto, name: Path | str) -> dict[str, Any]:
     """The `convline.` metadata, parsed. Raises ModelError where it is missing, damaged or newer."""
-    stored = session.get_modelmeta().custom_metadata_map
+    stored = {entry.key: entry.value for entry in model.metadata_props}
     try:
         metadata = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
     except json.JSONDecodeError as error:
-        raise ModelError(f"{path} has damaged metadata ({error}); export it again") from error
+        raise ModelError(f"{name} has damaged metadata ({error}); export it again") from error
     if not metadata:
-        raise ModelError(f"{path} was not exported by convline: it has no convline metadata")
+        raise ModelError(
+            f"{name} was not exported by convline: it has no convline metadata; to classify with it all the same, name "
+            "its --classes FILE and how it takes pixels by --preprocess"
+        )
     if wrong := [key for key, kind in REQUIRED.items() if not isinstance(metadata.get(key), kind)]:
-        raise ModelError(f"{path} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
+        raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
     if metadata["format"] > FORMAT:
-        raise ModelError(f"{path} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
+        raise ModelError(f"{name} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
     return metadata
 
 
@@ -160,7 +204,7 @@ def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
     return ((ramp + noise) % 256).astype(np.uint8)
 
 
-def _check_graph(model: Model, path: Path) -> None:
+def _check_graph(model: Model, path: Path | str) -> None:
     """Metadata and graph must tell the same story."""
     spec = model.spec
     inputs = {node.name: (node.type, node.shape[1:]) for node in model.session.get_inputs()}
@@ -172,7 +216,7 @@ def _check_graph(model: Model, path: Path) -> None:
             raise ModelError(f"{path}: its metadata promises the {what} {told}, its graph has {found}; export it again")
 
 
-def _self_test(model: Model, path: Path) -> None:
+def _self_test(model: Model, path: Path | str) -> None:
     probe = model.metadata["probe"]
     try:
         expected, tolerance = np.asarray(probe["logits"], np.float32), float(probe["tolerance"])
