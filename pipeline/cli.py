@@ -212,16 +212,34 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Of weights and activations; gated on accuracy.")
     ] = "fp32",
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Add it to MLflow's registry, too; the best is `champion`.")
+    ] = None,
+    tracking: Annotated[Tracking, typer.Option(help="Where a run that is tracked is sent, with its proof.")] = "mlflow",
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Export the averaged weights to ONNX; published only if they equal PyTorch's."""
+    from pipeline.dataset import check_name
     from pipeline.engine.run import Run
     from pipeline.export import export as publish
 
+    if register is not None:
+        check_name(register, "model")
     found = Run.find(runs_dir, run)
     exported = publish(found, found.dataset(data_dir), output, precision)
     print(exported.table())
+    if register is not None:
+        from pipeline.register import register as add_version
+
+        print(add_version(exported.path, found, register))
+    elif tracking == "mlflow" and found.is_tracked():
+        from pipeline.sync import sync as send
+
+        try:
+            send(found)
+        except ConvlineError as error:
+            console.log(f"warning: {error}")
     print(exported.path)
 
 

@@ -273,8 +273,19 @@ def _send_artifacts(client: Any, run: Run, cursor: Cursor) -> None:
         path = run.folder / name
         if path.exists() and cursor.artifacts.get(name) != (digest := sha256(path)):
             client.log_artifact(cursor.mlflow_run, str(path))
+            if name == "parity.json":
+                _send_proof(client, cursor, json.loads(path.read_text(encoding="utf-8")))
             cursor.artifacts[name] = digest
             _keep(run, cursor)
+
+
+def _send_proof(client: Any, cursor: Cursor, proof: dict[str, Any]) -> None:
+    """Figures of parity.json as metrics: `parity.probability_difference.largest` and the like."""
+    from mlflow.entities import Metric
+
+    now = round(1000 * time.time())
+    figures = {key: value for key, value in flat(proof).items() if isinstance(value, (int, float))}
+    client.log_batch(cursor.mlflow_run, metrics=[Metric(f"parity.{k}", float(v), now, 0) for k, v in figures.items()])
 
 
 def _keep(run: Run, cursor: Cursor) -> None:

@@ -34,7 +34,7 @@ def inspect(name: Path | str) -> dict[str, Any]:
     shapes = {batch: _shapes(proto, batch) for batch in BATCHES}
     weights = sum(_bytes(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
     return {
-        "file": {"name": Path(name).name, "bytes": len(data), "sha256": model.sha256},
+        "file": {"name": str(name), "bytes": len(data), "sha256": model.sha256},
         "classes": list(model.classes),
         "image": model.spec.to_dict(),
         "graph": {

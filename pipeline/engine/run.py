@@ -146,6 +146,10 @@ class Run:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
 
+    def is_tracked(self) -> bool:
+        """Whether it was sent to MLflow, or should have been."""
+        return (self.folder / "sync.json").exists()
+
     def is_current(self) -> bool:
         """Whether the folder still holds this run, and not one that has replaced it."""
         try:
