@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking_server import Server
+
 ROOT = Path(__file__).parent.parent
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -98,6 +100,14 @@ def test_data() -> Path:
     if "CONVLINE_TEST_DATA" not in os.environ:
         pytest.skip("CONVLINE_TEST_DATA does not say where the real datasets are")
     return Path(os.environ["CONVLINE_TEST_DATA"])
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """An MLflow server that is not started yet."""
+    made = Server(tmp_path)
+    yield made
+    made.close()
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

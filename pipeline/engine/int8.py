@@ -135,7 +135,7 @@ def quantize(
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without what the quantizer leaves behind, and with the logits in float32."""
-    del model.opset_import[1:]
+    del model.opset_import[1:], model.metadata_props[:]
     model.producer_name = model.producer_version = ""
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}

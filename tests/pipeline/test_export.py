@@ -1,18 +1,28 @@
+import copy
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from torch import nn
 
+from models.served import Served
+from pipeline import export
 from pipeline.download import officials
+from pipeline.engine.graph import to_onnx
 from pipeline.engine.network import load_served, predictor
 from pipeline.engine.run import Run
 from pipeline.recipe import load, names
+from serving.errors import ConvlineError
+from serving.images import ImageSpec
 from serving.model import open_model
 from tests.conftest import Cli, run_command
 from tests.pipeline.helpers import image_folder
@@ -94,67 +104,132 @@ def test_preprocessing_is_inside_and_matches_numpy(project: Path) -> None:
     np.testing.assert_allclose(seen.numpy()[:, 0], expected[..., 0], atol=1e-5)
 
 
-def change_weight(proto: onnx.ModelProto) -> None:
-    tensor = next(t for t in proto.graph.initializer if t.name.endswith("conv1.weight"))
-    values = numpy_helper.to_array(tensor).copy()
-    values[0, 0, 0, 0] += 0.05
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose run `photographs` has colours, a crop and batch normalisation, exported by hand (3 steps)."""
+    folder = tmp_path_factory.mktemp("photographs")
+    counts = {f"{split}/{label}": 8 for split in ("train", "test") for label in "abc"}
+    image_folder(folder / "source", counts, (13, 13))
+    run_command(folder, "pipeline", "preprocess", "photographs", "--source", "source")
+    settings = ["model.name=torchvision/resnet18", "preprocess.crop=8", "train.evaluate_every=0", "data.validation=0"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    common = ("--dataset", "photographs", "--run", "photographs", "--steps", 3, "--tracking", "none", *overrides)
+    run_command(folder, "pipeline", "train", "digits", *common)
+    run_command(folder, "pipeline", "export")
+    return folder
 
 
-def inject_nan(proto: onnx.ModelProto) -> None:
-    tensor = next(t for t in proto.graph.initializer if t.name.endswith("fc2.bias"))
-    values = numpy_helper.to_array(tensor).copy()
-    values[3] = np.nan
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+def changed(served: Served, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace a parameter or buffer."""
+    module, _, name = part.rpartition(".")
+    owner = served.get_submodule(module)
+    tensor = getattr(owner, name)
+    with torch.no_grad():
+        tensor.copy_(change(tensor.detach().clone()))
 
 
-@pytest.mark.parametrize("spoil", [change_weight, inject_nan])
-def test_a_failed_proof_leaves_the_earlier_file(own_project: Path, monkeypatch: pytest.MonkeyPatch, spoil) -> None:
-    from pipeline import export
-    from serving.errors import ConvlineError
+def swap_channels(served: Served) -> None:
+    cropped = served.preprocessing.cropped
+    served.preprocessing.cropped = lambda images: cropped(images).flip(3)
 
-    run = Run.open(own_project / "runs/digits")
-    before = run.model.read_bytes()
-    faithful = export.to_onnx
 
-    def unfaithful(served, spec):
-        proto = faithful(served, spec)
-        spoil(proto)
-        return proto
+def move_crop(served: Served) -> None:
+    served.preprocessing.cropped = lambda images: images[:, 3:11, 2:10]
+
+
+def swap_classes(served: Served) -> None:
+    network = served.network
+    served.network = nn.Sequential(network, Reorder())
+
+
+class Reorder(nn.Module):
+    def forward(self, logit: torch.Tensor) -> torch.Tensor:
+        return logit[:, [1, 0, 2]]
+
+
+class AddNan(nn.Module):
+    def forward(self, logit: torch.Tensor) -> torch.Tensor:
+        return torch.where(logit >= logit.amax(1, keepdim=True), torch.nan, logit)
+
+
+def inject_nan(served: Served) -> None:
+    served.network = nn.Sequential(served.network, AddNan())
+
+
+MUTATIONS: dict[str, Callable[[Served], None]] = {
+    "one weight": lambda served: changed(served, "network.conv1.weight", lambda w: w.index_fill(0, torch.tensor(5), 0)),
+    "one bias": lambda served: changed(served, "network.fc.bias", lambda b: b + torch.tensor([0, 0.05, 0])),
+    "standardisation": lambda served: changed(served, "preprocessing.mean", lambda mean: mean + 1),
+    "class order": swap_classes,
+    "crop offset": move_crop,
+    "channel order": swap_channels,
+    "batch normalisation": lambda served: changed(served, "network.layer1.0.bn1.running_var", lambda v: v * 1.05),
+    "NaN": inject_nan,
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_what_changes_between_pytorch_and_the_file_is_caught(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, mutation: str
+) -> None:
+    run = Run.open(photographs / "runs/photographs")
+    before = {path.name: path.read_bytes() for path in (run.model, run.folder / "parity.json")}
+
+    def unfaithful(served: Served, spec: ImageSpec) -> onnx.ModelProto:
+        copied = copy.deepcopy(served)
+        MUTATIONS[mutation](copied)
+        return to_onnx(copied, spec)
 
     monkeypatch.setattr(export, "to_onnx", unfaithful)
-    with pytest.raises(ConvlineError):
-        export.export(run, run.dataset(own_project / "data"))
+    with pytest.raises(ConvlineError, match=r"self-test|parity FAILED|is not this run's model"):
+        export.export(run, run.dataset(photographs / "data"))
+    assert {name: (run.folder / name).read_bytes() for name in before} == before
+    assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_classes_in_another_order_are_caught(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(photographs / "runs/photographs")
+    before = run.model.read_bytes()
+    faithful = export.metadata
+    monkeypatch.setattr(export, "metadata", lambda *told: faithful(*told) | {"classes": ["b", "a", "c"]})
+    with pytest.raises(ConvlineError, match="other classes"):
+        export.export(run, run.dataset(photographs / "data"))
     assert run.model.read_bytes() == before
-    assert sorted(p.name for p in run.folder.iterdir() if p.name.startswith(".")) == []
 
 
-def test_parity_proves_the_published_file_again(project: Path, model: Path, tmp_path: Path) -> None:
-    by_run = run_command(project, "pipeline", "parity", "digits").stdout
-    assert by_run.startswith("parity passed")
-    copy = tmp_path / "elsewhere.onnx"
-    shutil.copy(model, copy)
-    report = json.loads(run_command(project, "pipeline", "parity", copy, "--json").stdout)
-    assert report["passed"]
-    assert report["images"] == 359 + 4 * 68
-    assert report["probability_difference"]["largest"] <= 1e-5
+def test_a_failed_proof_is_exit_status_1(own_project: Path) -> None:
+    """The whole command, with a file that differs in its last bias."""
+    before = (own_project / "runs/digits/model.onnx").read_bytes()
+    code = """
+import sys, onnx, numpy as np
+from pipeline import cli, export
+faithful = export.to_onnx
+def unfaithful(served, spec):
+    model = faithful(served, spec)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "network.fc2.bias")
+    moved = onnx.numpy_helper.to_array(bias) + np.linspace(0, 4e-4, 10, dtype=np.float32)
+    bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
+    return model
+export.to_onnx = unfaithful
+sys.argv = ["pipeline", "export", "digits"]
+cli.run()
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=own_project, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: parity FAILED") and len(result.stderr.splitlines()) == 1
+    assert (own_project / "runs/digits/model.onnx").read_bytes() == before
 
 
-def test_parity_refuses_a_file_of_another_step(own_project: Path) -> None:
-    run = own_project / "runs/digits"
-    state = torch.load(run / "checkpoints/step-300.pt", weights_only=True)
-    torch.save(state | {"step": 301}, run / "checkpoints/step-301.pt")
-    assert "export again" in run_command(own_project, "pipeline", "parity", status=1).stderr
-
-
-def test_parity_finds_a_file_that_is_not_the_checkpoint(own_project: Path) -> None:
-    run = own_project / "runs/digits"
-    state = torch.load(run / "checkpoints/step-300.pt", weights_only=True)
-    state["averaged"]["fc2.bias"][0] += 0.5
-    torch.save(state, run / "checkpoints/step-300.pt")
-    before = (run / "model.onnx").read_bytes()
-    assert "parity FAILED" in run_command(own_project, "pipeline", "parity", status=1).stderr
-    assert (run / "model.onnx").read_bytes() == before
+def test_graphs_are_lean(photographs: Path, model: Path) -> None:
+    """Batch normalisation is folded, the pool is a mean, and one transpose and one cast lead in."""
+    resnet = Counter(node.op_type for node in onnx.load(photographs / "runs/photographs/model.onnx").graph.node)
+    assert resnet == {
+        "Slice": 2, "Transpose": 1, "Cast": 1, "Sub": 1, "Mul": 1, "Conv": 20, "Relu": 17, "MaxPool": 1, "Add": 8,
+        "ReduceMean": 1, "Reshape": 1, "Gemm": 1, "Softmax": 1,
+    }  # fmt: skip
+    digits = [node.name for node in onnx.load(model).graph.node]
+    assert digits[:5] == [f"preprocessing/{op}" for op in ("Transpose", "Cast", "Sub", "Mul")] + ["network.conv1/Conv"]
+    assert digits[-2:] == ["network.fc2/Gemm", "Softmax"]
 
 
 def test_exporting_an_untrained_run_is_explained(own_project: Path) -> None:

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
@@ -14,8 +13,10 @@ import pytest
 from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
 from pipeline.sync import Cursor, sync
+from serving.registry import public
 from tests.conftest import Cli, QuietHandler, command, run_command
 from tests.pipeline.helpers import refused
+from tests.tracking_server import Server
 
 
 def tracked(folder: Path, run: str = "digits") -> tuple[mlflow.MlflowClient, mlflow.entities.Run]:
@@ -119,50 +120,33 @@ def test_a_database_torn_while_being_created_is_never_seen(own_project: Path) ->
     assert sqlite3.connect(own_project / "mlflow.db").execute("pragma integrity_check").fetchone() == ("ok",)
 
 
-def test_a_server_that_comes_late_gets_everything(own_project: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
+def test_a_server_that_comes_late_gets_everything(own_project: Path, server: Server) -> None:
     run = Run.open(own_project / "runs/digits")
-    arguments = ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    server = None
-    with (tmp_path / "server.log").open("wb") as log, run.lock():
+    with run.lock():
         follower = subprocess.Popen(
             command("pipeline", "sync", "--follow"),
             cwd=own_project,
-            env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+            env={**os.environ, "MLFLOW_TRACKING_URI": server.uri},
             stderr=subprocess.PIPE,
             text=True,
         )
         try:
             assert follower.stderr is not None
             assert any("trying again" in line for line in follower.stderr)
-            server = subprocess.Popen(
-                command("mlflow", "server", *arguments),
-                cwd=tmp_path,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes besides
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            server.start()
             while not is_sent(run):
                 assert follower.poll() is None
                 time.sleep(0.2)
         except BaseException:
             follower.kill()
             raise
-    try:
-        assert follower.wait(120) == 0
-        follower.stderr.close()
-        client = mlflow.MlflowClient(uri)
-        cursor = json.loads((run.folder / "sync.json").read_text())
-        history = client.get_metric_history(cursor["mlflow_run"], "loss")
-        assert [(metric.step, metric.value) for metric in history] == points(own_project)
-        assert client.get_run(cursor["mlflow_run"]).info.status == "FINISHED"
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    assert follower.wait(120) == 0
+    follower.stderr.close()
+    client = mlflow.MlflowClient(server.uri)
+    cursor = json.loads((run.folder / "sync.json").read_text())
+    history = client.get_metric_history(cursor["mlflow_run"], "loss")
+    assert [(metric.step, metric.value) for metric in history] == points(own_project)
+    assert client.get_run(cursor["mlflow_run"]).info.status == "FINISHED"
 
 
 def test_a_run_that_the_server_has_lost_is_sent_anew(untracked: Path) -> None:
@@ -184,10 +168,8 @@ def test_a_run_that_was_stopped_is_not_called_finished(untracked: Path) -> None:
 
 
 def test_credentials_are_not_kept() -> None:
-    from pipeline.sync import _public
-
-    assert _public("https://me:secret@mlflow.example/path") == "https://mlflow.example/path"
-    assert _public("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
+    assert public("https://me:secret@mlflow.example/path") == "https://mlflow.example/path"
+    assert public("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
 
 
 def test_the_answers_of_several_watchers_are_all_sent(untracked: Path) -> None:

@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -15,54 +13,13 @@ import psutil
 import pytest
 
 from tests.conftest import command, run_command
+from tests.tracking_server import Server
 from tests.trainings import points
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator["Server"]:
-    started = Server(tmp_path)
-    yield started
-    started.signal(signal.SIGKILL)
-
-
-class Server:
-    """A real MLflow server on loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self._folder = folder
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self.start()
-
-    def start(self) -> None:
-        options = ["--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        store = ["--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *options, *store],
-                cwd=self._folder,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # a dozen processes besides
-                start_new_session=True,
-            )
-        while True:
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
-                    return
-            time.sleep(0.1)
-
-    def signal(self, number: signal.Signals) -> None:
-        os.killpg(self._process.pid, number)
-        if number == signal.SIGKILL:
-            self._process.wait()
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_fails_costs_a_training_nothing(tmp_path: Path, server: Server, fault: signal.Signals) -> None:
+    server.start()
     env = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
     training = command("pipeline", "train", "digits", "--steps", 10000)
     run = tmp_path / "runs/digits"

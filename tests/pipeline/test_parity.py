@@ -1,0 +1,131 @@
+"""`pipeline parity`: a published file is proven again, against its checkpoint or another file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from pipeline.engine.gate import GATES, Batch, Gate, Parity
+from tests.conftest import run_command
+from tests.serving.helpers import altered
+
+
+def test_parity_proves_the_published_file_again(project: Path, model: Path, tmp_path: Path) -> None:
+    by_run = run_command(project, "pipeline", "parity", "digits").stdout
+    assert by_run.startswith("parity passed")
+    copy = tmp_path / "elsewhere.onnx"
+    shutil.copy(model, copy)
+    report = json.loads(run_command(project, "pipeline", "parity", copy, "--json").stdout)
+    assert report["passed"]
+    assert report["images"] == 359 + 4 * 68
+    assert report["probability_difference"]["largest"] <= 1e-5
+
+
+def test_parity_refuses_a_file_of_another_step(own_project: Path) -> None:
+    run = own_project / "runs/digits"
+    state = torch.load(run / "checkpoints/step-300.pt", weights_only=True)
+    torch.save(state | {"step": 301}, run / "checkpoints/step-301.pt")
+    assert "export again" in run_command(own_project, "pipeline", "parity", status=1).stderr
+
+
+def test_parity_finds_a_file_that_is_not_the_checkpoint(own_project: Path) -> None:
+    run = own_project / "runs/digits"
+    state = torch.load(run / "checkpoints/step-300.pt", weights_only=True)
+    state["averaged"]["fc2.bias"][0] += 0.5
+    torch.save(state, run / "checkpoints/step-300.pt")
+    before = (run / "model.onnx").read_bytes()
+    assert "parity FAILED" in run_command(own_project, "pipeline", "parity", status=1).stderr
+    assert (run / "model.onnx").read_bytes() == before
+
+
+def test_parity_on_images_of_ones_own(project: Path, model: Path, samples: Path) -> None:
+    shown = run_command(project, "pipeline", "parity", model, "--images", samples).stdout
+    assert shown.startswith("parity passed: 372 images")  # 100, and 68 four times
+    assert "precision" not in shown  # nobody said what they show
+
+
+def test_images_that_cannot_be_used_are_left_out_of_a_proof(project: Path, samples: Path, tmp_path: Path) -> None:
+    shutil.copytree(samples / "0", tmp_path / "images")
+    (tmp_path / "images/broken.png").write_bytes(b"nothing")
+    result = run_command(project, "pipeline", "parity", "--images", tmp_path / "images")
+    assert "broken.png is left out: not-an-image" in result.stderr
+    (tmp_path / "none").mkdir()
+    error = run_command(project, "pipeline", "parity", "--images", tmp_path / "none", status=1).stderr
+    assert "holds no image that could be compared" in error
+
+
+def test_parity_against_another_file(own_project: Path, model: Path, tmp_path: Path) -> None:
+    shutil.rmtree(own_project / "runs/digits/checkpoints")  # which is not needed
+    shown = run_command(own_project, "pipeline", "parity", "digits", "--against", model, "--json").stdout
+    report = json.loads(shown)
+    assert report["passed"] and report["probability_difference"]["largest"] == 0
+    assert report["precision_at_1"]["runs/digits/model.onnx"] == report["precision_at_1"][str(model)]
+
+    def edit(proto: onnx.ModelProto) -> None:
+        bias = next(tensor for tensor in proto.graph.initializer if tensor.name == "network.fc2.bias")
+        # within what the self-test lets pass, beyond what a proof does
+        moved = numpy_helper.to_array(bias) + np.linspace(0, 4e-4, 10, dtype=np.float32)
+        bias.CopyFrom(numpy_helper.from_array(moved, bias.name))
+
+    other = altered(model, tmp_path / "other.onnx", edit)
+    error = run_command(own_project, "pipeline", "parity", "digits", "--against", other, status=1).stderr
+    assert "parity FAILED" in error and "|Δprobability| may be 1e-05" in error
+
+
+def outputs(*probabilities: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    p = np.array(probabilities, np.float32)
+    return p, np.log(p)
+
+
+def judged(gate: Gate, mine: list[list[float]], theirs: list[list[float]], labels: list[int] | None = None) -> Parity:
+    parity = Parity(["a", "b"], gate)
+    images = np.zeros((len(mine), 1, 1, 1), np.uint8)
+    batch = Batch([str(i) for i in range(len(mine))], images, None if labels is None else np.array(labels))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parity.add(batch, outputs(*mine), outputs(*theirs))
+    return parity
+
+
+def test_a_tie_is_no_difference_and_anything_more_is() -> None:
+    assert judged(GATES["fp32"], [[0.500001, 0.499999]], [[0.499999, 0.500001]]).passed
+    apart = judged(Gate(probability=1), [[0.51, 0.49]], [[0.49, 0.51]])
+    assert apart.problems == ["1 top-1 differ"]
+    (told,) = apart.to_dict()["differing"]
+    assert told == {
+        "image": "0",
+        "pytorch": {"label": "a", "probability": 0.51},
+        "onnx": {"label": "b", "probability": 0.51},
+    }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("precision", GATES)
+def test_nothing_that_is_not_finite_passes(precision: str, value: float) -> None:
+    parity = judged(GATES[precision], [[0.6, 0.4]] * 1000, [[0.6, 0.4]] * 999 + [[0.6, value]], [0] * 1000)
+    assert parity.problems == ["a value is not a finite number"]
+    json.dumps(parity.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(("precision", "count", "losable"), [("fp16", 100, 1), ("fp16", 3000, 3), ("int8", 1000, 5)])
+def test_a_lower_precision_may_lose_so_many_hits_and_no_more(precision: str, count: int, losable: int) -> None:
+    right, wrong = [0.9, 0.1], [0.4, 0.6]
+    for lost, passes in ((losable, True), (losable + 1, False)):
+        theirs = [wrong] * lost + [right] * (count - lost)
+        parity = judged(GATES[precision], [right] * count, theirs, [0] * count)
+        assert (parity.lost, parity.passed) == (lost, passes)
+
+
+def test_a_file_that_favours_a_class_fails_with_its_precision_unchanged() -> None:
+    """Six hits of one class are lost, and six of the other won."""
+    a, b = [0.9, 0.1], [0.1, 0.9]
+    labels = [0] * 6 + [1] * 6 + [0] * 88
+    mine = [a] * 6 + [a] * 6 + [a] * 88
+    theirs = [b] * 6 + [b] * 6 + [a] * 88
+    parity = judged(GATES["int8"], mine, theirs, labels)
+    assert parity.lost == 0
+    assert parity.problems == ["12 of 100 predictions moved to other classes, 4 may"]

@@ -1,0 +1,248 @@
+"""`pipeline export --precision`: what stays float32, what a file may lose, which layers are left in float."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from models.layers import LocalResponseNorm
+from models.preprocessing import Preprocessing
+from models.served import Served
+from pipeline import export
+from pipeline.engine.gate import GATES, Parity
+from pipeline.engine.graph import check, float_nodes, to_onnx
+from pipeline.engine.half import to_float16
+from pipeline.engine.int8 import Quantizer, quantize
+from pipeline.engine.run import Run
+from pipeline.recipe import load
+from serving.errors import ConvlineError
+from serving.images import ImageSpec
+from serving.inspect import inspect
+from serving.model import open_model, open_session
+from tests.conftest import run_command
+from tests.pipeline.test_export import metadata
+
+LOWER = ("fp16", "int8")
+
+
+@pytest.fixture(scope="module")
+def files(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The digits run in each precision."""
+    folder = tmp_path_factory.mktemp("precisions")
+    made = {"fp32": project / "runs/digits/model.onnx"}
+    for precision in LOWER:
+        made[precision] = folder / f"{precision}.onnx"
+        shown = run_command(project, "pipeline", "export", "--precision", precision, "--output", made[precision]).stdout
+        assert "parity passed" in shown and "% of fp32" in shown and f" {precision}, " in shown
+    return made
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_lower_precision_keeps_what_it_promises(files: dict[str, Path], project: Path, precision: str) -> None:
+    path, full = files[precision], files["fp32"]
+    images = np.load(project / "data/digits/test.images.npy")
+    labels = np.load(project / "data/digits/test.labels.npy")
+    hits = [(open_model(file).run(images)[0].argmax(1) == labels).sum() for file in (full, path)]
+    assert hits[0] - hits[1] <= {"fp16": 1, "int8": 2}[precision]
+    assert path.stat().st_size < {"fp16": 0.6, "int8": 0.4}[precision] * full.stat().st_size
+    proof = metadata(path)["parity"]
+    assert proof["passed"] and proof["precision"] == precision
+    assert proof["precision_at_1"]["onnx"] == pytest.approx(hits[1] / len(labels))
+    assert "speed" not in proof  # two exports are the same bytes, whatever the clock says
+    report = json.loads(path.with_suffix(".parity.json").read_text())
+    assert report["size"]["bytes"] <= path.stat().st_size
+    assert set(report["speed"]["images_per_second"]) == {precision, "fp32", "PyTorch"}
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_lower_precision_exported_twice_is_the_same_bytes(
+    files: dict[str, Path], project: Path, tmp_path: Path, precision: str
+) -> None:
+    again = tmp_path / "again.onnx"
+    run_command(project, "pipeline", "export", "--precision", precision, "--output", again)
+    assert again.read_bytes() == files[precision].read_bytes()
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_lower_precision_can_be_proven_again(files: dict[str, Path], project: Path, precision: str) -> None:
+    assert "parity passed" in run_command(project, "pipeline", "parity", files[precision]).stdout
+    against = run_command(project, "pipeline", "parity", files[precision], "--against", files["fp32"]).stdout
+    assert "parity passed" in against
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_the_cost_is_counted_alike_in_every_precision(files: dict[str, Path], precision: str) -> None:
+    full, lower = (inspect(files[name]) for name in ("fp32", precision))
+    for what in ("parameters", "multiply_adds"):
+        assert lower["graph"][what] == full["graph"][what]
+    assert lower["memory"]["weights"] < 0.6 * full["memory"]["weights"]
+
+
+def cifar10() -> tuple[Served, ImageSpec]:
+    """The network with every kind of layer that must stay float32, as it is initialised."""
+    from models import build
+
+    torch.manual_seed(0)
+    network = build("cifar10", (3, 24, 24), 10, conv_std=0.05)
+    return Served(Preprocessing((32, 32), 24, "per-image"), network).eval().requires_grad_(False), ImageSpec(32, 32, 3)
+
+
+def images(count: int = 64) -> Iterator[np.ndarray]:
+    yield np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), np.uint8)
+
+
+def test_standardisation_normalisation_and_softmax_stay_float32() -> None:
+    served, spec = cifar10()
+    full = to_onnx(served, spec)
+    floats = float_nodes(full, served)
+    norms = [name for name, module in served.named_modules() if isinstance(module, LocalResponseNorm)]
+    kept = {
+        node.name
+        for node in full.graph.node
+        if node.name.startswith(("preprocessing/", *norms)) or node.name == "Softmax"
+    }
+    assert floats == kept and len(kept) > 20
+    half, int8 = to_float16(full, floats), Quantizer(full, floats, images()).quantized()
+    for model in (half, int8):
+        check(model)
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+        lower = (TensorProto.FLOAT16, TensorProto.INT8)
+        types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            if node.name in floats:
+                assert not any(types.get(name) in lower for name in (*node.input, *node.output)), node.name
+        assert types["probability"] == types["logit"] == TensorProto.FLOAT
+    layers = [node.name for node in full.graph.node if node.op_type in ("Conv", "Gemm") and node.name not in floats]
+    weights = {
+        tensor.name: tensor.data_type for tensor in half.graph.initializer if tensor.name.endswith("weight.float16")
+    }
+    assert len(weights) == len(layers) == 5 and set(weights.values()) == {TensorProto.FLOAT16}
+
+
+def test_float16_casts_only_where_the_precision_changes() -> None:
+    """Into the first convolution, around each normalisation, and out of the logits."""
+    served, spec = cifar10()
+    full = to_onnx(served, spec)
+    half = to_float16(full, float_nodes(full, served))
+    assert sum(node.op_type == "Cast" for node in half.graph.node) == 1 + 1 + 2 * 2 + 1
+    assert len(half.graph.node) == len(full.graph.node) + 6
+
+
+def test_weights_are_quantized_per_channel_in_seven_bits() -> None:
+    """Sums of products of 8-bit weights overflow on processors without VNNI."""
+    served, spec = cifar10()
+    full = to_onnx(served, spec)
+    model = Quantizer(full, float_nodes(full, served), images()).quantized()
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name in ("conv1", "conv2", "local3", "local4", "softmax_linear"):
+        weight, scale = (tensors[f"network.{name}.weight_{part}"] for part in ("quantized", "scale"))
+        assert weight.dtype == np.int8 and np.abs(weight).max() <= 64
+        exact = served.get_submodule(f"network.{name}").weight.numpy()
+        assert scale.shape == (len(exact),)
+        restored = weight * scale.reshape(-1, *[1] * (exact.ndim - 1))
+        assert np.abs(restored - exact).max() <= 0.51 * scale.max()
+
+
+def test_calibration_reads_one_batch_at_a_time() -> None:
+    served, spec = cifar10()
+    full = to_onnx(served, spec)
+    alive: list[int] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        import weakref
+
+        for seed in range(6):
+            batch = np.random.default_rng(seed).integers(0, 256, (8, 32, 32, 3), np.uint8)
+            alive.append(1)
+            weakref.finalize(batch, alive.pop)
+            assert len(alive) <= 2
+            yield batch
+
+    Quantizer(full, float_nodes(full, served), batches())
+
+
+class Outlier(torch.nn.Module):
+    """Three layers; the middle one gives one value 10,000 times as large as the others, which the last one undoes:
+    256 levels cannot hold both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = torch.nn.Linear(192, 32)
+        self.middle = torch.nn.Linear(32, 32)
+        self.last = torch.nn.Linear(32, 4)
+        with torch.no_grad():
+            self.middle.weight[0] *= 10_000
+            self.last.weight[:, 0] /= 10_000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.middle(self.first(x.flatten(1)).relu()).relu())
+
+
+def test_layers_that_cost_too_much_are_left_in_float_and_no_others() -> None:
+    served = Served(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
+    full = to_onnx(served, ImageSpec(8, 8, 3))
+    seen = np.random.default_rng(0).integers(0, 256, (256, 8, 8, 3), np.uint8)
+    reference, _ = open_session(full.SerializeToString(), "cpu")
+    expected = reference.run(["probability", "logit"], {"image": seen})
+
+    def judge(model: onnx.ModelProto) -> Parity:
+        from pipeline.engine.gate import Batch
+
+        session, _ = open_session(model.SerializeToString(), "cpu")
+        parity = Parity(list("abcd"), GATES["int8"])
+        labels = expected[1].argmax(1)
+        parity.add(Batch([""] * 256, seen, labels), expected, session.run(["probability", "logit"], {"image": seen}))
+        return parity
+
+    floats = float_nodes(full, served)
+    whole = judge(Quantizer(full, floats, iter([seen])).quantized())
+    assert not whole.passed
+    model, left = quantize(full, floats, iter([seen]), judge)
+    assert judge(model).passed
+    # the middle one makes the outlier, the last one takes it
+    assert left == ["network.middle/Gemm", "network.last/Gemm"]
+    told = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert told["network.middle.weight"] == TensorProto.FLOAT
+    assert told["network.first.weight_quantized"] == TensorProto.INT8
+
+
+def test_int8_is_refused_where_nothing_helps() -> None:
+    class Never:
+        passed = False
+        mean_probability = 1.0
+
+    served = Served(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
+    full = to_onnx(served, ImageSpec(8, 8, 3))
+    seen = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(ConvlineError, match="int8 costs this network too much accuracy"):
+        quantize(full, float_nodes(full, served), iter([seen]), lambda _: Never())
+
+
+def test_layers_are_judged_by_validation_images_or_training_images_and_never_by_test(project: Path) -> None:
+    run = Run.open(project / "runs/digits")
+    dataset = run.dataset(project / "data")
+    for validation, told in ((0, "1438 training images"), (100, "100 validation images")):
+        recipe = load("digits", [f"data.validation={validation}"])
+        split, said = export._judged(Run(run.folder, run.info, recipe), dataset)
+        assert said == told
+        assert Path(split.images.filename).name == "train.images.npy"
+        assert set(split.rows) <= set(dataset.split(told.split()[1].replace("training", "train"), validation).rows)
+
+
+def test_values_too_large_for_float16_are_refused_and_the_file_stays(own_project: Path) -> None:
+    path = own_project / "runs/digits/checkpoints/step-300.pt"
+    state = torch.load(path, weights_only=True)
+    state["averaged"]["conv1.weight"] *= 1e5
+    state["averaged"]["conv2.weight"] /= 1e5
+    torch.save(state, path)
+    before = (own_project / "runs/digits/model.onnx").read_bytes()
+    error = run_command(own_project, "pipeline", "export", "--precision", "fp16", status=1).stderr
+    assert "not finite" in error
+    assert (own_project / "runs/digits/model.onnx").read_bytes() == before
