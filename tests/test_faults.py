@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.checkpoint import paths
+from serving.model import open_model
 from tests.conftest import Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
@@ -128,3 +129,33 @@ def test_points_that_cannot_be_written_end_the_training(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "metrics.jsonl could not be written" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_an_export_killed_at_any_moment_leaves_a_proven_file(own_project: Path, kills: int) -> None:
+    """The file from before, or the new one; half of the kills meet it while it is written and proven."""
+    model = own_project / "runs/digits/model.onnx"
+    began = time.monotonic()
+    run_command(own_project, "pipeline", "export")
+    seconds = time.monotonic() - began
+    new = model.read_bytes()
+    run_command(own_project, "pipeline", "export", "--precision", "fp16")
+    old = model.read_bytes()
+    assert old != new
+    for number in range(kills):
+        process = subprocess.Popen(
+            command("pipeline", "export"), cwd=own_project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        delay = random.random() * seconds
+        if number % 2:
+            while not list(model.parent.glob(".model.onnx.*.tmp")) and process.poll() is None:
+                time.sleep(0.001)
+            delay = random.random() * 0.5
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        assert model.read_bytes() in (old, new)
+        assert open_model(model).metadata["parity"]["passed"]
+        model.write_bytes(old)
+    run_command(own_project, "pipeline", "export")
+    assert model.read_bytes() == new

@@ -149,6 +149,53 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
         open_model(garbage)
 
 
+def test_weights_in_another_file_are_refused(model: Path, tmp_path: Path) -> None:
+    """Wherever it is: a convline file holds its weights itself."""
+
+    def edit(proto: onnx.ModelProto) -> None:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "network.conv1.weight")
+        (tmp_path / "weights.bin").write_bytes(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        entry = tensor.external_data.add()
+        entry.key, entry.value = "location", "weights.bin"
+
+    proto = onnx.load(model)
+    edit(proto)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"keeps network\.conv1\.weight in another file \(weights\.bin\)"):
+        open_model(path)
+
+
+def test_a_constant_in_another_file_is_refused_too(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    hidden = onnx.helper.make_node("Constant", [], ["unused"], value=onnx.numpy_helper.from_array(np.zeros(1, "f")))
+    tensor = hidden.attribute[0].t
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "/etc/hostname"
+    proto.graph.node.insert(0, hidden)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="/etc/hostname"):
+        open_model(path)
+
+
+def test_a_file_over_the_limit_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    with path.open("wb") as file:
+        file.truncate(2**31)  # sparse: it takes no room
+    with pytest.raises(ModelError, match=f"takes {2**31} bytes, the limit is {2**31 - 1}"):
+        open_model(path)
+
+
+@pytest.mark.parametrize("name", ["models:/digits", "models:/digits/one", "models:/@champion", "models:/a/b/3"])
+def test_a_name_that_the_registry_cannot_have_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="models:/NAME@champion or models:/NAME/3"):
+        open_model(name)
+
+
 @without_cuda
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_was_asked_for_and_does_not_load_is_an_error(model: Path, provider: str) -> None:

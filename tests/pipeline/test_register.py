@@ -1,0 +1,136 @@
+"""Versions in a real MLflow registry: the alias, what serving takes from it, and MLflow's own server."""
+
+import json
+import os
+import signal
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from serving.errors import ModelError
+from serving.model import open_model
+from serving.registry import read_registered
+from tests.conftest import run_command
+from tests.serving.helpers import csv_rows
+from tests.tracking_server import Server, free_port, start
+
+Register = Callable[..., str]
+
+
+@pytest.fixture
+def register(own_project: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
+    """`register(bias)` -> what `export --register digits` says, the averaged weights changed by `bias` before."""
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+
+    def call(bias: float = 0.0, *options: str) -> str:
+        path = own_project / "runs/digits/checkpoints/step-300.pt"
+        state = torch.load(path, weights_only=True)
+        state["averaged"]["fc2.bias"][3] += bias
+        torch.save(state, path)
+        return run_command(own_project, "pipeline", "export", "digits", "--register", "digits", *options).stdout
+
+    yield call
+
+
+def champion(uri: str) -> str:
+    return mlflow.MlflowClient(uri, uri).get_model_version_by_alias("digits", "champion").version
+
+
+def test_the_champion_is_the_best_and_serves(
+    own_project: Path, server: Server, samples: Path, register: Register
+) -> None:
+    first = register()
+    published = (own_project / "runs/digits/model.onnx").read_bytes()
+    assert "registered digits version 1" in first and "champion is version 1 now" in first
+    worse = register(bias=20.0)  # nearly all are taken for a 3
+    assert "registered digits version 2" in worse and "champion stays version 1" in worse
+    assert champion(server.uri) == "1"
+    assert read_registered("models:/digits@champion") == published
+    equal = register(bias=-20.0)
+    assert "champion was version 1" in equal and "champion is version 3 now" in equal
+    client = mlflow.MlflowClient(server.uri, server.uri)
+    version = client.get_model_version("digits", "3")
+    assert (
+        float(version.tags["convline.precision_at_1"])
+        == open_model("models:/digits/3").metadata["evaluation"]["precision_at_1"]
+    )
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["convline.run"] == "digits"
+    assert run.data.metrics["parity.probability_difference.largest"] <= 1e-5
+
+    for name, other in (("models:/digits@champion", "1"), ("models:/digits/2", "2")):
+        run_command(own_project, "serving", "classify", samples, "--model", name, "--output", f"{other}.csv")
+    run_command(
+        own_project, "serving", "classify", samples, "--model", "runs/digits/model.onnx", "--output", "file.csv"
+    )
+    from_file, from_champion, from_worse = (csv_rows(own_project / f"{name}.csv") for name in ("file", "1", "2"))
+    assert from_champion == from_file
+    assert sum(row["label"] == "3" for row in from_worse) > 50
+
+    with pytest.raises(ModelError, match=r"did not give models:/digits/9"):
+        open_model("models:/digits/9")
+    with pytest.raises(ModelError, match=r"did not give models:/digits@challenger"):
+        open_model("models:/digits@challenger")
+    check_mlflows_own_server(own_project, server.uri)
+
+
+def check_mlflows_own_server(project: Path, uri: str) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits@champion"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by its name
+    options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    process = start([*command, *options], project, port, PATH=path, MLFLOW_TRACKING_URI=uri)
+    try:
+        images = np.load(project / "data/digits/test.images.npy")[:37]
+        body = json.dumps({"inputs": {"image": images.tolist()}}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as response:
+            answer = json.load(response)["predictions"]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    probability, logit = open_model(project / "runs/digits/model.onnx").run(images)
+    np.testing.assert_allclose(answer["probability"], probability, atol=1e-6)
+    np.testing.assert_allclose(answer["logit"], logit, atol=1e-6)
+
+
+def test_a_champion_of_another_test_split_is_left(server: Server, register: Register) -> None:
+    register()
+    client = mlflow.MlflowClient(server.uri, server.uri)
+    client.set_model_version_tag("digits", "1", "convline.test_fingerprint", "another")
+    assert "champion stays version 1, which was not measured on this test split" in register()
+    client.delete_registered_model_alias("digits", "champion")
+    assert "champion is version 3 now" in register(0.0, "--precision", "int8")
+    assert client.get_model_version("digits", "3").tags["convline.precision"] == "int8"
+
+
+def test_a_registry_that_does_not_answer_leaves_the_file_published(own_project: Path) -> None:
+    (own_project / "runs/digits/model.onnx").unlink()
+    uri = f"http://127.0.0.1:{free_port()}"
+    result = run_command(own_project, "pipeline", "export", "--register", "digits", status=1, MLFLOW_TRACKING_URI=uri)
+    assert f"MLflow at {uri} did not take the run" in result.stderr
+    assert open_model(own_project / "runs/digits/model.onnx")
+
+
+def test_a_name_that_cannot_be_registered_is_refused_first(own_project: Path) -> None:
+    before = (own_project / "runs/digits/model.onnx").stat().st_mtime_ns
+    error = run_command(own_project, "pipeline", "export", "--register", "a/b@c", status=1).stderr
+    assert "is no name for a model" in error
+    assert (own_project / "runs/digits/model.onnx").stat().st_mtime_ns == before
+
+
+def test_without_a_store_serving_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ModelError, match=r"no MLflow store at .*mlflow\.db; set MLFLOW_TRACKING_URI|, where"):
+        open_model("models:/digits@champion")
+    assert not list(tmp_path.iterdir())

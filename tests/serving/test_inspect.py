@@ -1,0 +1,47 @@
+"""`serving inspect`: what a file is made of, what it costs, where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+
+from serving.inspect import inspect
+from tests.conftest import run_command
+
+
+def test_everything_that_matters_is_told(model: Path) -> None:
+    told = inspect(model)
+    assert told["file"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert told["file"]["bytes"] == model.stat().st_size
+    assert told["graph"]["opset"] == 20
+    assert told["graph"]["operators"]["Conv"] == 2
+    assert sum(told["graph"]["operators"].values()) == len(onnx.load(model).graph.node)
+    assert told["metadata"]["dataset"]["name"] == "digits"
+    assert told["metadata"]["run"]["step"] == 300
+    assert told["parity"]["passed"] and told["self_test"] == "passed"
+
+
+def test_parameters_and_multiply_adds_by_hand(model: Path) -> None:
+    """3x3 to 32, pool, 3x3 to 64, pool, 256 to 128 to 10, on 8x8 grey images."""
+    told = inspect(model)["graph"]
+    assert told["parameters"] == 32 * 9 + 32 + 64 * 32 * 9 + 64 + 128 * 256 + 128 + 10 * 128 + 10
+    assert told["multiply_adds"] == 64 * 32 * 9 + 16 * 64 * 32 * 9 + 256 * 128 + 128 * 10
+
+
+def test_memory_by_hand(model: Path) -> None:
+    """The most is alive at the first ReLU: its input and output, 32 maps of 8x8 floats each."""
+    told = inspect(model)["memory"]
+    for batch in (1, 64):
+        assert told[f"batch_{batch}"] - told["weights"] == batch * 2 * 32 * 8 * 8 * 4
+
+
+def test_it_is_printed_for_a_person_and_as_json(project: Path, model: Path) -> None:
+    shown = run_command(project, "serving", "inspect", model).stdout
+    for line in ("parameters", "53,002", "multiply_adds", "347,392", "precision_at_1", "sha256_without_parity"):
+        assert line in shown
+    assert max(map(len, shown.splitlines())) < 1000
+    told = json.loads(run_command(project, "serving", "inspect", model, "--json").stdout)
+    assert told["graph"] == inspect(model)["graph"]
