@@ -27,7 +27,7 @@ from pipeline.engine.run import Run
 from pipeline.engine.timing import seconds_per_call
 from pipeline.parity import SERVING_BATCH, compare, prove_run, split_batches
 from serving.errors import ConvlineError
-from serving.files import atomic_write
+from serving.files import atomic_write, remove_leftovers
 from serving.machine import usable_cpus
 from serving.model import FORMAT, PREFIX, PROBE_IMAGES, open_model, open_session, probe_images
 
@@ -80,9 +80,10 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
     model, details = in_precision(full, served, run, dataset, precision)
     described = metadata(run, dataset, step) | {"probe": probe(model, run, reference, precision)}
     describe(model, described)
+    remove_leftovers(destination)
     with atomic_write(destination) as file:
         _rewrite(file, model)
-        proofs = prove_run(run, reference, Path(file.name), dataset, precision)
+        proofs = prove_run(run, reference, Path(file.name), destination, dataset, precision)
         describe(model, {"evaluation": evaluation(dataset, proofs[0])})
         proof = proofs[0].to_dict() | {"precision": precision, **details}
         if proofs[1:]:

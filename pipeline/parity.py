@@ -31,9 +31,10 @@ NOISE_SEED = 20151109
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be proven: that a file gives what the reference does."""
+    """What is to be proven: that the file at `path`, called `name`, gives what the reference does."""
 
     path: Path
+    name: Path
     reference: Predict
     gate: Gate
     sides: tuple[str, str] = ("pytorch", "onnx")
@@ -46,19 +47,20 @@ def prove(claim: Claim, real: Iterator[Batch], classes: list[str], provider: Pro
     compare(parity, claim.reference, model.run, real, model.spec)
     if not parity.passed:
         of = "the model that was trained" if claim.sides[0] == "pytorch" else f"the same model as {claim.sides[0]}"
-        raise ConvlineError(f"{parity.sentence()}: {claim.path} is not {of}")
+        raise ConvlineError(f"{parity.sentence()}: {claim.name} is not {of}")
     return parity
 
 
-def prove_run(run: Run, reference: Predict, path: Path, dataset: Dataset, precision: Precision) -> list[Parity]:
-    """Compare a run's file with its reference on the test split, by every provider that serving would take here.
-
-    Raises ConvlineError where they differ.
+def prove_run(
+    run: Run, reference: Predict, path: Path, name: Path, dataset: Dataset, precision: Precision
+) -> list[Parity]:
+    """Compare a run's file, which is to be published as `name`, with its reference on the test split, by every provider
+    that serving would take here. Raises ConvlineError where they differ.
     """
     model = open_model(path, "cpu")
     if list(model.classes) != run.classes or model.spec != run.spec:
-        raise ConvlineError(f"{path} has other classes or images than {run.folder}; it is not this run's model")
-    claim = Claim(path, reference, GATES[precision])
+        raise ConvlineError(f"{name} has other classes or images than {run.folder}; it is not this run's model")
+    claim = Claim(path, name, reference, GATES[precision])
     return [prove(claim, split_batches(dataset.split("test")), run.classes, provider) for provider in providers()]
 
 
@@ -83,10 +85,10 @@ def prove_again(
         if (other.classes, other.spec) != (model.classes, model.spec):
             raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
         looser = max(precision, precision_of(other), key=PRECISIONS.index)
-        claim = Claim(path, other.run, GATES[looser], (str(against), str(path)))
+        claim = Claim(path, path, other.run, GATES[looser], (str(against), str(path)))
     else:
         run = run or _run_of(model, path, runs_dir)
-        claim = Claim(path, _trained(run, model, path), GATES[precision])
+        claim = Claim(path, path, _trained(run, model, path), GATES[precision])
     if images is not None:
         real = file_batches(images, model.spec)
     else:

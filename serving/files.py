@@ -30,6 +30,18 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     sync_folder(path.parent)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what `atomic_write` to `path` left where its process was killed."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        writer = left.name.split(".")[-2]
+        try:
+            os.kill(int(writer), 0)
+        except ProcessLookupError:
+            left.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue  # not ours, or alive
+
+
 def sync_files(folder: Path) -> None:
     """Make the files in `folder` durable, before it is renamed to where it will be found."""
     for path in folder.iterdir():

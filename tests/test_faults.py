@@ -159,3 +159,4 @@ def test_an_export_killed_at_any_moment_leaves_a_proven_file(own_project: Path, 
         model.write_bytes(old)
     run_command(own_project, "pipeline", "export")
     assert model.read_bytes() == new
+    assert not list(model.parent.glob(".*.tmp"))

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -24,7 +24,7 @@ Register = Callable[..., str]
 
 
 @pytest.fixture
-def register(own_project: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Register]:
+def register(own_project: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Register:
     """`register(bias)` -> what `export --register digits` says, the averaged weights changed by `bias` before."""
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
@@ -36,7 +36,7 @@ def register(own_project: Path, server: Server, monkeypatch: pytest.MonkeyPatch)
         torch.save(state, path)
         return run_command(own_project, "pipeline", "export", "digits", "--register", "digits", *options).stdout
 
-    yield call
+    return call
 
 
 def champion(uri: str) -> str:
