@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from serving import console
+
+if TYPE_CHECKING:
+    from serving.foreign import Foreign
 
 app = typer.Typer(
     help="Classify folders of images with an exported model. Runs without torch.",
@@ -52,10 +55,7 @@ def classify(
     """Classify every image of the inputs into a table of path, label and probability."""
     from serving.classify import Job
     from serving.classify import classify as run_job
-    from serving.foreign import Foreign, Preprocessing, read_classes
 
-    if bool(classes) != bool(preprocess):
-        raise typer.BadParameter("a model made elsewhere needs both, --classes and --preprocess (as in range=1)")
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
     to_stdout = output == "-"
@@ -70,7 +70,7 @@ def classify(
         threads=threads,
         resume=resume,
         overwrite=overwrite,
-        foreign=Foreign(read_classes(classes), Preprocessing.parse(preprocess)) if classes and preprocess else None,
+        foreign=_foreign(classes, preprocess),
     )
     summary = run_job(job)
     if as_json and not to_stdout:
@@ -99,6 +99,17 @@ def doctor(as_json: Json = False) -> None:
     _print(report, as_json)
     if report["problems"]:
         raise typer.Exit(1)
+
+
+def _foreign(classes: Path | None, preprocess: list[str] | None) -> Foreign | None:
+    """What the user says of a model made elsewhere."""
+    if bool(classes) != bool(preprocess):
+        raise typer.BadParameter("a model made elsewhere needs both, --classes and --preprocess (as in range=1)")
+    if classes is None or preprocess is None:
+        return None
+    from serving.foreign import Foreign, Preprocessing, read_classes
+
+    return Foreign(read_classes(classes), Preprocessing.parse(preprocess))
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

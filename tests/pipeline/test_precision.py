@@ -69,6 +69,13 @@ def test_a_lower_precision_exported_twice_is_the_same_bytes(
 
 
 @pytest.mark.parametrize("precision", LOWER)
+def test_nothing_of_the_machine_is_inside_a_lower_precision(files: dict[str, Path], precision: str) -> None:
+    content = files[precision].read_bytes()
+    for trace in ("/tmp", "/work", "site-packages", ".py", "onnx.quant"):
+        assert trace.encode() not in content
+
+
+@pytest.mark.parametrize("precision", LOWER)
 def test_a_lower_precision_can_be_proven_again(files: dict[str, Path], project: Path, precision: str) -> None:
     assert "parity passed" in run_command(project, "pipeline", "parity", files[precision]).stdout
     against = run_command(project, "pipeline", "parity", files[precision], "--against", files["fp32"]).stdout
