@@ -255,10 +255,14 @@ def parity(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Prove an exported file again: against its checkpoint, or against another file."""
-    from pipeline.parity import prove_again
+    from pipeline.parity import prove_again, require
 
-    result = prove_again(run, runs_dir, data_dir, images, against)
-    print(json.dumps(result.to_dict(), indent=2) if as_json else f"{result.sentence()}\n{result.table()}")
+    path, result = prove_again(run, runs_dir, data_dir, images, against)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2), flush=True)
+    require(result, path)
+    if not as_json:
+        print(f"{result.sentence()}\n{result.table()}")
 
 
 @app.command()

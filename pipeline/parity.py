@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,24 +33,28 @@ NOISE_SEED = 20151109
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be proven: that the file at `path`, called `name`, gives what the reference does."""
+    """What is to be proven: that the file at `path` gives what the reference does."""
 
     path: Path
-    name: Path
     reference: Predict
     gate: Gate
     sides: tuple[str, str] = ("pytorch", "onnx")
 
 
 def prove(claim: Claim, real: Iterator[Batch], classes: list[str], provider: Provider = "cpu") -> Parity:
-    """Compare a file, opened as serving opens it, with its reference. Raises ConvlineError where they differ."""
-    model = open_model(claim.path, provider)
+    """Compare a file, opened as serving opens it, with its reference."""
+    model = open_model(claim.path, provider, is_proven=False)
     parity = Parity(classes, claim.gate, model.provider, usable_cpus(), claim.sides)
     compare(parity, claim.reference, model.run, real, model.spec)
-    if not parity.passed:
-        of = "the model that was trained" if claim.sides[0] == "pytorch" else f"the same model as {claim.sides[0]}"
-        raise ConvlineError(f"{parity.sentence()}: {claim.name} is not {of}")
     return parity
+
+
+def require(parity: Parity, name: Path) -> None:
+    """Raises ConvlineError for a proof that failed, after its table was told."""
+    if not parity.passed:
+        log(parity.table())
+        of = "the model that was trained" if parity.sides[0] == "pytorch" else f"the same model as {parity.sides[0]}"
+        raise ConvlineError(f"{parity.sentence()}: {name} is not {of}")
 
 
 def prove_run(
@@ -57,11 +63,14 @@ def prove_run(
     """Compare a run's file, which is to be published as `name`, with its reference on the test split, by every provider
     that serving would take here. Raises ConvlineError where they differ.
     """
-    model = open_model(path, "cpu")
+    model = open_model(path, "cpu", is_proven=False)
     if list(model.classes) != run.classes or model.spec != run.spec:
         raise ConvlineError(f"{name} has other classes or images than {run.folder}; it is not this run's model")
-    claim = Claim(path, name, reference, GATES[precision])
-    return [prove(claim, split_batches(dataset.split("test")), run.classes, provider) for provider in providers()]
+    claim = Claim(path, reference, GATES[precision])
+    proofs = [prove(claim, split_batches(dataset.split("test")), run.classes, provider) for provider in providers()]
+    for parity in proofs:
+        require(parity, name)
+    return proofs
 
 
 def providers() -> list[Provider]:
@@ -71,11 +80,11 @@ def providers() -> list[Provider]:
 
 def prove_again(
     name: str | None, runs_dir: Path, data_dir: Path, images: Path | None = None, against: Path | None = None
-) -> Parity:
-    """Prove a published file, named by its run or its path, against the checkpoint it came from or another file.
+) -> tuple[Path, Parity]:
+    """Compare a published file, named by its run or its path, with the checkpoint it came from or another file.
 
     On the test split it was proven on, or on the image files in `images`. Raises ConvlineError where the run is not
-    there, has trained on since, or the proof fails.
+    there or has trained on since; the caller asks whether the proof failed.
     """
     path, run = _subject(name, runs_dir)
     model = open_model(path, "cpu")
@@ -85,15 +94,15 @@ def prove_again(
         if (other.classes, other.spec) != (model.classes, model.spec):
             raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
         looser = max(precision, precision_of(other), key=PRECISIONS.index)
-        claim = Claim(path, path, other.run, GATES[looser], (str(against), str(path)))
+        claim = Claim(path, other.run, GATES[looser], (str(against), str(path)))
     else:
         run = run or _run_of(model, path, runs_dir)
-        claim = Claim(path, path, _trained(run, model, path), GATES[precision])
+        claim = Claim(path, _trained(run, model, path), GATES[precision])
     if images is not None:
         real = file_batches(images, model.spec)
     else:
         real = split_batches(_tested_on(model, path, data_dir).split("test"))
-    return prove(claim, real, list(model.classes))
+    return path, prove(claim, real, list(model.classes))
 
 
 def precision_of(model: Model) -> Precision:
@@ -136,11 +145,10 @@ def _tested_on(model: Model, path: Path, data_dir: Path) -> Dataset:
 
 
 def _run_of(model: Model, path: Path, runs_dir: Path) -> Run:
-    for candidate in (path.parent, *sorted(folder.parent for folder in runs_dir.glob("*/run.json"))):
-        if (candidate / "run.json").exists():
-            run = Run.open(candidate)
-            if run.info["id"] == model.metadata["run"]["id"]:
-                return run
+    for folder in (path.parent, *sorted(file.parent for file in runs_dir.glob("[!.]*/run.json"))):
+        with suppress(OSError, ValueError, AttributeError):  # others may be damaged
+            if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("id") == model.metadata["run"]["id"]:
+                return Run.open(folder)
     raise ConvlineError(
         f"the run that {path} was exported from is not in {runs_dir}; give its --runs-dir, or prove it --against a file"
     )

@@ -123,19 +123,19 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
             continue
         print(section)
         for name, value in content.items():
-            print(f"  {name:24}{_text(value)}")
+            print(f"  {_text(name):24}{_text(value)}")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
+        return ", ".join(f"{_text(name)} {_text(inner)}" for name, inner in value.items())
     if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value).replace("\n", "\\n")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def run() -> None:

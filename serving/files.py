@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +22,12 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, mode, **options) as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+            os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -32,14 +36,10 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
 
 def remove_leftovers(path: Path) -> None:
     """Remove what `atomic_write` to `path` left where its process was killed."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        writer = left.name.split(".")[-2]
-        try:
-            os.kill(int(writer), 0)
-        except ProcessLookupError:
-            left.unlink(missing_ok=True)
-        except (ValueError, PermissionError):
-            continue  # not ours, or alive
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer holds it, on whatever machine
+            left.unlink()
 
 
 def sync_files(folder: Path) -> None:

@@ -7,6 +7,7 @@ out.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -87,13 +88,18 @@ class Foreign:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Class names: a line each, or a JSON list. Raises ConvlineError for anything else."""
     try:
-        text = path.read_text(encoding="utf-8").strip()
-        names = json.loads(text) if text.startswith("[") else text.splitlines()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, ValueError) as error:
         raise ConvlineError(f"{path} does not hold class names, a line each or a JSON list ({error})") from error
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = [name.strip() for name in text.split("\n")]
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) or not names:
         raise ConvlineError(f"{path} does not hold class names, a line each or a JSON list")
-    return tuple(name.strip() for name in names)
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConvlineError(f"{path} names the class {repeated[0]!r} twice")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -193,8 +199,7 @@ def _before(target: str, told: Preprocessing, spec: ImageSpec, kind: int) -> lis
 def _behind(graph: onnx.GraphProto, told: Preprocessing) -> list[onnx.NodeProto]:
     """From the network's first output to `logit` and `probability`."""
     output = graph.output[0].name
-    last = next((node.op_type for node in graph.node if output in node.output), "")
-    is_probability = told.scores == "probabilities" or (told.scores is None and last == "Softmax")
+    is_probability = told.scores == "probabilities" or (told.scores is None and _ends_in_softmax(graph, output))
     own, derived = ("probability", "logit") if is_probability else ("logit", "probability")
     operator, attributes = ("Log", {}) if is_probability else ("Softmax", {"axis": 1})
     return [
@@ -202,6 +207,14 @@ def _behind(graph: onnx.GraphProto, told: Preprocessing) -> list[onnx.NodeProto]
         helper.make_node("Cast", ["scores.flat"], [own], name=f"{own}/Cast", to=TensorProto.FLOAT),
         helper.make_node(operator, [own], [derived], name=f"{derived}/{operator}", **attributes),
     ]
+
+
+def _ends_in_softmax(graph: onnx.GraphProto, output: str) -> bool:
+    producers = {name: node for node in graph.node for name in node.output}
+    node = producers.get(output)
+    while node is not None and node.op_type in ("Identity", "Cast", "Reshape", "Flatten", "Squeeze"):
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type == "Softmax"
 
 
 def _size(text: str) -> tuple[int, int]:

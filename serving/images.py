@@ -61,6 +61,8 @@ class ImageSpec:
             spec = cls(**fields)
         except TypeError as error:
             raise ConvlineError(f"unknown image decoding spec {fields}; a newer convline may read it") from error
+        if not _is_size(spec.height, spec.width):
+            raise ConvlineError(f"{spec.height}x{spec.width} is no size of an image")
         known = spec.version == 1 and spec.channels in (1, 3) and spec.fit in ("crop", "stretch")
         if not known or spec.resample not in ("box", "bilinear", "bicubic", "lanczos"):
             raise ConvlineError(f"unknown image decoding spec {fields}; a newer convline may read it")
@@ -68,6 +70,13 @@ class ImageSpec:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _is_size(height: int | None, width: int | None) -> bool:
+    """Whether it is one that can be, or none at all."""
+    if height is None or width is None:
+        return height is width
+    return type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
 
 
 def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,20 @@ from serving.source import check_has_no_external_data, load_external_data, parse
 
 FORMAT = 1
 PREFIX = "convline."
-REQUIRED = {"format": int, "classes": list, "image": dict, "weights": str, "probe": dict}
+REQUIRED = {
+    "format": int,
+    "classes": list,
+    "image": dict,
+    "recipe": dict,
+    "dataset": dict,
+    "weights": str,
+    "run": dict,
+    "evaluation": dict,
+    "parity": dict,
+    "probe": dict,
+    "versions": dict,
+}
+PROOF = ("evaluation", "parity")  # what a file that is still to be proven lacks
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 PROVIDERS = {
@@ -41,6 +55,7 @@ PROVIDERS = {
 PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 
 PROBE_IMAGES = 8
+MAX_PIXELS = 2**24  # of an image that a model takes; larger ones are decoded to its size
 
 
 @dataclass(frozen=True)
@@ -77,37 +92,67 @@ class Model:
 
 
 def open_model(
-    name: Path | str, provider: Provider = "auto", threads: int | None = None, foreign: Foreign | None = None
+    name: Path | str,
+    provider: Provider = "auto",
+    threads: int | None = None,
+    foreign: Foreign | None = None,
+    is_proven: bool = True,
 ) -> Model:
     """Open, validate and self-test an ONNX file of convline, or `models:/NAME@ALIAS`, `models:/NAME/VERSION` in MLflow.
 
-    `foreign` says what a file made elsewhere does not say of itself; there is no self-test then. Raises ModelError for
-    a file that is missing, damaged, too large, of a newer format, inconsistent, or has weights in other files (beside
-    it they may be, of a foreign one), and for a provider that was asked for and did not load.
+    `foreign` says what a file made elsewhere does not say of itself; there is no self-test then. `is_proven` is False
+    for a file that is still to be proven. Raises ModelError for a file that is missing, damaged, too large, of a newer
+    format, inconsistent, not the one that was proven, or has weights in other files (beside it they may be, of a
+    foreign one), and for a provider that was asked for and did not load.
     """
-    return load_model(read_model(name), name, provider, threads, foreign)
+    return load_model(read_model(name), name, provider, threads, foreign, is_proven)
 
 
 def load_model(
-    data: bytes, name: Path | str, provider: Provider, threads: int | None = None, foreign: Foreign | None = None
+    data: bytes,
+    name: Path | str,
+    provider: Provider,
+    threads: int | None = None,
+    foreign: Foreign | None = None,
+    is_proven: bool = True,
 ) -> Model:
     """As `open_model`, of bytes that were read already; `name` is what errors call them."""
     proto = parse_model(data, name)
     if foreign is not None:
         return _open_foreign(proto, data, name, provider, threads, foreign)
-    metadata = read_metadata(proto, name)
+    metadata = read_metadata(proto, name, () if is_proven else PROOF)
     check_has_no_external_data(proto, name)
     try:
         spec = ImageSpec.from_dict(metadata["image"])
     except ConvlineError as error:
         raise ModelError(f"{name}: {error}") from error
+    if spec.height is None or spec.width is None or spec.height * spec.width > MAX_PIXELS:
+        raise ModelError(f"{name} does not say how large its images are, or too large; export it again")
+    halves, unproven = has_halves(proto), _problem_with_proof(proto, metadata) if is_proven else None
     del proto  # before the session takes as much again
-    session, taken = open_session(data, provider, threads, name)
+    session, taken = open_session(data, provider, threads, name, halves)
     digest = hashlib.sha256(data).hexdigest()
     model = Model(session, metadata, tuple(metadata["classes"]), spec, taken, digest)
     _check_graph(model, name)
     _self_test(model, name)
+    if unproven is not None:  # last: what else is wrong says more
+        raise ModelError(f"{name} {unproven}; export it again")
     return model
+
+
+def _problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str | None:
+    """Why the file is not the one that its proof is about."""
+    parity = metadata["parity"]
+    if parity.get("passed") is not True or metadata["weights"] != "averaged":
+        return "did not pass its proof, or does not hold averaged weights"
+    kept = [entry for entry in proto.metadata_props if entry.key != f"{PREFIX}parity"]
+    entries = [(entry.key, entry.value) for entry in kept]
+    del proto.metadata_props[:]
+    for key, value in entries:
+        proto.metadata_props.add(key=key, value=value)
+    digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+    told = parity.get("sha256_without_parity", digest)
+    return None if told == digest else "was changed after its proof, which names another hash"
 
 
 def _open_foreign(
@@ -119,19 +164,34 @@ def _open_foreign(
         load_external_data(proto, Path(name))
     check_has_no_external_data(proto, name)
     adapted = adapt(proto, foreign, name)
-    session, taken = open_session(adapted.model.SerializeToString(), provider, threads, name)
+    halves = has_halves(adapted.model)
+    session, taken = open_session(adapted.model.SerializeToString(), provider, threads, name, halves)
     digest = hashlib.sha256(data).hexdigest()
     model = Model(session, {}, foreign.classes, adapted.spec, taken, digest, adapted.batch)
     # what a graph promises may differ from what it gives
-    probability, _ = model.run_padded(probe_images(model.spec)[: model.batch], model.batch or 1)
+    probability, logit = _first_run(model, probe_images(model.spec)[: model.batch], name)
+    is_guessed = foreign.preprocessing.scores is None
+    if is_guessed and np.all((logit >= 0) & (logit <= 1)):
+        raise ModelError(
+            f"{name} gives numbers from 0 to 1: say by --preprocess scores=probabilities or scores=logits what they are"
+        )
     if probability.shape[1:] != (len(model.classes),):
         told = f"{len(model.classes)} classes were named"
         raise ModelError(f"{name} gives {probability.shape[1]} scores an image, {told}; mend the file of classes")
     return model
 
 
+def has_halves(model: onnx.ModelProto) -> bool:
+    """Whether weights are float16."""
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+
+
 def open_session(
-    data: bytes, provider: Provider = "auto", threads: int | None = None, name: Path | str = "the exported model"
+    data: bytes,
+    provider: Provider = "auto",
+    threads: int | None = None,
+    name: Path | str = "the exported model",
+    has_halves: bool = False,
 ) -> tuple[onnxruntime.InferenceSession, str]:
     """A session as serving runs it, and the provider it really took ("cpu", "cuda" or "tensorrt")."""
     wanted = provider
@@ -145,7 +205,13 @@ def open_session(
     options.log_severity_level = 4
     providers = [(PROVIDERS[wanted], PROVIDER_OPTIONS.get(wanted, {}))]
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=providers)
+        session = onnxruntime.InferenceSession(
+            # onnxruntime 1.31 crashes where it fuses float16 products with transposes (vision transformers)
+            data,
+            options,
+            providers=providers,
+            disabled_optimizers=["MatmulTransposeFusion"] if has_halves else [],
+        )
     # onnxruntime's exceptions have no common base of their own
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load {name}: {error}; export it again") from error
@@ -176,21 +242,30 @@ def provider_problem(name: str) -> str | None:
     return None
 
 
-def read_metadata(model: onnx.ModelProto, name: Path | str) -> dict[str, Any]:
-    """The `convline.` metadata, parsed. Raises ModelError where it is missing, damaged or newer."""
-    stored = {entry.key: entry.value for entry in model.metadata_props}
+def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[str] = ()) -> dict[str, Any]:
+    """The `convline.` metadata, parsed; some may be `absent`. Raises ModelError for missing, damaged or newer ones."""
     try:
+        stored = {entry.key: entry.value for entry in model.metadata_props}
         metadata = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{name} has damaged metadata ({error}); export it again") from error
     if not metadata:
         raise ModelError(
             f"{name} was not exported by convline: it has no convline metadata; to classify with it all the same, name "
             "its --classes FILE and how it takes pixels by --preprocess"
         )
-    if wrong := [key for key, kind in REQUIRED.items() if not isinstance(metadata.get(key), kind)]:
+    if len(stored) != len(model.metadata_props):
+        raise ModelError(f"{name} has metadata twice; export it again")
+    told = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in absent}
+    wrong = [key for key, kind in told.items() if type(metadata.get(key)) is not kind]
+    classes = metadata.get("classes")
+    if isinstance(classes, list) and not (classes and all(isinstance(label, str) for label in classes)):
+        wrong.append("classes")
+    if wrong:
         raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
-    if metadata["format"] > FORMAT:
+    if len(set(metadata["classes"])) != len(metadata["classes"]):
+        raise ModelError(f"{name} names a class twice; export it again")
+    if not 1 <= metadata["format"] <= FORMAT:
         raise ModelError(f"{name} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
     return metadata
 
@@ -198,7 +273,8 @@ def read_metadata(model: onnx.ModelProto, name: Path | str) -> dict[str, Any]:
 def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
     """Eight images by formula, uint8 [8, height, width, channels]: ramps, products and noise of all contrasts."""
     assert spec.height and spec.width
-    i, y, x, c = np.ogrid[:PROBE_IMAGES, : spec.height, : spec.width, : spec.channels]
+    grid = np.ogrid[:PROBE_IMAGES, : spec.height, : spec.width, : spec.channels]
+    i, y, x, c = (axis.astype(np.int32) for axis in grid)
     ramp = (i + 1) * 17 * y + (2 * i + 3) * 13 * x + 71 * c + 31 * i * i
     noise = (x * y * (i + 5) + 7 * x * x + 3 * y * (c + 1)) % 97
     return ((ramp + noise) % 256).astype(np.uint8)
@@ -216,13 +292,27 @@ def _check_graph(model: Model, path: Path | str) -> None:
             raise ModelError(f"{path}: its metadata promises the {what} {told}, its graph has {found}; export it again")
 
 
+def _first_run(
+    model: Model, images: NDArray[np.uint8], name: Path | str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a graph that was only looked at gives. Raises ModelError where it does not run."""
+    try:
+        return model.run(images)
+    # onnxruntime's exceptions have no common base of their own
+    except Exception as error:
+        told = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{name} does not run on {len(images)} images: {told}; export it with a dynamic batch"
+        ) from error
+
+
 def _self_test(model: Model, path: Path | str) -> None:
     probe = model.metadata["probe"]
     try:
         expected, tolerance = np.asarray(probe["logits"], np.float32), float(probe["tolerance"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a damaged probe ({error}); export it again") from error
-    _, logits = model.run(probe_images(model.spec))
+    _, logits = _first_run(model, probe_images(model.spec), path)
     if expected.shape != logits.shape:
         raise ModelError(f"{path}: its probe holds {expected.shape} logits, its graph gives {logits.shape}")
     worst = float(np.abs(logits - expected).max())

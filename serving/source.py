@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from serving.errors import ModelError
@@ -59,42 +59,36 @@ def load_external_data(model: onnx.ModelProto, path: Path) -> None:
     total = path.stat().st_size
     for tensor in external_tensors(model):
         location = _location(tensor)
-        file = (folder / location).resolve()
-        if not file.is_relative_to(folder) or not file.is_file():
-            raise ModelError(f"{path} keeps {tensor.name} in {location!r}, which is no file in {folder}; it is refused")
-        told = {entry.key: entry.value for entry in tensor.external_data}
-        total += int(told.get("length") or file.stat().st_size)
-        _check_size(path, total)
-        load_external_data_for_tensor(tensor, str(folder))
+        try:
+            file = (folder / location).resolve()
+            if not file.is_relative_to(folder) or not file.is_file():
+                raise ModelError(
+                    f"{path} keeps {tensor.name} in {location!r}, which is no file in {folder}; it is refused"
+                )
+            told = {entry.key: entry.value for entry in tensor.external_data}
+            total += int(told.get("length") or file.stat().st_size)
+            _check_size(path, total)
+            load_external_data_for_tensor(tensor, str(folder))
+        except (ValueError, OSError, onnx.checker.ValidationError) as error:
+            raise ModelError(f"{path} keeps {tensor.name} in {location!r}, which cannot be read: {error}") from error
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
 
 
-def external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Tensors whose data is in other files, wherever they are."""
-    nodes = [node for function in model.functions for node in function.node]
-    for tensor in (*_tensors(model.graph), *_node_tensors(nodes)):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            yield tensor
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterator[onnx.NodeProto] | list[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _tensors(graph)
+def external_tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Tensors whose data is in other files, wherever in the model they are."""
+    if isinstance(message, onnx.TensorProto):
+        if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
+            yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if field.is_repeated else (value,):
+                yield from external_tensors(inner)
 
 
 def _location(tensor: onnx.TensorProto) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    return {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
 
 
 def _check_size(path: Path, size: int) -> None:

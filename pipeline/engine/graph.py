@@ -27,8 +27,9 @@ from serving.model import probe_images
 OPSET = 20
 LARGEST = 2**31 - 1  # bytes that a single file of protocol buffers can hold
 CONSTANT = "constant."
-# in float32 whatever the precision; the last softmax is the only node of no module
+# in float32 whatever the precision
 FLOAT_MODULES = (LocalResponseNorm,)
+FLOAT_OPERATORS = ("Softmax",)
 
 
 def to_onnx(served: Served, spec: ImageSpec) -> onnx.ModelProto:
@@ -75,7 +76,7 @@ def check(model: onnx.ModelProto) -> None:
 def float_nodes(model: onnx.ModelProto, served: Served) -> set[str]:
     """The nodes that stay in float32 in every precision: standardisation, local response normalisation, softmax."""
     modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT_MODULES))]
-    return {node.name for node in model.graph.node if _module_of(node) in modules or "/" not in node.name}
+    return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT_OPERATORS}
 
 
 def _module_of(node: onnx.NodeProto) -> str:

@@ -15,7 +15,8 @@ def to_float16(model: onnx.ModelProto, floats: Collection[str]) -> onnx.ModelPro
     """A copy whose weights and activations are float16, but for the nodes named in `floats`.
 
     Inputs and outputs keep their types; casts stand only where the precision changes. What an operator does not take
-    as float16, by its schema, stays float32.
+    as float16, by its schema, stays float32, and so does what has a constant that float16 cannot hold (a smallest
+    divisor of 1e-12), with the nodes that it feeds.
     """
     half = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     graph, opset = half.graph, half.opset_import[0].version
@@ -23,6 +24,7 @@ def to_float16(model: onnx.ModelProto, floats: Collection[str]) -> onnx.ModelPro
     weights = {tensor.name: tensor for tensor in graph.initializer}
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    floats = {*floats, *_beyond_float16(graph)}
     nodes: list[onnx.NodeProto] = []
 
     def in_type(name: str, wanted: int) -> str:
@@ -58,6 +60,25 @@ def to_float16(model: onnx.ModelProto, floats: Collection[str]) -> onnx.ModelPro
         del field[:]
         field.extend(copies)
     return half
+
+
+def _beyond_float16(graph: onnx.GraphProto) -> set[str]:
+    """Nodes with a weight that overflows, or a single value that vanishes, in float16; and those next to them."""
+    beyond = set()
+    for tensor in graph.initializer:
+        if tensor.data_type == FLOAT:
+            values = numpy_helper.to_array(tensor)
+            with np.errstate(over="ignore"):
+                half = values.astype(np.float16)
+            vanishes = values.size == 1 and (half == 0).all() and (values != 0).all()
+            if vanishes or (np.isinf(half) & np.isfinite(values)).any():
+                beyond.add(tensor.name)
+    names = set()
+    for node in graph.node:  # in topological order
+        if beyond & set(node.input):
+            names.add(node.name)
+    fed = {name for node in graph.node if node.name in names for name in node.output}
+    return names | {node.name for node in graph.node if fed & set(node.input)}
 
 
 def _cast(name: str, to: str, wanted: int) -> onnx.NodeProto:

@@ -7,7 +7,7 @@ accuracy stay in float.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.calibrate import create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from serving.console import log
+from serving.console import log, progress
 from serving.errors import ConvlineError
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -28,17 +28,16 @@ BETWEEN = ("Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add",
 Images = NDArray[np.uint8]
 
 
-class Judgement(Protocol):
-    """How a candidate does on images that decide."""
+class Judge(Protocol):
+    """How candidates do on images that decide."""
 
-    @property
-    def passed(self) -> bool: ...
+    def passes(self, model: onnx.ModelProto) -> bool:
+        """Whether it would do."""
+        ...
 
-    @property
-    def mean_probability(self) -> float: ...
-
-
-Judge = Callable[[onnx.ModelProto], Judgement]
+    def cost(self, model: onnx.ModelProto) -> float:
+        """How far it is from the model in float; a few images are enough."""
+        ...
 
 
 class Quantizer:
@@ -114,17 +113,21 @@ def quantize(
     quantizer = Quantizer(model, floats, images)
     layers = quantizer.layers
     candidate = quantizer.quantized()
-    if judge(candidate).passed:
+    if judge.passes(candidate):
         return candidate, []
     log(f"int8 costs too much accuracy: looking for the layers to be left in float, among {len(layers)}")
-    costs = {one: judge(quantizer.quantized(set(layers) - {one})).mean_probability for one in layers}
+    costs = {}
+    with progress("layers", len(layers), "layers") as bar:
+        for one in layers:
+            costs[one] = judge.cost(quantizer.quantized(set(layers) - {one}))
+            bar.advance(bar.task_ids[0])
     ranked = sorted(layers, key=lambda layer: -costs[layer])
     passing: tuple[onnx.ModelProto, list[str]] | None = None
     fewest, most = 1, len(layers) - 1
     while fewest <= most:
         count = (fewest + most) // 2
         candidate = quantizer.quantized(ranked[:count])
-        if judge(candidate).passed:
+        if judge.passes(candidate):
             passing, most = (candidate, sorted(ranked[:count], key=layers.index)), count - 1
         else:
             fewest = count + 1

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from pipeline.engine.gate import GATES, Batch, Gate, Parity
 from tests.conftest import run_command
-from tests.serving.helpers import altered
+from tests.serving.helpers import resealed
 
 
 def test_parity_proves_the_published_file_again(project: Path, model: Path, tmp_path: Path) -> None:
@@ -72,9 +72,45 @@ def test_parity_against_another_file(own_project: Path, model: Path, tmp_path: P
         moved = numpy_helper.to_array(bias) + np.linspace(0, 4e-4, 10, dtype=np.float32)
         bias.CopyFrom(numpy_helper.from_array(moved, bias.name))
 
-    other = altered(model, tmp_path / "other.onnx", edit)
+    other = resealed(model, tmp_path / "other.onnx", edit)
     error = run_command(own_project, "pipeline", "parity", "digits", "--against", other, status=1).stderr
     assert "parity FAILED" in error and "|Δprobability| may be 1e-05" in error
+
+
+def test_a_file_whose_classes_are_exchanged_is_found_without_labels(
+    project: Path, samples: Path, tmp_path: Path
+) -> None:
+    run_command(project, "pipeline", "export", "--precision", "int8", "--output", tmp_path / "int8.onnx")
+
+    def exchange(proto: onnx.ModelProto) -> None:
+        """Each two classes: as many images are taken for each as before."""
+        order = onnx.numpy_helper.from_array(np.arange(10).reshape(5, 2)[:, ::-1].ravel(), "order")
+        proto.graph.initializer.append(order)
+        last = next(node for node in proto.graph.node if "logit" in node.output)
+        last.output[:] = ["logits in order"]
+        place = list(proto.graph.node).index(last)
+        proto.graph.node.insert(
+            place + 1, onnx.helper.make_node("Gather", ["logits in order", "order"], ["logit"], axis=1)
+        )
+        for entry in proto.metadata_props:
+            if entry.key == "convline.probe":
+                probe = json.loads(entry.value)
+                probe["logits"] = np.array(probe["logits"])[:, np.arange(10).reshape(5, 2)[:, ::-1].ravel()].tolist()
+                entry.value = json.dumps(probe)
+
+    exchanged = resealed(tmp_path / "int8.onnx", tmp_path / "exchanged.onnx", exchange)
+    result = run_command(project, "pipeline", "parity", exchanged, "--images", samples, "--json", status=1)
+    assert "of 100 top-1 differ, 8 may" in result.stderr
+    report = json.loads(result.stdout)
+    assert not report["passed"] and len(report["differing"]) == 20
+    assert "differs: 0/" in result.stderr
+
+
+def test_a_damaged_run_beside_it_does_not_hinder_a_proof(own_project: Path, tmp_path: Path) -> None:
+    (own_project / "runs/another").mkdir()
+    (own_project / "runs/another/run.json").write_text("[]")
+    shutil.move(own_project / "runs/digits/model.onnx", tmp_path / "elsewhere.onnx")
+    assert "parity passed" in run_command(own_project, "pipeline", "parity", tmp_path / "elsewhere.onnx").stdout
 
 
 def outputs(*probabilities: list[float]) -> tuple[np.ndarray, np.ndarray]:

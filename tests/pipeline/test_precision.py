@@ -14,7 +14,7 @@ from models.layers import LocalResponseNorm
 from models.preprocessing import Preprocessing
 from models.served import Served
 from pipeline import export
-from pipeline.engine.gate import GATES, Parity
+from pipeline.engine.gate import GATES, Batch, Parity
 from pipeline.engine.graph import check, float_nodes, to_onnx
 from pipeline.engine.half import to_float16
 from pipeline.engine.int8 import Quantizer, quantize
@@ -141,6 +141,58 @@ def test_float16_casts_only_where_the_precision_changes() -> None:
     assert len(half.graph.node) == len(full.graph.node) + 6
 
 
+def transformer() -> tuple[Served, ImageSpec]:
+    """Two layers of a vision transformer; products of activations, a softmax in each layer."""
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
+    )
+    torch.nn.init.normal_(network.heads.head.weight)
+    served = Served(Preprocessing((16, 16), standardize="scale"), network)
+    return served.eval().requires_grad_(False), ImageSpec(16, 16, 3)
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_a_transformer_runs_in_every_precision(precision: str) -> None:
+    """onnxruntime 1.31 crashes on its float16 products, unless one of its optimisations is left out."""
+    served, spec = transformer()
+    full = to_onnx(served, spec)
+    floats = float_nodes(full, served)
+    seen = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    lower = to_float16(full, floats) if precision == "fp16" else Quantizer(full, floats, iter([seen])).quantized()
+    check(lower)
+    softmaxes = [node.name for node in full.graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 3 and set(softmaxes) <= floats
+    expected, given = (export._session(model)(seen)[1] for model in (full, lower))
+    scale = np.abs(expected).max()
+    assert np.abs(given - expected).max() < {"fp16": 0.01, "int8": 0.2}[precision] * scale
+
+
+class Normalized(torch.nn.Module):
+    """Divides by a length that is never less than 1e-12, which float16 takes for 0; images that are black have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = torch.nn.Linear(192, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.nn.functional.normalize(x.flatten(1)))
+
+
+def test_constants_that_float16_cannot_hold_stay_float32() -> None:
+    served = Served(Preprocessing((8, 8)), Normalized()).eval().requires_grad_(False)
+    full = to_onnx(served, ImageSpec(8, 8, 3))
+    half = to_float16(full, float_nodes(full, served))
+    seen = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    seen[0] = 0
+    expected, given = (export._session(model)(seen)[1] for model in (full, half))
+    np.testing.assert_allclose(given, expected, atol=1e-3)
+    assert any(tensor.data_type == TensorProto.FLOAT16 for tensor in half.graph.initializer)
+
+
 def test_weights_are_quantized_per_channel_in_seven_bits() -> None:
     """Sums of products of 8-bit weights overflow on processors without VNNI."""
     served, spec = cifar10()
@@ -199,20 +251,26 @@ def test_layers_that_cost_too_much_are_left_in_float_and_no_others() -> None:
     reference, _ = open_session(full.SerializeToString(), "cpu")
     expected = reference.run(["probability", "logit"], {"image": seen})
 
-    def judge(model: onnx.ModelProto) -> Parity:
-        from pipeline.engine.gate import Batch
+    class Judge:
+        def compared(self, model: onnx.ModelProto) -> Parity:
+            session, _ = open_session(model.SerializeToString(), "cpu")
+            parity = Parity(list("abcd"), GATES["int8"])
+            labels = expected[1].argmax(1)
+            parity.add(
+                Batch([""] * 256, seen, labels), expected, session.run(["probability", "logit"], {"image": seen})
+            )
+            return parity
 
-        session, _ = open_session(model.SerializeToString(), "cpu")
-        parity = Parity(list("abcd"), GATES["int8"])
-        labels = expected[1].argmax(1)
-        parity.add(Batch([""] * 256, seen, labels), expected, session.run(["probability", "logit"], {"image": seen}))
-        return parity
+        def passes(self, model: onnx.ModelProto) -> bool:
+            return self.compared(model).passed
+
+        def cost(self, model: onnx.ModelProto) -> float:
+            return self.compared(model).mean_probability
 
     floats = float_nodes(full, served)
-    whole = judge(Quantizer(full, floats, iter([seen])).quantized())
-    assert not whole.passed
-    model, left = quantize(full, floats, iter([seen]), judge)
-    assert judge(model).passed
+    assert not Judge().passes(Quantizer(full, floats, iter([seen])).quantized())
+    model, left = quantize(full, floats, iter([seen]), Judge())
+    assert Judge().passes(model)
     # the middle one makes the outlier, the last one takes it
     assert left == ["network.middle/Gemm", "network.last/Gemm"]
     told = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -222,14 +280,17 @@ def test_layers_that_cost_too_much_are_left_in_float_and_no_others() -> None:
 
 def test_int8_is_refused_where_nothing_helps() -> None:
     class Never:
-        passed = False
-        mean_probability = 1.0
+        def passes(self, _: onnx.ModelProto) -> bool:
+            return False
+
+        def cost(self, _: onnx.ModelProto) -> float:
+            return 1.0
 
     served = Served(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
     seen = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(ConvlineError, match="int8 costs this network too much accuracy"):
-        quantize(full, float_nodes(full, served), iter([seen]), lambda _: Never())
+        quantize(full, float_nodes(full, served), iter([seen]), Never())
 
 
 def test_layers_are_judged_by_validation_images_or_training_images_and_never_by_test(project: Path) -> None:
@@ -246,8 +307,8 @@ def test_layers_are_judged_by_validation_images_or_training_images_and_never_by_
 def test_values_too_large_for_float16_are_refused_and_the_file_stays(own_project: Path) -> None:
     path = own_project / "runs/digits/checkpoints/step-300.pt"
     state = torch.load(path, weights_only=True)
-    state["averaged"]["conv1.weight"] *= 1e5
-    state["averaged"]["conv2.weight"] /= 1e5
+    state["averaged"]["conv1.weight"] *= 2e4  # which it holds, but not their sums
+    state["averaged"]["conv2.weight"] /= 2e4
     torch.save(state, path)
     before = (own_project / "runs/digits/model.onnx").read_bytes()
     error = run_command(own_project, "pipeline", "export", "--precision", "fp16", status=1).stderr

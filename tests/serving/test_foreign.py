@@ -39,7 +39,10 @@ def classifier(
     nodes = [helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT)]
     nodes += [helper.make_node("Flatten", ["floats"], ["flat"])]
     nodes += [helper.make_node("MatMul", ["flat", "weight"], ["scores" if softmax else "out"])]
-    nodes += [helper.make_node("Softmax", ["scores"], ["out"], axis=1)] if softmax else []
+    if softmax:  # and what converters leave behind it
+        nodes += [helper.make_node("Softmax", ["scores"], ["soft"], axis=1)]
+        nodes += [helper.make_node("Cast", ["soft"], ["same"], to=TensorProto.FLOAT)]
+        nodes += [helper.make_node("Identity", ["same"], ["out"])]
     graph = helper.make_graph(
         nodes,
         "linear",
@@ -102,6 +105,17 @@ def test_probabilities_are_not_softened_twice(tmp_path: Path, says: str | None) 
     probability, logit = model.run(images)
     np.testing.assert_allclose(probability, softmax(scores(images / 255)), atol=1e-5)
     np.testing.assert_allclose(softmax(logit.astype(np.float64)), probability, atol=1e-5)
+
+
+def test_scores_that_may_be_either_are_asked_about(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node[-1].output[:] = ["raw"]
+    model.graph.node.append(helper.make_node("Sigmoid", ["raw"], ["out"]))
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="scores=probabilities or scores=logits"):
+        opened(path, "range=1")
+    assert opened(path, "scores=logits").classes == CLASSES
 
 
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.UINT8])
@@ -171,8 +185,9 @@ def test_a_setting_that_is_unknown_or_ill_typed_is_refused(setting: str, message
 def test_classes_are_lines_or_a_json_list(tmp_path: Path) -> None:
     lines, listed = write(tmp_path / "a.txt", b"cat\ndog\n"), write(tmp_path / "a.json", b'["cat", "dog"]')
     assert read_classes(lines) == read_classes(listed) == ("cat", "dog")
-    for content in (b"", b"[1, 2]", b'["cat"', b"cat\n\ndog\n", b"\xff\xfe"):
-        with pytest.raises(ConvlineError, match="does not hold class names"):
+    assert read_classes(write(tmp_path / "windows.txt", b"\xef\xbb\xbf[unk]\r\ndog\r\n")) == ("[unk]", "dog")
+    for content in (b"", b"[1, 2]", b"[]", b"cat\n\ndog\n", b"cat\ncat\n", b"\xff\xfe"):
+        with pytest.raises(ConvlineError, match=r"does not hold class names|twice"):
             read_classes(write(tmp_path / "b.txt", content))
     with pytest.raises(ConvlineError, match="does not hold class names"):
         read_classes(tmp_path / "missing.txt")
@@ -232,13 +247,23 @@ def test_weights_beside_a_foreign_file_are_taken(tmp_path: Path) -> None:
         np.testing.assert_allclose(served.classify_arrays(images), softmax(scores(images / 255)), atol=1e-5)
 
 
-@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "missing.bin", "link.bin", "", "."])
+@pytest.mark.parametrize("key", ["length", "offset"])
+def test_weights_that_cannot_be_read_are_refused(tmp_path: Path, key: str) -> None:
+    path = external(tmp_path / "m.onnx", "weights.bin")
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].external_data.add(key=key, value="many")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"weights\.bin', which cannot be read"):
+        opened(path, "range=1")
+
+
+@pytest.mark.parametrize("location", ["../weights.bin", "/etc/hostname", "missing.bin", "link.bin", "", ".", "a\0b"])
 def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     write(tmp_path / "weights.bin", WEIGHT.tobytes())
     (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
-    with pytest.raises(ModelError, match=r"which is no file in .*; it is refused"):
+    with pytest.raises(ModelError, match=r"which is no file in .*; it is refused|cannot be read"):
         opened(external(folder / "m.onnx", location), "range=1")
 
 

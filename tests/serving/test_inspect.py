@@ -10,6 +10,7 @@ import onnx
 
 from serving.inspect import inspect
 from tests.conftest import run_command
+from tests.serving.helpers import resealed, set_metadata
 
 
 def test_everything_that_matters_is_told(model: Path) -> None:
@@ -45,3 +46,11 @@ def test_it_is_printed_for_a_person_and_as_json(project: Path, model: Path) -> N
     assert max(map(len, shown.splitlines())) < 1000
     told = json.loads(run_command(project, "serving", "inspect", model, "--json").stdout)
     assert told["graph"] == inspect(model)["graph"]
+
+
+def test_control_characters_are_not_sent_to_the_terminal(project: Path, model: Path, tmp_path: Path) -> None:
+    def edit(proto: onnx.ModelProto) -> None:
+        set_metadata("versions", json.dumps({"\x1b[31mred": "\x1b]0;title\x07"}))(proto)
+
+    shown = run_command(project, "serving", "inspect", resealed(model, tmp_path / "model.onnx", edit)).stdout
+    assert "\x1b" not in shown and "\\x1b[31mred" in shown

@@ -12,7 +12,7 @@ import pytest
 
 from serving.errors import ModelError
 from serving.model import open_model, provider_problem
-from tests.serving.helpers import altered, noise, set_metadata
+from tests.serving.helpers import altered, noise, resealed, set_metadata
 
 Edit = Callable[[onnx.ModelProto], object]
 
@@ -50,7 +50,7 @@ def test_an_exported_model_opens(model: Path) -> None:
 
 
 def test_an_unchanged_copy_opens(model: Path, tmp_path: Path) -> None:
-    assert open_model(altered(model, tmp_path / "copy.onnx", change("classes", lambda c: c))).classes
+    assert open_model(altered(model, tmp_path / "copy.onnx", lambda _: None)).classes
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 17, 64])
@@ -147,6 +147,94 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
     garbage.write_bytes(noise(10_000).tobytes())
     with pytest.raises(ModelError, match=r"garbage\.onnx"):
         open_model(garbage)
+
+
+CONTRACT = ("recipe", "dataset", "run", "evaluation", "parity", "versions")
+
+
+@pytest.mark.parametrize("key", CONTRACT)
+def test_a_file_that_lacks_any_of_its_metadata_is_refused(model: Path, tmp_path: Path, key: str) -> None:
+    with pytest.raises(ModelError, match=f"lacks the metadata {key}"):
+        open_model(altered(model, tmp_path / "model.onnx", set_metadata(key, None)))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(change("classes", lambda names: [names[1], names[0], *names[2:]]), id="class-order"),
+        pytest.param(change("evaluation", lambda told: {**told, "precision_at_1": 1.0}), id="precision"),
+        pytest.param(change("probe", lambda probe: {**probe, "tolerance": 1e30}), id="tolerance"),
+    ],
+)
+def test_a_file_changed_after_its_proof_is_refused(model: Path, tmp_path: Path, edit: Edit) -> None:
+    with pytest.raises(ModelError, match="was changed after its proof"):
+        open_model(altered(model, tmp_path / "model.onnx", edit))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(change("parity", lambda proof: {**proof, "passed": False}), id="failed"),
+        pytest.param(set_metadata("parity", "{}"), id="none"),
+        pytest.param(set_metadata("weights", '"raw"'), id="raw"),
+    ],
+)
+def test_a_file_that_did_not_pass_its_proof_is_refused(model: Path, tmp_path: Path, edit: Edit) -> None:
+    with pytest.raises(ModelError, match="did not pass its proof"):
+        open_model(altered(model, tmp_path / "model.onnx", edit))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(set_metadata("classes", "[" * 100_000), id="nested"),
+        pytest.param(set_metadata("format", "1" * 5000), id="long-number"),
+        pytest.param(set_metadata("format", "true"), id="format-true"),
+        pytest.param(set_metadata("format", "-3"), id="format-negative"),
+        pytest.param(set_metadata("classes", "[]"), id="no-classes"),
+        pytest.param(set_metadata("classes", '[null, {"a": 1}]'), id="classes-no-names"),
+        pytest.param(change("classes", lambda names: [names[0]] * len(names)), id="classes-twice"),
+        pytest.param(change("image", lambda image: {**image, "height": 8.0}), id="height-no-integer"),
+        pytest.param(change("image", lambda image: {**image, "height": 60000, "width": 60000}), id="huge-images"),
+        pytest.param(change("image", lambda image: {**image, "height": None, "width": None}), id="no-size"),
+        pytest.param(lambda proto: proto.metadata_props.add(key="convline.classes", value="[]"), id="key-twice"),
+    ],
+)
+def test_metadata_that_make_no_sense_are_refused(model: Path, tmp_path: Path, edit: Edit) -> None:
+    with pytest.raises(ModelError, match=r"model\.onnx"):
+        open_model(resealed(model, tmp_path / "model.onnx", edit))
+
+
+def test_a_graph_with_a_fixed_batch_is_refused(model: Path, tmp_path: Path) -> None:
+    def fix(proto: onnx.ModelProto) -> None:
+        shape = next(tensor for tensor in proto.graph.initializer if tensor.name.startswith("val_"))
+        shape.CopyFrom(onnx.numpy_helper.from_array(np.array([1, 256]), shape.name))
+
+    with pytest.raises(ModelError, match="does not run on 8 images"):
+        open_model(altered(model, tmp_path / "model.onnx", fix))
+
+
+@pytest.mark.parametrize("place", ["sparse", "function", "training"])
+def test_weights_in_another_file_are_found_wherever_they_are(model: Path, tmp_path: Path, place: str) -> None:
+    external = onnx.TensorProto(name="secret", data_type=onnx.TensorProto.FLOAT, dims=[1])
+    external.data_location = onnx.TensorProto.EXTERNAL
+    external.external_data.add(key="location", value="secret.bin")
+    proto = onnx.load(model)
+    node = onnx.NodeProto(op_type="Constant", output=["unused"])
+    if place == "sparse":
+        attribute = node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR)
+        attribute.sparse_tensor.values.CopyFrom(external)
+        proto.graph.node.insert(0, node)
+    elif place == "function":
+        attribute = node.attribute.add(name="value", type=onnx.AttributeProto.TENSOR)
+        attribute.t.CopyFrom(external)
+        proto.functions.add(name="f", domain="d").node.append(node)
+    else:
+        proto.training_info.add().initialization.initializer.append(external)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"keeps secret in another file \(secret\.bin\)"):
+        open_model(path)
 
 
 def test_weights_in_another_file_are_refused(model: Path, tmp_path: Path) -> None:
