@@ -174,4 +174,4 @@ def test_every_shipped_network_trains_and_exports(project: Path, tmp_path: Path,
     """A few steps on images that it accepts: the graph, the names and the proof."""
     settings = ["train.steps=3", "train.evaluate_every=0", f"model.name={name}"]
     run = train(recipe.load("digits", settings), tmp_path / name, project / "data", tracking=False)
-    assert export(run, Dataset.open(project / "data", "digits")).parity.passed
+    assert export(run, Dataset.open(project / "data", "digits")).proofs[0].passed

@@ -19,7 +19,7 @@ from pipeline.engine.graph import check, float_nodes, to_onnx
 from pipeline.engine.half import to_float16
 from pipeline.engine.int8 import Quantizer, quantize
 from pipeline.engine.run import Run
-from pipeline.recipe import load
+from pipeline.recipe import load, names
 from serving.errors import ConvlineError
 from serving.images import ImageSpec
 from serving.inspect import inspect
@@ -314,3 +314,33 @@ def test_values_too_large_for_float16_are_refused_and_the_file_stays(own_project
     error = run_command(own_project, "pipeline", "export", "--precision", "fp16", status=1).stderr
     assert "not finite" in error
     assert (own_project / "runs/digits/model.onnx").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def real(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/mnist and data/cifar10-jpg."""
+    folder = tmp_path_factory.mktemp("real")
+    run_command(folder, "pipeline", "preprocess", "mnist", "--mirror", f"file://{test_data}/mnist")
+    run_command(folder, "pipeline", "preprocess", "cifar10-jpg", "--source", test_data / "cifar10-jpg.tar.gz")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in names() if name not in ("digits", "svhn")])
+def test_every_recipe_in_every_precision(real: Path, recipe: str) -> None:
+    """After 300 steps on real images."""
+    dataset = ("--dataset", "cifar10-jpg") if recipe.startswith("cifar10") else ()
+    settings = ("--steps", 300, "--set", "train.evaluate_every=0", "--tracking", "none")
+    run_command(real, "pipeline", "train", recipe, *dataset, *settings)
+    sizes = {}
+    for precision in GATES:
+        run_command(real, "pipeline", "export", recipe, "--precision", precision)
+        report = json.loads((real / f"runs/{recipe}/parity.json").read_text())
+        hits = {side: round(share * 10_000) for side, share in report["precision_at_1"].items()}
+        lost = hits["pytorch"] - hits["onnx"]
+        assert report["passed"] and lost <= {"fp32": 0, "fp16": 10, "int8": 50}[precision]
+        assert set(report["speed"]["images_per_second"]) == {precision, "fp32", "PyTorch"}
+        if precision == "fp32":
+            assert report["probability_difference"]["largest"] <= 1e-5 and report["top1_differences"] == 0
+        sizes[precision] = (real / f"runs/{recipe}/model.onnx").stat().st_size
+    assert sizes["fp32"] <= 1_000_000 or sizes["int8"] <= 0.3 * sizes["fp32"]
