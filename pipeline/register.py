@@ -12,8 +12,9 @@ import onnx
 from pipeline.engine.run import Run
 from pipeline.sync import Sender
 from serving.errors import ConvlineError
-from serving.model import PREFIX, Model, open_model, probe_images
+from serving.model import Model, open_model, probe_images
 from serving.registry import public, read_registered, tracking_uri
+from serving.source import PREFIX
 
 CHAMPION = "champion"
 SERVING_LIBRARIES = ("mlflow", "onnx", "onnxruntime", "numpy")

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,24 +24,16 @@ from serving.foreign import Foreign, adapt
 from serving.images import ImageSpec
 from serving.machine import usable_cpus
 from serving.registry import SCHEME
-from serving.source import check_has_no_external_data, load_external_data, parse_model, read_model
-
-FORMAT = 1
-PREFIX = "convline."
-REQUIRED = {
-    "format": int,
-    "classes": list,
-    "image": dict,
-    "recipe": dict,
-    "dataset": dict,
-    "weights": str,
-    "run": dict,
-    "evaluation": dict,
-    "parity": dict,
-    "probe": dict,
-    "versions": dict,
-}
-PROOF = ("evaluation", "parity")  # what a file that is still to be proven lacks
+from serving.source import (
+    PREFIX,
+    PROOF,
+    check_has_no_external_data,
+    load_external_data,
+    parse_model,
+    problem_with_proof,
+    read_metadata,
+    read_model,
+)
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 PROVIDERS = {
@@ -128,7 +118,7 @@ def load_model(
         raise ModelError(f"{name}: {error}") from error
     if spec.height is None or spec.width is None or spec.height * spec.width > MAX_PIXELS:
         raise ModelError(f"{name} does not say how large its images are, or too large; export it again")
-    halves, unproven = has_halves(proto), _problem_with_proof(proto, metadata) if is_proven else None
+    halves, unproven = has_halves(proto), problem_with_proof(proto, metadata) if is_proven else None
     del proto  # before the session takes as much again
     session, taken = open_session(data, provider, threads, name, halves)
     digest = hashlib.sha256(data).hexdigest()
@@ -138,21 +128,6 @@ def load_model(
     if unproven is not None:  # last: what else is wrong says more
         raise ModelError(f"{name} {unproven}; export it again")
     return model
-
-
-def _problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str | None:
-    """Why the file is not the one that its proof is about."""
-    parity = metadata["parity"]
-    if parity.get("passed") is not True or metadata["weights"] != "averaged":
-        return "did not pass its proof, or does not hold averaged weights"
-    kept = [entry for entry in proto.metadata_props if entry.key != f"{PREFIX}parity"]
-    entries = [(entry.key, entry.value) for entry in kept]
-    del proto.metadata_props[:]
-    for key, value in entries:
-        proto.metadata_props.add(key=key, value=value)
-    digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-    told = parity.get("sha256_without_parity", digest)
-    return None if told == digest else "was changed after its proof, which names another hash"
 
 
 def _open_foreign(
@@ -240,34 +215,6 @@ def provider_problem(name: str) -> str | None:
     except OSError as error:
         return f"{error} (the extra `cuda` brings CUDA and cuDNN)"
     return None
-
-
-def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[str] = ()) -> dict[str, Any]:
-    """The `convline.` metadata, parsed; some may be `absent`. Raises ModelError for missing, damaged or newer ones."""
-    try:
-        stored = {entry.key: entry.value for entry in model.metadata_props}
-        metadata = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name} has damaged metadata ({error}); export it again") from error
-    if not metadata:
-        raise ModelError(
-            f"{name} was not exported by convline: it has no convline metadata; to classify with it all the same, name "
-            "its --classes FILE and how it takes pixels by --preprocess"
-        )
-    if len(stored) != len(model.metadata_props):
-        raise ModelError(f"{name} has metadata twice; export it again")
-    told = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in absent}
-    wrong = [key for key, kind in told.items() if type(metadata.get(key)) is not kind]
-    classes = metadata.get("classes")
-    if isinstance(classes, list) and not (classes and all(isinstance(label, str) for label in classes)):
-        wrong.append("classes")
-    if wrong:
-        raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
-    if len(set(metadata["classes"])) != len(metadata["classes"]):
-        raise ModelError(f"{name} names a class twice; export it again")
-    if not 1 <= metadata["format"] <= FORMAT:
-        raise ModelError(f"{name} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
-    return metadata
 
 
 def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:

@@ -6,8 +6,11 @@ of this machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError, Message
@@ -15,6 +18,23 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from serving.errors import ModelError
 from serving.registry import SCHEME, read_registered
+
+FORMAT = 1
+PREFIX = "convline."
+REQUIRED = {
+    "format": int,
+    "classes": list,
+    "image": dict,
+    "recipe": dict,
+    "dataset": dict,
+    "weights": str,
+    "run": dict,
+    "evaluation": dict,
+    "parity": dict,
+    "probe": dict,
+    "versions": dict,
+}
+PROOF = ("evaluation", "parity")  # what a file that is still to be proven lacks
 
 MAX_BYTES = 2**31 - 1  # what protocol buffers can hold; external data counts too
 
@@ -39,6 +59,49 @@ def parse_model(data: bytes, name: Path | str) -> onnx.ModelProto:
     if not model.graph.node:
         raise ModelError(f"{name} is no ONNX file, or an empty one; export it again")
     return model
+
+
+def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[str] = ()) -> dict[str, Any]:
+    """The `convline.` metadata, parsed; some may be `absent`. Raises ModelError for missing, damaged or newer ones."""
+    try:
+        stored = {entry.key: entry.value for entry in model.metadata_props}
+        metadata = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name} has damaged metadata ({error}); export it again") from error
+    if not metadata:
+        raise ModelError(
+            f"{name} was not exported by convline: it has no convline metadata; to classify with it all the same, name "
+            "its --classes FILE and how it takes pixels by --preprocess"
+        )
+    if len(stored) != len(model.metadata_props):
+        raise ModelError(f"{name} has metadata twice; export it again")
+    told = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in absent}
+    wrong = [key for key, kind in told.items() if type(metadata.get(key)) is not kind]
+    classes = metadata.get("classes")
+    if isinstance(classes, list) and not (classes and all(isinstance(label, str) for label in classes)):
+        wrong.append("classes")
+    if wrong:
+        raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
+    if len(set(metadata["classes"])) != len(metadata["classes"]):
+        raise ModelError(f"{name} names a class twice; export it again")
+    if not 1 <= metadata["format"] <= FORMAT:
+        raise ModelError(f"{name} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
+    return metadata
+
+
+def problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str | None:
+    """Why the file is not the one that its proof is about."""
+    parity = metadata["parity"]
+    if parity.get("passed") is not True or metadata["weights"] != "averaged":
+        return "did not pass its proof, or does not hold averaged weights"
+    kept = [entry for entry in proto.metadata_props if entry.key != f"{PREFIX}parity"]
+    entries = [(entry.key, entry.value) for entry in kept]
+    del proto.metadata_props[:]
+    for key, value in entries:
+        proto.metadata_props.add(key=key, value=value)
+    digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
+    told = parity.get("sha256_without_parity", digest)
+    return None if told == digest else "was changed after its proof, which names another hash"
 
 
 def check_has_no_external_data(model: onnx.ModelProto, name: Path | str) -> None:
