@@ -101,7 +101,7 @@ def problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str 
         proto.metadata_props.add(key=key, value=value)
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     told = parity.get("sha256_without_parity", digest)
-    return None if told == digest else "was changed after its proof, which names another hash"
+    return None if told == digest else "was changed after its proof: it is not the model that was proven"
 
 
 def check_has_no_external_data(model: onnx.ModelProto, name: Path | str) -> None:

@@ -304,15 +304,16 @@ def test_layers_are_judged_by_validation_images_or_training_images_and_never_by_
         assert set(split.rows) <= set(dataset.split(told.split()[1].replace("training", "train"), validation).rows)
 
 
-def test_values_too_large_for_float16_are_refused_and_the_file_stays(own_project: Path) -> None:
+def test_a_network_that_float16_cannot_hold_is_refused_and_the_file_stays(own_project: Path) -> None:
     path = own_project / "runs/digits/checkpoints/step-300.pt"
     state = torch.load(path, weights_only=True)
-    state["averaged"]["conv1.weight"] *= 2e4  # which it holds, but not their sums
-    state["averaged"]["conv2.weight"] /= 2e4
+    state["averaged"]["conv1.weight"] *= 1e4  # float16 ends at 65,504, in steps of 32
+    state["averaged"]["conv1.bias"] += 65_000
+    state["averaged"]["conv2.weight"] /= 1e4
     torch.save(state, path)
     before = (own_project / "runs/digits/model.onnx").read_bytes()
     error = run_command(own_project, "pipeline", "export", "--precision", "fp16", status=1).stderr
-    assert "not finite" in error
+    assert "parity FAILED" in error or "not finite" in error  # processors that add in float32 lose digits only
     assert (own_project / "runs/digits/model.onnx").read_bytes() == before
 
 

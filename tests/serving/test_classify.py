@@ -22,7 +22,7 @@ from PIL import Image
 
 from serving import Classifier, Prediction
 from tests.conftest import Cli, command, run_command
-from tests.serving.helpers import altered, csv_rows, encode, exif, json_lines, noise, write
+from tests.serving.helpers import csv_rows, encode, exif, json_lines, noise, resealed, write
 
 COLOUR = noise(20, 30, 3)
 USABLE = {  # in the contract's order
@@ -432,7 +432,7 @@ def another_run(proto: onnx.ModelProto) -> None:
 )
 def test_resume_refuses_another_job(killed: Killed, tmp_path: Path, options: list[object], says: str) -> None:
     partial = write(tmp_path / "out.csv.partial", killed.journal)
-    other = altered(killed.model, tmp_path / "other.onnx", another_run)
+    other = resealed(killed.model, tmp_path / "other.onnx", another_run)
     options = [other if option == "MODEL" else option for option in options]
     sentence = one_sentence(killed.run(tmp_path / "out.csv", "--resume", *options, status=1).stderr)
     assert says in sentence and "--overwrite" in sentence
