@@ -75,6 +75,9 @@ def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[s
         )
     if len(stored) != len(model.metadata_props):
         raise ModelError(f"{name} has metadata twice; export it again")
+    version = metadata.get("format")
+    if type(version) is int and not 1 <= version <= FORMAT:  # first: another format may hold other things
+        raise ModelError(f"{name} has format {version}, this convline reads {FORMAT}; upgrade convline")
     told = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in absent}
     wrong = [key for key, kind in told.items() if type(metadata.get(key)) is not kind]
     classes = metadata.get("classes")
@@ -84,21 +87,15 @@ def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[s
         raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
     if len(set(metadata["classes"])) != len(metadata["classes"]):
         raise ModelError(f"{name} names a class twice; export it again")
-    if not 1 <= metadata["format"] <= FORMAT:
-        raise ModelError(f"{name} has format {metadata['format']}, this convline reads {FORMAT}; upgrade convline")
     return metadata
 
 
 def problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str | None:
-    """Why the file is not the one that its proof is about."""
+    """Why the file is not the one that its proof is about. Takes the proof out of `proto`."""
     parity = metadata["parity"]
     if parity.get("passed") is not True or metadata["weights"] != "averaged":
         return "did not pass its proof, or does not hold averaged weights"
-    kept = [entry for entry in proto.metadata_props if entry.key != f"{PREFIX}parity"]
-    entries = [(entry.key, entry.value) for entry in kept]
-    del proto.metadata_props[:]
-    for key, value in entries:
-        proto.metadata_props.add(key=key, value=value)
+    del proto.metadata_props[[entry.key for entry in proto.metadata_props].index(f"{PREFIX}parity")]
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     told = parity.get("sha256_without_parity", digest)
     return None if told == digest else "was changed after its proof: it is not the model that was proven"
