@@ -89,7 +89,7 @@ def with_torch_normalisation(served: Served) -> Served:
         if isinstance(layer, LocalResponseNorm):
             window = int(layer.band.count_nonzero(1).max())
             alpha = float(layer.band.max()) * window
-            setattr(served.network, name, nn.LocalResponseNorm(window, alpha, layer.beta, layer.bias))
+            setattr(served.network, name, nn.LocalResponseNorm(window, alpha, layer.beta, float(layer.bias[0])))
     return served
 
 
