@@ -33,18 +33,16 @@ NOISE_SEED = 20151109
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be proven: that the file at `path` gives what the reference does."""
+    """What is to be proven: that a file gives what the reference does."""
 
-    path: Path
     reference: Predict
     gate: Gate
     sides: tuple[str, str] = ("pytorch", "onnx")
 
 
-def prove(claim: Claim, real: Iterator[Batch], classes: list[str], provider: Provider = "cpu") -> Parity:
+def prove(claim: Claim, model: Model, real: Iterator[Batch]) -> Parity:
     """Compare a file, opened as serving opens it, with its reference."""
-    model = open_model(claim.path, provider, is_proven=False)
-    parity = Parity(classes, claim.gate, model.provider, usable_cpus(), claim.sides)
+    parity = Parity(list(model.classes), claim.gate, model.provider, usable_cpus(), claim.sides)
     compare(parity, claim.reference, model.run, real, model.spec)
     return parity
 
@@ -63,14 +61,19 @@ def prove_run(
     """Compare a run's file, which is to be published as `name`, with its reference on the test split, by every provider
     that serving would take here. Raises ConvlineError where they differ.
     """
-    model = open_model(path, "cpu", is_proven=False)
+    claim = Claim(reference, GATES[precision])
+    proofs = []
+    for provider in providers():
+        model = open_model(path, provider, is_proven=False)
+        _check_is_of(model, run, name)
+        proofs.append(prove(claim, model, split_batches(dataset.split("test"))))
+        require(proofs[-1], name)
+    return proofs
+
+
+def _check_is_of(model: Model, run: Run, name: Path) -> None:
     if list(model.classes) != run.classes or model.spec != run.spec:
         raise ConvlineError(f"{name} has other classes or images than {run.folder}; it is not this run's model")
-    claim = Claim(path, reference, GATES[precision])
-    proofs = [prove(claim, split_batches(dataset.split("test")), run.classes, provider) for provider in providers()]
-    for parity in proofs:
-        require(parity, name)
-    return proofs
 
 
 def providers() -> list[Provider]:
@@ -94,15 +97,15 @@ def prove_again(
         if (other.classes, other.spec) != (model.classes, model.spec):
             raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
         looser = max(precision, precision_of(other), key=PRECISIONS.index)
-        claim = Claim(path, other.run, GATES[looser], (str(against), str(path)))
+        claim = Claim(other.run, GATES[looser], (str(against), str(path)))
     else:
         run = run or _run_of(model, path, runs_dir)
-        claim = Claim(path, _trained(run, model, path), GATES[precision])
+        claim = Claim(_trained(run, model, path), GATES[precision])
     if images is not None:
         real = file_batches(images, model.spec)
     else:
         real = split_batches(_tested_on(model, path, data_dir).split("test"))
-    return path, prove(claim, real, list(model.classes))
+    return path, prove(claim, model, real)
 
 
 def precision_of(model: Model) -> Precision:
@@ -127,8 +130,7 @@ def _trained(run: Run, model: Model, path: Path) -> Predict:
         raise ConvlineError(
             f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again"
         )
-    if list(model.classes) != run.classes or model.spec != run.spec:
-        raise ConvlineError(f"{path} has other classes or images than {run.folder}; it is not this run's model")
+    _check_is_of(model, run, path)
     return predictor(served, torch.device("cpu"))
 
 
