@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +14,12 @@ from numpy.typing import NDArray
 
 from serving.errors import ConvlineError, ImageError
 from serving.foreign import Foreign
+from serving.found import Found, OnDisk
 from serving.images import ImageSpec, decode
-from serving.listing import Found
+from serving.machine import usable_cpus
 from serving.model import Provider, open_model
+
+BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,15 @@ class Reject:
     detail: str
 
 
+Entry = Prediction | Reject
+
+
 class Classifier:
     """A served model: `with Classifier("model.onnx") as c: c.classify_files(["cat.jpg"])`.
 
     `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `foreign` says what a file made
-    elsewhere does not. Opening validates and self-tests the file. Methods may be called from several threads.
-    Raises ModelError as `open_model` does.
+    elsewhere does not; `threads` defaults to all usable CPUs. Opening validates and self-tests the file. All methods
+    may be called from several threads at once. Raises ModelError as `open_model` does.
     """
 
     def __init__(
@@ -57,14 +66,17 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of `classify_arrays`' columns."""
         return self.model.classes
 
     @property
     def spec(self) -> ImageSpec:
+        """How files become the pixels that the model takes."""
         return self.model.spec
 
     @property
     def provider(self) -> str:
+        """What the model really runs on: "cpu", "cuda" or "tensorrt"."""
         return self.model.provider
 
     def classify_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -83,31 +95,61 @@ class Classifier:
         return np.concatenate([self.model.run_padded(batch, self.batch_size)[0] for batch in batches])
 
     def classify_files(self, paths: Iterable[Path | str], top_k: int = 1) -> list[Prediction | Reject]:
-        """One entry a path, in order: a Prediction, or a Reject where the file could not be used."""
-        entries: list[Prediction | Reject] = []
-        files = [Found(str(path), file=Path(path)) for path in paths]
-        for start in range(0, len(files), self.batch_size):
-            batch = files[start : start + self.batch_size]
-            entries += self.label(batch, [try_decode(file, self.spec) for file in batch], top_k)
-        return entries
+        """One entry a path, in order: a Prediction, or a Reject where the file could not be used.
+
+        Files are decoded on threads while the model runs. Raises ConvlineError for more classes than there are.
+        """
+        self.check_top_k(top_k)
+        files = (Found(str(path), OnDisk(str(path))) for path in paths)
+        return [entry for entries in self.classify_batches(batched(files, self.batch_size), top_k) for entry in entries]
+
+    def classify_batches(self, batches: Iterable[Sequence[Found]], top_k: int = 1) -> Iterator[list[Entry]]:
+        """The entries of batches of at most `batch_size` files, in order; the next ones are decoded meanwhile."""
+        ahead: deque[tuple[Sequence[Found], list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            for batch in batches:
+                ahead.append((batch, [pool.submit(try_decode, file, self.spec) for file in batch]))
+                if len(ahead) > BATCHES_AHEAD:
+                    files, decoded = ahead.popleft()
+                    yield self._label(files, [future.result() for future in decoded], top_k)
+            for files, decoded in ahead:
+                yield self._label(files, [future.result() for future in decoded], top_k)
+
+    def _label(
+        self, files: Sequence[Found], decoded: Sequence[NDArray[np.uint8] | ImageError], top_k: int
+    ) -> list[Entry]:
+        pixels = self.buffer()
+        problems = pack(decoded, pixels)
+        return self.label(files, pixels, problems, top_k)
+
+    def buffer(self) -> NDArray[np.uint8]:
+        """Room for the pixels of one batch: uint8 [batch, height, width, channels], all 0."""
+        return np.zeros((self.batch_size, self.spec.height or 0, self.spec.width or 0, self.spec.channels), np.uint8)
 
     def label(
-        self, files: Sequence[Found], decoded: Sequence[NDArray[np.uint8] | ImageError], top_k: int
-    ) -> list[Prediction | Reject]:
-        """Classify one batch of decoded files; a file that failed becomes a Reject in its own place."""
-        usable = [pixels for pixels in decoded if not isinstance(pixels, ImageError)]
-        rows = iter(self.classify_arrays(np.stack(usable)) if usable else ())
+        self, files: Sequence[Found], pixels: NDArray[np.uint8], problems: Sequence[ImageError | None], top_k: int
+    ) -> list[Entry]:
+        """The entries of one batch as `pack` left it; a file that failed becomes a Reject in its own place."""
+        usable = sum(problem is None for problem in problems)
+        probability = self.model.run(pixels)[0][:usable] if usable else np.zeros((0, len(self.classes)), np.float32)
+        # ties: the earlier class first
+        best = probability.argmax(1)[:, None] if top_k == 1 else np.argsort(-probability, 1, "stable")[:, :top_k]
+        rows = zip(best.tolist(), np.take_along_axis(probability, best, 1), strict=True)
         return [
-            Reject(file.path, pixels.reason, pixels.detail)
-            if isinstance(pixels, ImageError)
-            else self._prediction(file.path, next(rows), top_k)
-            for file, pixels in zip(files, decoded, strict=True)
+            Reject(file.path, problem.reason, problem.detail) if problem else self._prediction(file.path, *next(rows))
+            for file, problem in zip(files, problems, strict=True)
         ]
 
-    def _prediction(self, path: str, probability: NDArray[np.float32], top_k: int) -> Prediction:
-        best = np.argsort(-probability, kind="stable")[:top_k]  # ties: the earlier class first
+    def _prediction(self, path: str, best: list[int], probabilities: NDArray[np.float32]) -> Prediction:
         # str() of a float32 is its shortest exact form: 0.9987123, not 0.9987123012542725
-        return Prediction(path, tuple(self.classes[i] for i in best), tuple(float(str(probability[i])) for i in best))
+        return Prediction(path, tuple(self.classes[i] for i in best), tuple(float(str(p)) for p in probabilities))
+
+    def check_top_k(self, top_k: int) -> None:
+        """Raises ConvlineError for less than one class, or more than there are."""
+        if not 1 <= top_k <= len(self.classes):
+            raise ConvlineError(
+                f"--top-k {top_k}: the model knows {len(self.classes)} classes; ask for 1 to {len(self.classes)}"
+            )
 
     def __enter__(self) -> Classifier:
         return self
@@ -123,3 +165,25 @@ def try_decode(file: Found, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
         return decode(file.read(), spec)
     except ImageError as error:
         return error
+
+
+def pack(decoded: Iterable[NDArray[np.uint8] | ImageError], pixels: NDArray[np.uint8]) -> list[ImageError | None]:
+    """Put what was decoded, as it comes, into the first rows of `pixels`; the rest becomes 0. Returns the failures."""
+    problems: list[ImageError | None] = []
+    usable = 0
+    for image in decoded:
+        if isinstance(image, ImageError):
+            problems.append(image)
+        else:
+            pixels[usable] = image
+            problems.append(None)
+            usable += 1
+    pixels[usable:] = 0
+    return problems
+
+
+def batched(files: Iterable[Found], size: int) -> Iterator[list[Found]]:
+    """Lists of `size` files, the last one of what is left."""
+    files = iter(files)
+    while batch := list(islice(files, size)):
+        yield batch

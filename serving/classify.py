@@ -1,7 +1,7 @@
 """The bounded pipeline: find -> decode -> infer -> write.
 
-Files stream through in batches of the listing; a few batches are decoded ahead on threads while the
-model runs. Memory does not grow with the number of files.
+Files stream through in batches of the listing, a few of them ahead of the journal; memory does not grow with
+the number of files. `predict` says how the work is divided, `results` how it survives a kill.
 """
 
 from __future__ import annotations
@@ -9,37 +9,47 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serving.classifier import Classifier, Reject, try_decode
+from serving.archives import is_archive
+from serving.classifier import Classifier, Entry, Prediction, Reject
 from serving.console import log, progress
-from serving.errors import ConvlineError, ImageError
+from serving.errors import ConvlineError
 from serving.foreign import Foreign
-from serving.listing import Found, find
+from serving.found import Found, OnDisk
+from serving.knee import knee
+from serving.listing import STDIN, find, is_url
 from serving.machine import usable_cpus
 from serving.model import Provider
+from serving.predict import Predict, predictor
+from serving.rescan import Kept
 from serving.results import (
-    Entry,
-    Format,
     Journal,
+    Record,
     Tally,
+    before_path,
     finished_tally,
-    output_format,
     partial_path,
+    read_header,
     reject_line,
     rejects_path,
-    table_writer,
+    render,
 )
+from serving.shards import Survey, survey
+from serving.sorting import Sorter
+from serving.tables import Format, open_table, table_format
 
-BATCHES_AHEAD = 2
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+BATCH_SIZE = 64
+KEPT_AT_ONCE = 64  # batches
 
 
 @dataclass(frozen=True)
@@ -51,12 +61,19 @@ class Job:
     output: Path | None = None
     stdout_format: Format = "csv"
     top_k: int = 1
-    batch_size: int = 64
+    batch_size: int | Literal["auto"] = BATCH_SIZE
     provider: Provider = "auto"
     threads: int | None = None
     resume: bool = False
     overwrite: bool = False
+    rescan: bool = False
+    sort_into: Path | None = None
+    shard: tuple[int, int] | None = None
     foreign: Foreign | None = None
+
+    @property
+    def continues(self) -> bool:
+        return self.resume or self.rescan
 
 
 @dataclass
@@ -67,6 +84,13 @@ class Summary:
     seconds: float = 0.0
     resumed: int = 0
     tally: Tally = field(default_factory=Tally)
+    sorter: Sorter | None = None
+
+    def add(self, file: Found, entry: Entry) -> None:
+        """Count an entry, and sort its file."""
+        self.tally.add(entry)
+        if self.sorter is not None and isinstance(entry, Prediction):
+            self.sorter.place(file, entry)
 
     @property
     def images_per_second(self) -> float:
@@ -99,118 +123,198 @@ def classify(job: Job) -> Summary:
 
     Raises ConvlineError for inputs, a model or an output that will not do; nothing is written then.
     """
-    _check(job)
-    if job.resume and job.output is not None and job.output.exists() and not partial_path(job.output).exists():
+    check(job)
+    if job.continues and job.output is not None and job.output.exists() and not partial_path(job.output).exists():
         log(f"{job.output} is complete; there is nothing to resume")
         tally = finished_tally(job.output)
         return Summary("nothing", resumed=tally.found, tally=tally)
-    files = find(job.inputs)
-    classifier = Classifier(job.model, job.provider, job.threads, job.batch_size, job.foreign)
-    if job.top_k > len(classifier.classes):
-        raise ConvlineError(f"--top-k {job.top_k}: {job.model} knows {len(classifier.classes)} classes; ask for fewer")
-    summary = Summary(classifier.provider)
-    began = time.perf_counter()
-    if job.output is None:
-        _to_stdout(job, classifier, files, summary)
-    else:
-        _to_file(job, job.output, classifier, files, summary)
-    summary.seconds = time.perf_counter() - began
+    sorter = Sorter(job.sort_into, tuple(job.inputs), resume=job.continues) if job.sort_into else None
+    files, whole = _part(job)
+    with opened(job, files) as (classifier, predict, files):
+        summary = Summary(classifier.provider, sorter=sorter)
+        began = time.perf_counter()
+        if job.output is None:
+            _to_stdout(job, classified(predict, files, classifier.batch_size), summary)
+        else:
+            header = describe(job, classifier, whole)
+            with Journal(partial_path(job.output), header, resume=job.continues, overwrite=job.overwrite) as journal:
+                fill(journal, job, predict, files, summary)
+                render((record.entry for record in journal.records()), job.output, job.top_k)
+                journal.drop()
+        summary.seconds = time.perf_counter() - began
     return summary
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
+    """Raises ConvlineError for a job that contradicts itself, or would overwrite something."""
     if job.top_k < 1:
         raise ConvlineError(f"--top-k {job.top_k} is not a number of classes; use 1 or more")
+    if STDIN in job.inputs and (job.continues or job.shard):
+        raise ConvlineError("standard input comes but once, so it can neither be resumed nor divided; use @FILE")
+    if job.shard and job.batch_size == "auto":
+        raise ConvlineError("--shard needs a --batch-size, as every part must use the same")
     if job.output is None:
-        if job.resume:
+        if job.continues:
             raise ConvlineError("--resume needs an --output file: what went to stdout cannot be continued")
         return
-    output_format(job.output)
+    table_format(job.output)
     if job.output.is_dir():
         raise ConvlineError(f"{job.output} is a folder; name a file")
-    if job.output.exists() and not (job.overwrite or job.resume):
+    if job.output.exists() and not (job.overwrite or job.continues):
         raise ConvlineError(f"{job.output} exists: choose another name, or replace it with --overwrite")
 
 
-def _to_stdout(job: Job, classifier: Classifier, files: Iterator[Found], summary: Summary) -> None:
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")  # type: ignore[union-attr]
-    write_row = table_writer(sys.stdout, job.stdout_format, job.top_k)
-    for entries in predict(files, classifier, job.top_k):
-        for entry in entries:
-            summary.tally.add(entry)
-            if isinstance(entry, Reject):
-                log(reject_line(entry))
-            else:
-                write_row(entry)
+def listing(job: Job) -> Iterator[Found]:
+    """The files of the inputs, without this job's own output."""
+    files = find(job.inputs)
+    if job.output is None:
+        return files
+    mine = (job.output, partial_path(job.output), before_path(partial_path(job.output)), rejects_path(job.output))
+    own = {path.name: path.resolve() for path in mine}
+    return (file for file in files if not (isinstance(file.content, OnDisk) and _is_own(file.content.file, own)))
 
 
-def _to_file(job: Job, output: Path, classifier: Classifier, files: Iterator[Found], summary: Summary) -> None:
-    header = {
-        "format": 1,
+def _is_own(name: str, own: dict[str, Path]) -> bool:
+    base = name.rpartition("/")[2]
+    return base in own and Path(name).resolve() == own[base]
+
+
+def _part(job: Job) -> tuple[Iterator[Found], Survey | None]:
+    """The files of the job's shard, and what the whole listing is; without a shard all of them."""
+    if job.shard is None:
+        return listing(job), None
+    assert job.batch_size != "auto"
+    whole = survey(listing(job))
+    return whole.part(listing(job), *job.shard, job.batch_size), whole
+
+
+@contextmanager
+def opened(job: Job, files: Iterator[Found]) -> Iterator[tuple[Classifier, Predict, Iterator[Found]]]:
+    """The model, what predicts with it, and the files, of which the first ones were looked at.
+
+    What fits into one batch is done here, on all threads; processes would take longer to start.
+    """
+    size = BATCH_SIZE if job.batch_size == "auto" else job.batch_size
+    first = list(islice(files, size + 1))
+    processes = 0 if len(first) <= size else job.threads or usable_cpus()
+    threads = 1 if processes else job.threads
+    with Classifier(job.model, job.provider, threads, size, job.foreign) as classifier:
+        classifier.check_top_k(job.top_k)
+        if job.batch_size == "auto":
+            classifier.batch_size = _pinned(job) or knee(classifier.model)
+        with predictor(classifier, job.top_k, processes) as predict:
+            yield classifier, predict, chain(first, files)
+
+
+def _pinned(job: Job) -> int | None:
+    """The batch size that an interrupted job had settled on."""
+    header = read_header(partial_path(job.output)) if job.output and job.continues else None
+    return header["batch_size"] if header else None
+
+
+def describe(job: Job, classifier: Classifier, whole: Survey | None = None) -> dict[str, Any]:
+    """What a journal's header says: another job may not continue it."""
+    return {
+        "format": 2,
         "model": classifier.model.sha256,
         **({"foreign": job.foreign.to_dict()} if job.foreign else {}),
         "inputs": list(job.inputs),
         "top_k": job.top_k,
         "batch_size": classifier.batch_size,
         "provider": classifier.provider,
+        **({"shard": list(job.shard or ()), "listing": whole.sha256} if whole else {}),
     }
-    own = {path.name: path.resolve() for path in (output, partial_path(output), rejects_path(output))}
-    files = (file for file in files if file.file is None or not _is_own(file.file, own))
-    with Journal(partial_path(output), header, resume=job.resume, overwrite=job.overwrite) as journal:
-        summary.resumed = journal.keep_whole_batches(classifier.batch_size)
-        _skip(files, journal, summary.tally)
-        try:
-            with progress("classify", None, "files") as bar:
-                for entries in predict(files, classifier, job.top_k):
-                    journal.append(entries)
-                    for entry in entries:
-                        summary.tally.add(entry)
-                    bar.update(bar.task_ids[0], completed=summary.tally.found)
-            journal.render(output, job.top_k)
-        except BaseException:
-            log(f"stopped; {journal.path} keeps {summary.tally.found} results: --resume continues from there")
-            raise
 
 
-def _is_own(path: Path, own: dict[str, Path]) -> bool:
-    """Whether a file that was found is this job's own output."""
-    return path.name in own and path.resolve() == own[path.name]
+def _to_stdout(job: Job, batches: Iterator[list[Classified]], summary: Summary) -> None:
+    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k) as table:
+        for batch in batches:
+            for file, entry in batch:
+                summary.add(file, entry)
+                if isinstance(entry, Reject):
+                    log(reject_line(entry))
+                else:
+                    table.write(entry)
+            table.flush()
 
 
-def _skip(files: Iterator[Found], journal: Journal, tally: Tally) -> None:
-    """Pass over what the journal already holds, making sure that it is the same listing."""
-    for entry in journal.entries():
-        file = next(files, None)
-        if file is None or file.path != entry.path:
-            now = "nothing" if file is None else file.path
-            raise ConvlineError(
-                f"the input changed since {journal.path} was begun ({entry.path} then, {now} now); "
-                "start from the beginning with --overwrite"
-            )
-        tally.add(entry)
+def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[Found], summary: Summary) -> None:
+    """Write an entry for each file, after those that an interrupted job has left."""
+    kept = None
+    if job.rescan or before_path(journal.path).exists():
+        kept = Kept(journal.set_aside())
+    else:
+        summary.resumed = journal.keep_whole_batches(journal.batch_size)
+        _skip(files, journal, summary)
+    try:
+        with progress("classify", None, "files") as bar:
+            _count_beside(job, bar)
+            for batch in classified(predict, files, journal.batch_size, kept):
+                journal.append(Record(entry, file.stamp) for file, entry in batch)
+                for file, entry in batch:
+                    summary.add(file, entry)
+                bar.update(bar.task_ids[0], completed=summary.tally.found)
+        journal.sync()
+    except BaseException:
+        log(f"stopped; {journal.path} keeps {summary.tally.found} results: --resume continues from there")
+        raise
+    if kept is not None:
+        summary.resumed = kept.found
 
 
-def predict(files: Iterator[Found], classifier: Classifier, top_k: int) -> Iterator[list[Entry]]:
-    """Entries in listing order, a batch at a time, while the next batches are being decoded."""
-    ahead: deque[_Decoding] = deque()
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        for batch in _batched(files, classifier.batch_size):
-            ahead.append((batch, [pool.submit(try_decode, file, classifier.spec) for file in batch]))
-            if len(ahead) > BATCHES_AHEAD:
-                yield _finish(ahead.popleft(), classifier, top_k)
-        while ahead:
-            yield _finish(ahead.popleft(), classifier, top_k)
+def _skip(files: Iterator[Found], journal: Journal, summary: Summary) -> None:
+    """Pass over what the journal already holds, making sure that it is the same listing of the same files."""
+    for record in journal.records():
+        file, path = next(files, None), record.entry.path
+        changed = f"the input changed since {journal.path} was begun"
+        advice = "keep what is still valid with --rescan, or start from the beginning with --overwrite"
+        if file is None or file.path != path:
+            raise ConvlineError(f"{changed} ({path} then, {file.path if file else 'nothing'} now); {advice}")
+        file.look()
+        if file.stamp != record.stamp:
+            raise ConvlineError(f"{changed} ({path} is another file now); {advice}")
+        summary.add(file, record.entry)
 
 
-_Decoding = tuple[list[Found], list[Future[NDArray[np.uint8] | ImageError]]]
+Classified = tuple[Found, Entry]
 
 
-def _finish(decoding: _Decoding, classifier: Classifier, top_k: int) -> list[Entry]:
-    files, futures = decoding
-    return classifier.label(files, [future.result() for future in futures], top_k)
+def classified(
+    predict: Predict, files: Iterator[Found], batch_size: int, kept: Kept | None = None
+) -> Iterator[list[Classified]]:
+    """The files with their entries, batch by batch; what is kept is not classified again."""
+    planned: deque[list[tuple[Found, Entry | None]]] = deque()
+
+    def unknown() -> Iterator[list[Found]]:
+        while batch := _next_batch(files, batch_size, kept):
+            planned.append(batch)
+            yield [file for file, known in batch if known is None]
+
+    for entries in predict(unknown()):
+        fresh = iter(entries)
+        yield [(file, known or next(fresh)) for file, known in planned.popleft()]
 
 
-def _batched(files: Iterable[Found], size: int) -> Iterator[list[Found]]:
-    files = iter(files)
-    while batch := list(islice(files, size)):
-        yield batch
+def _next_batch(files: Iterator[Found], size: int, kept: Kept | None) -> list[tuple[Found, Entry | None]]:
+    """As many files as bring `size` that have to be classified, or many that need not be."""
+    batch: list[tuple[Found, Entry | None]] = []
+    unknown = 0
+    for file in files:
+        file.look()
+        known = kept.find(file) if kept else None
+        batch.append((file, known))
+        unknown += known is None
+        if unknown == size or len(batch) == KEPT_AT_ONCE * size:
+            break
+    return batch
+
+
+def _count_beside(job: Job, bar: Progress) -> None:
+    """Tell the bar how many files there are, once that is known: it needs no more than their names."""
+    if bar.disable or job.shard or STDIN in job.inputs or any(is_archive(name) or is_url(name) for name in job.inputs):
+        return
+
+    def count() -> None:
+        bar.update(bar.task_ids[0], total=sum(1 for _ in listing(job)))
+
+    Thread(target=count, daemon=True).start()

@@ -21,6 +21,9 @@ app = typer.Typer(
 )
 
 ModelArgument = Annotated[str, typer.Argument(help="An ONNX file made by `pipeline export`, or models:/NAME@champion.")]
+ProviderOption = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="One that was asked for must load.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -31,17 +34,28 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 
 @app.command()
 def classify(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Images, folders or archives of images.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Images, folders, globs, archives, @LIST, - or URLs.")
+    ],
     model: Annotated[str, typer.Option(help="The ONNX file, models:/NAME@champion or models:/NAME/3.")],
-    output: Annotated[str, typer.Option(help="A .csv or .jsonl file; - is stdout.")] = "-",
+    output: Annotated[str, typer.Option(help="A .csv, .jsonl or .parquet file; - is stdout.")] = "-",
     top_k: Annotated[int, typer.Option(min=1, help="Classes a row, most probable first.")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 64,
-    provider: Annotated[
-        Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="One that was asked for must load.")
-    ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the model; default: all usable CPUs.")] = None,
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Images a batch; auto measures which is enough.")
+    ] = "64",
+    provider: ProviderOption = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPUs to use; default: all usable ones.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    rescan: Annotated[
+        bool, typer.Option("--rescan", help="Continue though the input changed, keeping what is still valid.")
+    ] = False,
+    sort_into: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Link each image into a folder of its label.")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 1, of N of the listing.")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: shards of the job on a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one started here.")] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Class names of a model made elsewhere: a line each, or a JSON list.")
     ] = None,
@@ -56,7 +70,7 @@ def classify(
     from serving.classify import Job
     from serving.classify import classify as run_job
 
-    if resume and overwrite:
+    if (resume or rescan) and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
     to_stdout = output == "-"
     job = Job(
@@ -65,14 +79,24 @@ def classify(
         output=None if to_stdout else Path(output),
         stdout_format="jsonl" if as_json else "csv",
         top_k=top_k,
-        batch_size=batch_size,
+        batch_size="auto" if batch_size == "auto" else _whole(batch_size, "--batch-size"),
         provider=provider,
         threads=threads,
         resume=resume,
         overwrite=overwrite,
+        rescan=rescan,
+        sort_into=sort_into,
+        shard=_shard(shard),
         foreign=_foreign(classes, preprocess),
     )
-    summary = run_job(job)
+    if engine == "ray":
+        from serving.cluster import classify_on_ray
+
+        summary = classify_on_ray(job, address)
+    elif address is not None:
+        raise typer.BadParameter("--address is of a Ray cluster; it needs --engine ray")
+    else:
+        summary = run_job(job)
     if as_json and not to_stdout:
         print(json.dumps(summary.to_dict()))
     else:
@@ -90,6 +114,19 @@ def inspect(model: ModelArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def bench(
+    model: ModelArgument,
+    images: Annotated[Path | None, typer.Option(help="A folder of images such as yours; default: made ones.")] = None,
+    provider: ProviderOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure images/s of decoding, of the model and of a whole job, and say what bounds it."""
+    from serving.bench import bench as measure
+
+    _print(measure(model, images, provider), as_json)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show providers, libraries and threads; exit 1 if something is wrong with them."""
     from serving.doctor import examine
@@ -99,6 +136,23 @@ def doctor(as_json: Json = False) -> None:
     _print(report, as_json)
     if report["problems"]:
         raise typer.Exit(1)
+
+
+def _whole(text: str, option: str) -> int:
+    """A count given as an option. Raises BadParameter for anything else."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{option} {text} is not a whole number from 1")
+    return int(text)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, slash, parts = text.partition("/")
+    part = _whole(index, "--shard"), _whole(parts, "--shard")
+    if not slash or part[0] > part[1]:
+        raise typer.BadParameter(f"--shard {text} is not I/N, as in 3/16")
+    return part
 
 
 def _foreign(classes: Path | None, preprocess: list[str] | None) -> Foreign | None:

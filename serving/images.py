@@ -22,6 +22,7 @@ from serving.errors import ConvlineError, ImageError, Reason
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB as RGB
 MAX_BYTES = 512 * 2**20
+ORIENTATION = 0x112  # EXIF's tag
 
 SIGNATURES = (
     b"\xff\xd8\xff",
@@ -130,7 +131,8 @@ def _identify(data: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says; unreadable EXIF is as good as none, as in every viewer."""
     try:
-        return ImageOps.exif_transpose(image)
+        # exif_transpose copies what it need not turn: a tenth of the time that a photograph takes
+        return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
     except Exception:
         return image
 
@@ -143,7 +145,8 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)  # which copies, if only that
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The journal of a classification, and the table rendered from it.
+"""The journal of a classification, and what is rendered from it.
 
 `<output>.partial` is JSON Lines: a header that says what the job is, then one entry a found file, in
 listing order. The table and `<output>.rejects.jsonl` are rendered from it and appear by rename. A job
@@ -8,7 +8,6 @@ a job that was not.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import os
@@ -18,16 +17,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
-from serving.classifier import Prediction, Reject
+from serving.classifier import Entry, Prediction, Reject
 from serving.errors import ConvlineError
 from serving.files import atomic_write, sync_folder
-
-Entry = Prediction | Reject
-Format = Literal["csv", "jsonl"]
+from serving.found import Stamp
+from serving.tables import open_table, read_labels, table_format
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a mere kill costs at most a batch
+LOCK_SECONDS = 2.0  # that a killed job's processes may hold its journal for
 
 
 @dataclass
@@ -54,23 +53,30 @@ class Tally:
             self.labels[entry.labels[0]] += 1
 
 
-def output_format(output: Path) -> Format:
-    """By the file's ending. Raises ConvlineError for one that is not known."""
-    formats: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl"}
-    if output.suffix.lower() not in formats:
-        raise ConvlineError(f"cannot tell the format of {output}; end its name in {' or '.join(formats)}")
-    return formats[output.suffix.lower()]
+@dataclass(frozen=True)
+class Record:
+    """A line of the journal: an entry, and the stamp that its file had before it was read."""
+
+    entry: Entry
+    stamp: Stamp | None
+
+    def line(self) -> bytes:
+        return _line(_fields(self.entry) | {"stamp": self.stamp})
+
+    @classmethod
+    def parse(cls, line: bytes) -> Record:
+        fields = json.loads(line)
+        stamp = fields.pop("stamp")
+        if "reason" in fields:
+            entry: Entry = Reject(**fields)
+        else:
+            entry = Prediction(fields["path"], tuple(fields["labels"]), tuple(fields["probabilities"]))
+        return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
 def finished_tally(output: Path) -> Tally:
     """The counts of a finished job, read off its table and its rejects."""
-    tally = Tally()
-    with output.open(encoding="utf-8", errors="surrogateescape", newline="") as table:
-        if output_format(output) == "csv":
-            labels = (row["label"] for row in csv.DictReader(table))
-        else:
-            labels = (json.loads(line)["label"] for line in table)
-        tally.labels.update(labels)
+    tally = Tally(labels=Counter(read_labels(output)))
     tally.classified = tally.labels.total()
     with rejects_path(output).open("rb") as rejects:
         tally.reasons.update(json.loads(line)["reason"] for line in rejects)
@@ -81,8 +87,27 @@ def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
+def before_path(partial: Path) -> Path:
+    """Where a journal's records are while the listing is gone through again."""
+    return partial.with_name(partial.name + ".before")
+
+
 def rejects_path(output: Path) -> Path:
     return output.with_name(output.name + ".rejects.jsonl")
+
+
+def render(entries: Iterable[Entry], output: Path, top_k: int) -> None:
+    """Write the table and the rejects; both appear by rename."""
+    with ExitStack() as stack:
+        file = stack.enter_context(atomic_write(output))
+        # closed first, so that the table, which says "done", appears last
+        rejects = stack.enter_context(atomic_write(rejects_path(output)))
+        table = stack.enter_context(open_table(file, table_format(output), top_k))
+        for entry in entries:
+            if isinstance(entry, Reject):
+                rejects.write(_line(_fields(entry)))
+            else:
+                table.write(entry)
 
 
 class Journal:
@@ -101,79 +126,90 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock()
+            if overwrite:
+                self._file.truncate(0)
+                before_path(path).unlink(missing_ok=True)
+            self._begin(header)
+        except BaseException:
             self._file.close()
-            raise ConvlineError(f"another job is writing {path}; wait for it or choose another output") from error
-        if not (path.exists() and os.path.samestat(os.fstat(self._file.fileno()), path.stat())):
-            self._file.close()
-            raise ConvlineError(f"another job has just finished {path}; look at its output first")
-        if overwrite:
-            self._file.truncate(0)
-        self._begin(header)
+            raise
+        self.batch_size: int = header["batch_size"]
         self._synced = time.monotonic()
 
+    def _lock(self) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConvlineError(
+                        f"another job is writing {self.path}; wait for it or choose another output"
+                    ) from error
+                time.sleep(0.05)
+        if not (self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())):
+            raise ConvlineError(f"another job has just finished {self.path}; look at its output first")
+
     def _begin(self, header: dict[str, Any]) -> None:
-        self._file.seek(0)
-        line = self._file.readline()
-        if not line.endswith(b"\n"):  # new, or killed before the header was whole
+        earlier = _read_header(self._file, self.path)
+        if earlier is None:  # new, or killed before the header was whole
             self._file.truncate(0)
             self._file.write(_line(header))
             self._file.flush()
-            return
-        try:
-            earlier = json.loads(line)
-        except ValueError as error:
-            raise ConvlineError(f"{self.path} is damaged; start from the beginning with --overwrite") from error
-        if changed := [key for key in header if earlier.get(key) != header[key]]:
+        elif changed := [key for key in {**earlier, **header} if earlier.get(key) != header.get(key)]:
             raise ConvlineError(
                 f"{self.path} belongs to a job with another {', '.join(changed)}; "
                 "repeat that job's command, or start from the beginning with --overwrite"
             )
 
+    def set_aside(self) -> Iterator[Record]:
+        """Begin again, with what it held kept in another file until `drop`; returns that, streamed."""
+        before = before_path(self.path)
+        with before.open("a+b") as kept:
+            self._file.seek(0)
+            header = self._file.readline()
+            if kept.tell() == 0:
+                kept.write(header)
+            for line in self._file:
+                kept.write(line if line.endswith(b"\n") else b"")
+            kept.flush()
+            os.fsync(kept.fileno())
+        self._file.truncate(len(header))
+        return read_records(before)
+
     def keep_whole_batches(self, batch_size: int) -> int:
         """Cut a torn last line and a broken batch; returns how many entries stay."""
         self._file.seek(0)
-        ends = [len(self._file.readline())]
-        count, position = 0, ends[0]
+        end = position = len(self._file.readline())
+        count = 0
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
             position, count = position + len(line), count + 1
             if count % batch_size == 0:
-                ends = [position]
-        self._file.truncate(ends[0])
+                end = position
+        self._file.truncate(end)
         return count - count % batch_size
 
-    def entries(self) -> Iterator[Entry]:
-        """The entries so far, streamed."""
-        with self.path.open("rb") as file:
-            file.readline()
-            for line in file:
-                yield _parse(line)
+    def records(self) -> Iterator[Record]:
+        """What it holds so far, streamed."""
+        return read_records(self.path)
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        self._file.write(b"".join(_line(_fields(entry)) for entry in entries))
+    def append(self, records: Iterable[Record]) -> None:
+        self._file.write(b"".join(record.line() for record in records))
         self._file.flush()
         if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
+            self.sync()
             self._synced = time.monotonic()
 
-    def render(self, output: Path, top_k: int) -> None:
-        """Write the table and the rejects, then drop the journal."""
+    def sync(self) -> None:
         os.fsync(self._file.fileno())
-        with ExitStack() as stack:
-            table = stack.enter_context(
-                atomic_write(output, "w", encoding="utf-8", errors="surrogateescape", newline="")
-            )
-            # closed first, so that the table, which says "done", appears last
-            rejects = stack.enter_context(atomic_write(rejects_path(output), "wb"))
-            write_table = table_writer(table, output_format(output), top_k)
-            for entry in self.entries():
-                if isinstance(entry, Reject):
-                    rejects.write(_line(_fields(entry)))
-                else:
-                    write_table(entry)
+
+    def drop(self) -> None:
+        """Remove it: what it held is rendered."""
+        before_path(self.path).unlink(missing_ok=True)
         self.path.unlink()
         sync_folder(self.path.parent)
 
@@ -184,37 +220,38 @@ class Journal:
         self._file.close()
 
 
-def table_writer(file: IO[str], format: Format, top_k: int) -> Any:
-    """A function that writes one Prediction as one row; the header, where there is one, is written now."""
-    ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
-    columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
-    if format == "jsonl":
-        return lambda row: file.write(
-            json.dumps(dict(zip(columns, _cells(row), strict=False)), ensure_ascii=True) + "\n"
-        )
-    writer = csv.writer(file, lineterminator="\n")
-    # the writer does not see that a carriage return ends a row too
-    careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(columns)
-    return lambda row: (careful if "\r" in row.path else writer).writerow(_cells(row))
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a journal, streamed."""
+    with path.open("rb") as file:
+        file.readline()
+        yield from map(Record.parse, file)
 
 
-def _cells(row: Prediction) -> list[str | float]:
-    pairs = zip(row.labels, row.probabilities, strict=True)
-    return [row.path, *(cell for pair in pairs for cell in pair)]
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What a journal says its job is; None where there is none. Raises ConvlineError for a damaged one."""
+    try:
+        with path.open("rb") as file:
+            return _read_header(file, path)
+    except FileNotFoundError:
+        return None
+
+
+def _read_header(file: Any, path: Path) -> dict[str, Any] | None:
+    file.seek(0)
+    line = file.readline()
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        header: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise ConvlineError(f"{path} is damaged; start from the beginning with --overwrite") from error
+    return header
 
 
 def _fields(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, Reject):
         return {"path": entry.path, "reason": entry.reason, "detail": entry.detail}
     return {"path": entry.path, "labels": entry.labels, "probabilities": entry.probabilities}
-
-
-def _parse(line: bytes) -> Entry:
-    fields = json.loads(line)
-    if "reason" in fields:
-        return Reject(**fields)
-    return Prediction(fields["path"], tuple(fields["labels"]), tuple(fields["probabilities"]))
 
 
 def _line(fields: dict[str, Any]) -> bytes:

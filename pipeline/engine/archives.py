@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pipeline.dataset import fingerprint
 from pipeline.download import Official
 from pipeline.engine.prepared import Prepared
+from serving.archives import read_archive
 from serving.errors import ConvlineError
 from serving.images import ImageSpec
-from serving.listing import read_archive
 
 
 def read_idx_archives(official: Official, paths: Sequence[Path]) -> Prepared:

@@ -21,8 +21,9 @@ from pipeline.engine.prepared import Prepared, create_array
 from serving.console import log, progress
 from serving.errors import ConvlineError, ImageError
 from serving.files import sha256
+from serving.found import Found
 from serving.images import ImageSpec, decode
-from serving.listing import Found, find, folders
+from serving.listing import find, folders
 from serving.machine import usable_cpus
 
 MAX_REJECTED = 0.01

@@ -392,7 +392,9 @@ def test_a_job_killed_just_before_its_table_appeared_resumes(killed: Killed, tmp
     whole_batch = killed.journal.splitlines(keepends=True)[1:9]  # and it is all there is
     entries = [json.loads(line) for line in whole_batch]
     for entry in entries:
-        write(tmp_path / "images" / entry["path"], (killed.folder / "images" / entry["path"]).read_bytes())
+        copy = tmp_path / "images" / entry["path"]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(killed.folder / "images" / entry["path"], copy)
     write(tmp_path / "out.csv.partial", header + b"".join(whole_batch))
     options = ["--model", killed.model, "--output", "out.csv", "--resume", "--json"]
     summary = json.loads(run_command(tmp_path, *JOB, *options).stdout)

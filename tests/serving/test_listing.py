@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from serving.archives import read_archive
 from serving.errors import ConvlineError, ImageError
-from serving.listing import Found, find, folders, read_archive, walk
+from serving.found import Found
+from serving.listing import find, folders, walk
 from tests.serving.helpers import write
 
 # in the contract's order: depth first, each folder's names by their bytes

@@ -1,0 +1,137 @@
+"""Predictions as a table: CSV, JSON Lines or Parquet, one row a prediction."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, Literal, Protocol
+
+from serving.classifier import Prediction
+from serving.errors import ConvlineError
+
+Format = Literal["csv", "jsonl", "parquet"]
+FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+ROW_GROUP = 2**16  # rows of a Parquet file that are held in memory
+
+
+class Table(Protocol):
+    """What rows are written to; `flush` hands on what was written so far."""
+
+    def write(self, row: Prediction) -> object: ...
+
+    def flush(self) -> None: ...
+
+
+def table_format(output: Path | str) -> Format:
+    """By the name's ending. Raises ConvlineError for one that is not known, or needs a library that is missing."""
+    ending = Path(output).suffix.lower()
+    if ending not in FORMATS:
+        raise ConvlineError(f"cannot tell the format of {output}; end its name in {' or '.join(FORMATS)}")
+    if FORMATS[ending] == "parquet" and find_spec("pyarrow") is None:
+        raise ConvlineError(f"{output} needs pyarrow: pip install 'convline[parquet]'")
+    return FORMATS[ending]
+
+
+@contextmanager
+def open_table(file: IO[bytes], format: Format, top_k: int) -> Iterator[Table]:
+    """A table on `file`, finished at the end; `file` stays open."""
+    ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
+    columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
+    if format == "parquet":
+        parquet = _Parquet(file, columns)
+        yield parquet
+        parquet.close()
+        return
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+    try:
+        yield _Csv(text, columns) if format == "csv" else _JsonLines(text, columns)
+        text.flush()
+    finally:
+        text.detach()
+
+
+def read_labels(table: Path) -> Iterator[str]:
+    """The first label of each row."""
+    if table_format(table) == "parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(table) as parquet:
+            for batch in parquet.iter_batches(columns=["label"]):
+                yield from batch.column(0).to_pylist()
+        return
+    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.DictReader(file) if table_format(table) == "csv" else map(json.loads, file)
+        for row in rows:
+            yield row["label"]
+
+
+def _cells(row: Prediction) -> list[str | float]:
+    pairs = zip(row.labels, row.probabilities, strict=True)
+    return [row.path, *(cell for pair in pairs for cell in pair)]
+
+
+class _Csv:
+    def __init__(self, file: IO[str], columns: list[str]) -> None:
+        self.flush = file.flush
+        self._writer = csv.writer(file, lineterminator="\n")
+        # the writer does not see that a carriage return ends a row too
+        self._careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        self._writer.writerow(columns)
+
+    def write(self, row: Prediction) -> None:
+        writer = self._careful if "\r" in row.path else self._writer
+        writer.writerow(_cells(row))
+
+
+class _JsonLines:
+    def __init__(self, file: IO[str], columns: list[str]) -> None:
+        self.flush = file.flush
+        self._file, self._columns = file, columns
+
+    def write(self, row: Prediction) -> None:
+        # ASCII, so that names which are not UTF-8 survive as escaped surrogates
+        self._file.write(json.dumps(dict(zip(self._columns, _cells(row), strict=True)), ensure_ascii=True) + "\n")
+
+
+class _Parquet:
+    """Strings and float32. A name that is not UTF-8, which a string cannot hold, has its bytes as \\xNN."""
+
+    def __init__(self, file: IO[bytes], columns: list[str]) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        types = [pyarrow.float32() if name.startswith("probability") else pyarrow.string() for name in columns]
+        self._schema = pyarrow.schema(list(zip(columns, types, strict=True)))
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._rows: list[list[Any]] = []
+
+    def write(self, row: Prediction) -> None:
+        path, *rest = _cells(row)
+        self._rows.append([_utf8(str(path)), *rest])
+        if len(self._rows) == ROW_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow
+
+        columns = zip(*self._rows, strict=True)
+        arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
+        self._rows.clear()
+
+    def flush(self) -> None:
+        """A Parquet file is read from its end: there is nothing to hand on before."""
+
+    def close(self) -> None:
+        if self._rows:
+            self._write_group()
+        self._writer.close()
+
+
+def _utf8(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

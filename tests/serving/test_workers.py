@@ -1,0 +1,180 @@
+"""Batches on forked processes: in order, a few ahead, and no death of one loses a file."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from serving.classifier import Classifier, Prediction, Reject, batched
+from serving.errors import ConvlineError, ImageError
+from serving.found import Found, InMemory, OnDisk
+from serving.predict import _on_accelerator, predictor
+from serving.workers import AHEAD, Workers
+from tests.serving.helpers import encode, noise, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(*names: str) -> list[Found]:
+    return [Found(name, InMemory(name.encode())) for name in names]
+
+
+def told(file: Found) -> str:
+    """A file's content, in capitals; what cannot be read says why."""
+    try:
+        return file.read().decode().upper()
+    except ImageError as error:
+        return f"{error.reason}: {error.detail}"
+
+
+def work(batch: list[Found], _: int) -> list[str]:
+    try_out(batch)
+    return [told(file) for file in batch]
+
+
+def try_out(batch: list[Found]) -> None:
+    """Decoding that kills its process, as a defect in a C library would."""
+    for file in batch:
+        if told(file).startswith("SIG"):
+            faulthandler.disable()  # pytest's, which would tell of it at length
+            os.kill(os.getpid(), signal.Signals[file.path])
+
+
+def as_it_is(_files: object, result: object, _buffer: object) -> object:
+    return result
+
+
+def run(batches: list[list[Found]], processes: int = 2) -> list[list[str]]:
+    with Workers(processes, work, try_out) as workers:
+        return list(workers.map(iter(batches), as_it_is))
+
+
+def test_results_come_in_the_order_of_their_batches() -> None:
+    def slow_first(batch: list[Found], _: int) -> list[str]:
+        time.sleep(0.2 if batch[0].path == "0" else 0)
+        return work(batch, 0)
+
+    batches = [files(str(number), "x") for number in range(20)]
+    with Workers(2, slow_first, try_out) as workers:
+        assert list(workers.map(iter(batches), as_it_is)) == [[str(number), "X"] for number in range(20)]
+
+
+def test_only_a_few_batches_are_taken_ahead() -> None:
+    taken = count()
+
+    def endless() -> Iterator[list[Found]]:
+        while True:
+            yield files(str(next(taken)))
+
+    with Workers(2, work, try_out) as workers:
+        results = workers.map(endless(), as_it_is)
+        for _ in range(5):
+            next(results)
+        time.sleep(0.1)
+    assert next(taken) <= 5 + AHEAD * 2
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL", "SIGABRT"])
+def test_a_file_that_kills_its_process_is_told_and_its_neighbours_are_done(name: str) -> None:
+    batches = [files("a", "b"), files("c", name, "d"), files("e"), files(name)]
+    killed = f"unreadable: the process that decoded it ended ({name})"
+    assert run(batches) == [["A", "B"], ["C", killed, "D"], ["E"], [killed]]
+    assert run(batches, processes=1) == run(batches)
+
+
+def test_a_process_that_dies_though_no_file_kills_it_ends_the_job_with_a_sentence() -> None:
+    def out_of_memory(_: list[Found], __: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        Workers(1, out_of_memory, try_out) as workers,
+        pytest.raises(ConvlineError, match=r"ended twice \(SIGKILL\) while the model ran; give it more memory"),
+    ):
+        list(workers.map(iter([files("a")]), as_it_is))
+
+
+def test_a_process_that_was_killed_between_two_batches_is_replaced() -> None:
+    with Workers(1, lambda batch, _: (os.getpid(), work(batch, 0)), try_out) as workers:
+        ((first, _),) = workers.map(iter([files("a")]), as_it_is)
+        os.kill(first, signal.SIGKILL)
+        ((second, result),) = workers.map(iter([files("b")]), as_it_is)
+    assert first != second and result == ["B"]
+
+
+@pytest.mark.parametrize("error", [ConvlineError("mend this"), ValueError("a defect")])
+def test_what_a_process_raises_is_raised_here(error: Exception) -> None:
+    def fail(_: list[Found], __: int) -> None:
+        raise error
+
+    with (
+        Workers(1, fail, try_out) as workers,
+        pytest.raises(type(error) if isinstance(error, ConvlineError) else RuntimeError, match=str(error)),
+    ):
+        list(workers.map(iter([files("a")]), as_it_is))
+
+
+ORPHANS = """
+import os, sys, time
+from serving.found import Found, InMemory
+from serving.workers import Workers
+
+with Workers(2, lambda files, _: os.getpid(), lambda files: None) as workers:
+    batches = ([Found("x", InMemory(b"x"))] for _ in range(20))
+    print(*set(workers.map(batches, lambda files, pid, buffer: pid)), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("all_cpus")
+def test_processes_end_when_the_job_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert pids
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# --- what they do for a classification
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(30):
+        write(folder / f"{number:02}.png", encode(noise(8, 8), "PNG") if number % 7 else b"garbage")
+    return folder
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_every_way_of_dividing_the_work_gives_the_same_entries(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, on_accelerator: bool
+) -> None:
+    found = [Found(path.name, OnDisk(str(path))) for path in sorted(folder.iterdir())]
+    if on_accelerator:  # the processes leave pixels in shared memory, the model runs here
+        monkeypatch.setattr("serving.predict._on_cpu", lambda classifier, top_k: _on_accelerator(classifier, top_k, 2))
+    with Classifier(model, "cpu", 1, batch_size=4) as classifier:
+        expected = [entry for batch in classifier.classify_batches(batched(found, 4), 3) for entry in batch]
+        with predictor(classifier, 3, processes=2) as predict:
+            entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
+    assert entries == expected
+    assert [type(entry) for entry in entries] == [Prediction if number % 7 else Reject for number in range(30)]
