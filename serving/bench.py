@@ -29,7 +29,6 @@ from serving.workers import Workers
 MADE = 2_000  # images, where none are given
 MOST = 20_000  # of those given
 SECONDS = 1.0  # that the model alone is measured for
-LOOKS = 0.02  # seconds between two looks at a job's memory
 
 
 def bench(model: str, images: Path | None = None, provider: Provider = "auto") -> dict[str, Any]:
@@ -48,17 +47,18 @@ def bench(model: str, images: Path | None = None, provider: Provider = "auto") -
         options = ["--model", model, "--provider", provider, "--output", str(scratch / "out.csv"), "--overwrite"]
         alone = {"decode": _decode_rate(classifier, paths), "model": _model_rate(classifier)}
         rates = batch_rates(classifier.model)
-        cold = _run([f"@{scratch / 'one'}", *options])
-        whole = _run([f"@{scratch / 'all'}", *options])
-        runs_beside = classifier.provider == "cpu"
+        cold = _run([f"@{scratch / 'one'}", *options], looks=0.02)
+        whole = _run([f"@{scratch / 'all'}", *options], looks=0.2)
+        taken = classifier.provider
+    runs_beside = taken == "cpu"
     seconds = {stage: 1 / rate for stage, rate in alone.items()}
     bound = 1 / (sum if runs_beside else max)(seconds.values())
     slower = max(seconds, key=lambda stage: seconds[stage])
     share = f"{seconds[slower] / sum(seconds.values()):.0%} of the work"
     return {
-        "provider": classifier.provider,
+        "provider": taken,
         "cpus": usable_cpus(),
-        "images": f"{len(paths)} of {images}" if images else f"{len(paths)} JPEGs made here, twice the model's size",
+        "images": f"{len(paths)} of {images}" if images else f"{len(paths)} JPEGs of twice the model's size, made here",
         "images_per_second": {
             "decode alone": round(alone["decode"], 1),
             "model alone": round(alone["model"], 1),
@@ -69,9 +69,8 @@ def bench(model: str, images: Path | None = None, provider: Provider = "auto") -
         "bounded_by": f"{slower} ({share})" if runs_beside else slower,
         "batch": {
             "knee": knee_of(rates),
-            "images_per_second on one thread" if runs_beside else "images_per_second": {
-                str(size): round(rate, 1) for size, rate in rates.items()
-            },
+            "threads": 1,
+            "images_per_second": {str(size): round(rate, 1) for size, rate in rates.items()},
         },
         "cold_start": {"seconds": round(cold["wall"], 3), "memory_mb": cold["memory_mb"]},
         "memory_mb": whole["memory_mb"],
@@ -134,15 +133,16 @@ def _rate(work: Any, batches: Iterable[list[Found]]) -> float:
         return done / (time.perf_counter() - began)
 
 
-def _run(arguments: list[str]) -> dict[str, Any]:
-    """A job in a process of its own: its summary, its time, and the most memory that it and its processes held."""
+def _run(arguments: list[str], looks: float) -> dict[str, Any]:
+    """A job in a process of its own: its summary, its time, and the most memory that it and its processes held,
+    looked at every so many seconds."""
     command = [sys.executable, "-m", "serving", "classify", *arguments, "--json"]
     began = time.perf_counter()
     most = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             most = max(most, _memory(process.pid))
-            time.sleep(LOOKS)
+            time.sleep(looks)  # a look takes the job some milliseconds
         wall = time.perf_counter() - began
         assert process.stdout and process.stderr
         if process.returncode:

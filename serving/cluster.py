@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,13 +45,14 @@ def classify_on_ray(job: Job, address: str | None) -> Summary:
     check(job)
     if job.output is None or job.shard is not None:
         raise ConvlineError("--engine ray needs an --output file, and makes the shards itself")
-    ray = _started(address)
-    try:
-        job = _on(job, ray.cluster_resources())
-        with _plan(job, int(ray.cluster_resources().get("CPU", 1))) as (job, folder, whole, parts):
-            return _run(ray, job, folder, whole, parts)
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
+        ray = _started(address)
+        try:
+            job = _on(job, ray.cluster_resources())
+            with _plan(job, int(ray.cluster_resources().get("CPU", 1))) as (job, folder, whole, parts):
+                return _run(ray, job, folder, whole, parts)
+        finally:
+            ray.shutdown()
 
 
 def shards_path(output: Path) -> Path:
@@ -63,15 +66,24 @@ def _started(address: str | None) -> Any:
     except ImportError as error:
         raise ConvlineError("--engine ray needs Ray: pip install 'convline[cluster]'") from error
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
-        if address or os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address or "auto", **quiet)
+        if address:
+            _reach(address)
+            ray.init(address=address, **quiet)
         else:
             ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, **quiet)
     # Ray has many exceptions of its own for a cluster that is not there
     except Exception as error:
         raise ConvlineError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody answers at HOST:PORT; Ray would go on trying for minutes."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _on(job: Job, resources: dict[str, float]) -> Job:

@@ -84,7 +84,7 @@ def _listed(file: IO[bytes]) -> Iterator[Found]:
             from serving.remote import Remote
 
             yield Found(name, Remote(name))
-        elif Path(name).exists():
+        elif os.path.lexists(name):
             yield from _local(name, True)
         else:  # a line is never lost
             yield Found(name, OnDisk(name))

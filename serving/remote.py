@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def _find(system: Any, roots: list[tuple[str, dict[str, Any]]], is_prefixed: boo
             yield from _walk(system, info["name"], prefix)
         elif is_archive(name):
             with reading(name), system.open(info["name"], "rb") as file:
-                yield from read_members(io.BufferedReader(file), name, prefix)
+                yield from read_members(file, name, prefix)
         else:
             yield Found(name if is_prefixed else name.rpartition("/")[2], _remote(system, info))
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from serving.classifier import Entry, Prediction, Reject
 from serving.errors import ConvlineError
-from serving.files import atomic_write, sync_folder
+from serving.files import atomic_write, remove_leftovers, sync_folder
 from serving.found import Stamp
 from serving.tables import open_table, read_labels, table_format
 
@@ -98,6 +98,8 @@ def rejects_path(output: Path) -> Path:
 
 def render(entries: Iterable[Entry], output: Path, top_k: int) -> None:
     """Write the table and the rejects; both appear by rename."""
+    for path in (output, rejects_path(output)):
+        remove_leftovers(path)
     with ExitStack() as stack:
         file = stack.enter_context(atomic_write(output))
         # closed first, so that the table, which says "done", appears last

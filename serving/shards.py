@@ -30,7 +30,7 @@ def survey(files: Iterator[Found], told: Callable[[int], None] = lambda _: None)
     digest = hashlib.sha256()
     found = 0
     for found, file in enumerate(files, 1):  # counted
-        digest.update(os.fsencode(file.path) + b"\\0")
+        digest.update(os.fsencode(file.path) + b"\0")
         if found % 1000 == 0:
             told(found)
     return Survey(found, digest.hexdigest())

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -406,6 +408,43 @@ def test_a_job_killed_just_before_its_table_appeared_resumes(killed: Killed, tmp
 def test_resume_of_a_job_that_never_began_runs_it(killed: Killed, tmp_path: Path) -> None:
     killed.run(tmp_path / "out.csv", "--resume")
     killed.check(tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_job_killed_again_and_again_ends_with_the_same_table(
+    killed: Killed, tmp_path: Path, ending: str, kills: int
+) -> None:
+    whole, output = tmp_path / f"whole.{ending}", tmp_path / f"out.{ending}"
+    killed.run(whole)
+    for number in range(kills):
+        arguments = command(*JOB, "--model", killed.model, "--output", output, "--resume")
+        with subprocess.Popen(arguments, cwd=killed.folder, stderr=subprocess.PIPE) as process:
+            kill_at_random(process, output, (number + random.random()) / kills)
+            assert process.returncode == -signal.SIGKILL
+    killed.run(output, "--resume")
+    if ending == "parquet":
+        assert pyarrow.parquet.read_table(output).equals(pyarrow.parquet.read_table(whole))
+    else:
+        assert output.read_bytes() == whole.read_bytes()
+    assert Path(f"{output}.rejects.jsonl").read_bytes() == killed.rejects
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        name for path in (whole, output) for name in (path.name, f"{path.name}.rejects.jsonl")
+    )
+
+
+def kill_at_random(process: subprocess.Popen[bytes], output: Path, part: float) -> None:
+    """Kill a job somewhere in the next part of its journal, the last time while it renders its table."""
+    partial = output.with_name(output.name + ".partial")
+    is_last = part > 0.9
+    while process.poll() is None:
+        lines = partial.read_bytes().count(b"\n") if partial.exists() else 0
+        if list(output.parent.glob(f".{output.name}.*.tmp")) if is_last else lines > part * COUNT:
+            time.sleep(random.random() / 200)
+            process.kill()
+            process.wait()
+            return
+    raise AssertionError(f"ended before it could be killed: {process.stderr and process.stderr.read()!r}")
 
 
 def test_a_leftover_journal_is_refused_until_resume_or_overwrite(killed: Killed, tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
+import subprocess
 import tarfile
 import zipfile
-from io import BytesIO
+from collections.abc import Iterator
+from io import BufferedReader, BytesIO, TextIOWrapper
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from serving.archives import read_archive
 from serving.errors import ConvlineError, ImageError
-from serving.found import Found
+from serving.found import Found, OnDisk
 from serving.listing import find, folders, walk
 from tests.serving.helpers import write
 
@@ -256,3 +260,129 @@ def test_folders_of_a_folder_and_of_its_archives_are_equal(tree: Path, tmp_path:
     assert folders(tree) == expected
     assert folders(tmp_path / "x.tar.gz") - {"."} == expected
     assert folders(tmp_path / "x.zip") == expected
+
+
+# --- globs, lists, URLs
+
+
+def test_a_glob_is_what_the_shell_would_put_in_its_place(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert paths(find(["*.png"])) == ["B.png", "a b.png", "a.png", "a0.png", "日本.png"]
+    assert paths(find(["a*"])) == ["a/1.png", "a/b/2.png", "a/c.png", "a b.png", "a.png", "a0.png"]
+    assert paths(find(["**/*.png"])) == TREE
+    with pytest.raises(ConvlineError, match=r"nothing matches x\*"):
+        find(["x*"])
+
+
+def test_a_file_whose_name_looks_like_a_pattern_or_a_list_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("[1]*.png", "@a.png"):
+        write(tmp_path / name, name.encode())
+        (file,) = find([name])
+        assert (file.path, file.read()) == (name, name.encode())
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n", b"\0"])
+def test_a_list_gives_its_lines_as_given(tree: Path, monkeypatch: pytest.MonkeyPatch, separator: bytes) -> None:
+    monkeypatch.chdir(tree)
+    names = ["a.png", "./B.png", "nowhere.png", "b", "a.png", "Ünï/ß 1.png"]
+    write(tree / "list.txt", separator.join(name.encode() for name in names) + separator)
+    found = list(find(["@list.txt"]))
+    assert paths(found) == ["a.png", "./B.png", "nowhere.png", "b/3.png", "a.png", "Ünï/ß 1.png"]
+    assert reason(found[2]) == "unreadable"
+    assert found[1].read() == b"B.png"
+    with pytest.raises(ConvlineError, match=r"no such list of files: list2\.txt"):
+        find(["@list2.txt"])
+
+
+def test_names_in_a_list_may_be_any_bytes_and_longer_than_a_block(tmp_path: Path) -> None:
+    names = [b"x" * 4000 + b"/%d\xff\nodd" % number for number in range(40)]
+    write(tmp_path / "list", b"\0".join(names))
+    assert [os.fsencode(file.path) for file in find([f"@{tmp_path / 'list'}"])] == names
+
+
+def test_standard_input_is_a_list(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BufferedReader(BytesIO(b"a.png\n\nb/3.png"))))  # type: ignore[type-var]
+    assert paths(find(["-"])) == ["a.png", "b/3.png"]
+
+
+def test_folders_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
+    depth = 1500
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(depth):  # a path of that length cannot be made at once
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(os.open("x.png", os.O_CREAT, dir_fd=here))
+    os.close(here)
+    try:
+        (file,) = walk(tmp_path)
+        assert file.path.startswith("d/d/d/") and file.path.count("/") == depth
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest cannot
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(folder: str) -> object:
+        if str(folder).endswith("/a"):  # to root, no folder is closed
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    real = os.scandir
+    monkeypatch.setattr("os.scandir", scandir)
+    found = list(walk(tree))
+    assert paths(found) == ["B.png", "a", *TREE[4:]]
+    assert reason(found[1]) == "unreadable"
+
+
+def test_members_of_a_tar_are_read_where_they_are(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "x.tar", MEMBERS)
+    found = list(read_archive(archive))
+    assert all(isinstance(file.content, OnDisk) for file in found)
+    assert [(file.path, file.read()) for file in found] == MEMBERS
+    archive.write_bytes(archive.read_bytes()[: 8 * BLOCKS])  # cut while a job was running
+    assert reason(found[8]) == "truncated"
+
+
+@pytest.fixture
+def remote(tree: Path) -> Iterator[str]:
+    """The tree behind a URL."""
+    system = fsspec.filesystem("memory")
+    system.put(str(tree), "/bucket/tree", recursive=True)
+    yield "memory://bucket/tree"
+    system.rm("/bucket", recursive=True)
+
+
+def test_a_url_gives_what_its_folder_gives(remote: str) -> None:
+    found = list(find([remote]))
+    assert paths(found) == TREE
+    assert [file.read().decode() for file in found] == TREE
+    assert paths(find([f"{remote}/a", f"{remote}/a.png"])) == [
+        *(f"{remote}/a/{name}" for name in ("1.png", "b/2.png", "c.png")),
+        f"{remote}/a.png",
+    ]
+    assert paths(find([f"{remote}/a.png"])) == ["a.png"]
+    assert [path.rpartition("/")[2] for path in paths(find([f"{remote}/a*.png"]))] == ["a b.png", "a.png", "a0.png"]
+
+
+@pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".zip"])
+def test_an_archive_behind_a_url_is_read_in_place(tmp_path: Path, kind: str) -> None:
+    archive = pack(tmp_path / f"x{kind}", MEMBERS)
+    fsspec.filesystem("memory").pipe(f"/bucket/x{kind}", archive.read_bytes())
+    assert [(file.path, file.read()) for file in find([f"memory://bucket/x{kind}"])] == MEMBERS
+
+
+def test_urls_in_a_list_are_files(remote: str, tmp_path: Path) -> None:
+    write(tmp_path / "list", f"{remote}/a.png\n{remote}/nowhere.png\n".encode())
+    there, missing = find([f"@{tmp_path / 'list'}"])
+    assert there.read() == b"a.png" and missing.path == f"{remote}/nowhere.png"
+    assert reason(missing) == "unreadable"
+
+
+@pytest.mark.parametrize("url", ["memory://nowhere", "memory://nowhere/*.png", "nosuchthing://x"])
+def test_a_url_where_nothing_is_is_refused_before_the_first_file(url: str) -> None:
+    with pytest.raises(ConvlineError, match=re.escape(url)):
+        find([url])

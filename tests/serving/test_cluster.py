@@ -1,0 +1,137 @@
+"""The same job on a real Ray cluster: the same bytes, whoever dies."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from serving.classify import Job, classify
+from serving.cluster import classify_on_ray
+from serving.errors import ConvlineError
+from tests.conftest import command
+from tests.serving.helpers import encode, noise, write
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+
+COUNT = 10_000
+PARTS = 16  # of two workers
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster of two nodes with one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Ten thousand files, and what a local job makes of them."""
+    folder = tmp_path_factory.mktemp("cluster")
+    contents = [encode(noise(8, 8), "PNG") for _ in range(99)] + [b"garbage"]
+    for number in range(COUNT):
+        write(folder / f"in/{number % 10}/{number:05}.png", contents[number % len(contents)])
+    local = Job([str(folder / "in")], model, folder / "local.csv", provider="cpu", top_k=2)
+    classify(local)
+    return local
+
+
+def check(job: Job, output: Path) -> None:
+    """Byte for byte what the local job wrote, and nothing left over."""
+    assert job.output is not None
+    for ending in ("", ".rejects.jsonl"):
+        assert Path(f"{output}{ending}").read_bytes() == Path(f"{job.output}{ending}").read_bytes()
+    assert not Path(f"{output}.shards").exists()
+
+
+def arguments(job: Job, output: Path, address: str, *options: object) -> list[str]:
+    where = ("--output", output, "--engine", "ray", "--address", address, "--top-k", 2, "--provider", "cpu", "--json")
+    return command("serving", "classify", *job.inputs, "--model", job.model, *where, *options)
+
+
+def started(job: Job, output: Path, address: str, shards: int) -> subprocess.Popen[str]:
+    """A driver that has finished so many shards, and is at the next ones."""
+    process = subprocess.Popen(
+        arguments(job, output, address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    folder = Path(f"{output}.shards")
+    while len(list(folder.glob("*.jsonl"))) < shards or not list(folder.glob("*.partial")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    return process
+
+
+def test_a_cluster_writes_the_bytes_of_one_machine(job: Job, tmp_path: Path, address: str) -> None:
+    summary = classify_on_ray(replace(job, output=tmp_path / "out.csv"), address)
+    check(job, tmp_path / "out.csv")
+    assert (summary.tally.found, summary.tally.rejected, summary.resumed) == (COUNT, COUNT // 100, 0)
+
+
+def test_a_killed_worker_costs_no_file(job: Job, tmp_path: Path, address: str) -> None:
+    output = tmp_path / "out.csv"
+    with started(job, output, address, shards=PARTS // 4) as driver:
+        workers = [
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if (p.info["cmdline"] or [""])[0].startswith("ray::classify_shard")
+        ]
+        assert workers
+        workers[0].kill()
+        stdout, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 0, stderr
+    assert json.loads(stdout)["found"] == COUNT, stdout
+    check(job, output)
+
+
+def test_a_driver_that_was_killed_goes_on_where_it_was(job: Job, tmp_path: Path, address: str) -> None:
+    output = tmp_path / "out.csv"
+    with started(job, output, address, shards=PARTS // 2) as driver:
+        driver.send_signal(signal.SIGKILL)
+    finished = {path: path.stat().st_mtime_ns for path in Path(f"{output}.shards").glob("*.jsonl")}
+    assert len(finished) >= PARTS // 2
+    on_ray = replace(job, output=output)
+    with pytest.raises(ConvlineError, match=r"--resume continues it, --overwrite"):
+        classify_on_ray(on_ray, address)
+    with pytest.raises(ConvlineError, match="another top_k"):
+        classify_on_ray(replace(on_ray, top_k=1, resume=True), address)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    summary = classify_on_ray(replace(on_ray, resume=True), address)
+    assert summary.resumed >= COUNT // 2 * 0.9
+    check(job, output)
+
+
+def test_an_input_that_changed_is_refused(job: Job, tmp_path: Path, address: str) -> None:
+    write(tmp_path / "in/1.png", encode(noise(8, 8), "PNG"))
+    small = replace(job, inputs=[str(tmp_path / "in")], output=tmp_path / "out.csv")
+    classify_on_ray(small, address)
+    shards = tmp_path / "out.csv.shards"
+    write(shards / "job.json", json.dumps({"listing": "another"}).encode())
+    (tmp_path / "out.csv").unlink()
+    with pytest.raises(ConvlineError, match=r"another .*listing"):
+        classify_on_ray(replace(small, resume=True), address)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"inputs": ["nowhere"]}, "no Ray cluster at nowhere:1"), ({"shard": (1, 2)}, "makes the shards itself")],
+)
+def test_a_job_that_will_not_do_is_refused_before_ray_starts(job: Job, change: dict[str, object], says: str) -> None:
+    with pytest.raises(ConvlineError, match=says):
+        classify_on_ray(replace(job, output=Path("nowhere.csv"), **change), "nowhere:1")  # type: ignore[arg-type]
+
+
+def test_an_address_without_ray_is_wrong_usage(job: Job, tmp_path: Path) -> None:
+    wrong = [word for word in arguments(job, tmp_path / "out.csv", "x:1") if word not in ("--engine", "ray")]
+    assert subprocess.run(wrong, capture_output=True).returncode == 2

@@ -1,0 +1,366 @@
+"""What a classification does with its inputs and outputs besides its table: parts, lists, sorting, changed inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serving.classify import Job, Summary, classify
+from serving.errors import ConvlineError
+from serving.found import Found
+from serving.knee import knee_of
+from serving.predict import Predict
+from serving.sorting import folder_name
+from tests.conftest import Cli, command
+from tests.serving.helpers import csv_rows, encode, json_lines, noise, write
+
+COUNT = 100
+BATCH = 8
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a hundred files in three folders, ten of them unusable; its parent is the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(COUNT):
+        data = encode(noise(8, 8), "PNG") if number % 10 else b"garbage"
+        write(tmp_path / f"in/{number % 3}/{number:03}.png", data)
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def job(images: Path, model: Path) -> Job:
+    return Job([images.name], model, Path("out.csv"), batch_size=BATCH, provider="cpu")
+
+
+def outputs(job: Job) -> tuple[bytes, bytes]:
+    assert job.output is not None
+    return job.output.read_bytes(), Path(f"{job.output}.rejects.jsonl").read_bytes()
+
+
+def named(job: Job, name: str, **changes: object) -> Job:
+    return replace(job, output=Path(name), **changes)  # type: ignore[arg-type]
+
+
+def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Run a job, and end it after so many batches, as Ctrl-C does."""
+
+    def stopping(predict: Predict, *arguments: object) -> object:
+        for number, batch in enumerate(classified(predict, *arguments)):  # type: ignore[arg-type]
+            if number == after:
+                raise KeyboardInterrupt
+            yield batch
+
+    from serving.classify import classified
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.classify.classified", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            classify(job)
+
+
+# --- parts of a listing
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 40])
+def test_the_parts_of_a_listing_joined_are_the_whole(job: Job, parts: int) -> None:
+    classify(job)
+    table, rejects = outputs(job)
+    pieces = [named(job, f"{index}.csv", shard=(index, parts)) for index in range(1, parts + 1)]
+    for piece in pieces:
+        classify(piece)
+    header, *_ = table.splitlines(keepends=True)
+    assert header + b"".join(outputs(piece)[0].removeprefix(header) for piece in pieces) == table
+    assert b"".join(outputs(piece)[1] for piece in pieces) == rejects
+
+
+def test_a_part_is_resumed_only_while_the_listing_is_the_same(
+    job: Job, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = replace(job, shard=(2, 3))
+    interrupted(part, monkeypatch, after=2)
+    write(images / "zzz.png", b"")
+    with pytest.raises(ConvlineError, match="another listing"):
+        classify(replace(part, resume=True))
+    with pytest.raises(ConvlineError, match="another shard"):
+        classify(replace(part, resume=True, shard=(1, 3)))
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "x/3", "1/0", "1/3/5", "-1/3"])
+def test_a_shard_that_is_none_is_wrong_usage(cli: Cli, shard: str) -> None:
+    cli("serving", "classify", "x", "--model", "m.onnx", "--shard", shard, status=2)
+
+
+# --- standard input
+
+
+def test_paths_from_standard_input(job: Job, images: Path) -> None:
+    classify(job)
+    listed = "".join(
+        f"in/{path}\n" for path in sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    )
+    arguments = command(
+        "serving", "classify", "-", "--model", job.model, "--output", "piped.csv", "--batch-size", BATCH
+    )
+    subprocess.run(arguments, input=listed.encode(), check=True, capture_output=True)
+    mine, whole = csv_rows(Path("piped.csv")), csv_rows(Path("out.csv"))
+    assert [{**row, "path": row["path"].removeprefix("in/")} for row in mine] == whole
+
+
+@pytest.mark.parametrize("change", [{"resume": True}, {"rescan": True}, {"shard": (1, 2)}])
+def test_standard_input_can_neither_be_resumed_nor_divided(job: Job, change: dict[str, object]) -> None:
+    with pytest.raises(ConvlineError, match="standard input comes but once"):
+        classify(replace(job, inputs=["-"], **change))  # type: ignore[arg-type]
+
+
+# --- an input that changed
+
+
+def touched(path: Path) -> None:
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a new file before": lambda images: write(images / "0/000a.png", encode(noise(8, 8), "PNG")),
+    "a file gone": lambda images: (images / "0/003.png").unlink(),
+    "another image": lambda images: write(images / "0/003.png", encode(noise(8, 8), "PNG")),
+    "the same image written again": lambda images: touched(images / "0/003.png"),
+    "an unusable file mended": lambda images: write(images / "0/030.png", encode(noise(8, 8), "PNG")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_input_is_refused_unless_rescanned(
+    job: Job, images: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], object]
+) -> None:
+    interrupted(job, monkeypatch, after=6)
+    partial = Path("out.csv.partial")
+    before = partial.read_bytes()
+    change(images)
+    with pytest.raises(ConvlineError, match=r"the input changed.*--rescan.*--overwrite"):
+        classify(replace(job, resume=True))
+    assert partial.read_bytes() == before
+    summary = classify(replace(job, rescan=True))
+    assert 6 * BATCH - 1 <= summary.resumed <= 6 * BATCH
+    fresh = named(job, "fresh.csv")
+    assert classify(fresh).tally == summary.tally
+    assert outputs(job) == outputs(fresh)
+    assert not list(Path().glob("out.csv.partial*"))
+
+
+def test_a_rescan_that_is_stopped_keeps_what_was_known_before_it(
+    job: Job, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(job, monkeypatch, after=8)
+    for _ in range(2):
+        write(images / f"0/000{_}.png", encode(noise(8, 8), "PNG"))
+        interrupted(replace(job, rescan=True), monkeypatch, after=1)
+    summary = classify(replace(job, resume=True))  # which is a rescan again
+    assert summary.resumed >= 8 * BATCH
+    fresh = named(job, "fresh.csv")
+    classify(fresh)
+    assert outputs(job) == outputs(fresh)
+
+
+def test_overwrite_forgets_a_rescan(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job, monkeypatch, after=8)
+    write(images / "0/0.png", b"")
+    interrupted(replace(job, rescan=True), monkeypatch, after=0)
+    assert Path("out.csv.partial.before").exists()
+    assert classify(replace(job, overwrite=True)).resumed == 0
+    assert not list(Path().glob("out.csv.partial*"))
+
+
+def test_a_file_that_vanishes_is_rejected(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(self: Found) -> None:
+        if self.path == "1/031.png":
+            (images / self.path).unlink()
+
+    monkeypatch.setattr(Found, "look", looked)  # between the listing and the reading
+    summary = classify(job)
+    assert summary.tally.reasons == {"not-an-image": 10, "unreadable": 1}
+    assert summary.tally.found == COUNT
+
+
+# --- sorting
+
+
+def test_each_image_is_linked_into_the_folder_of_its_label(job: Job, images: Path) -> None:
+    classify(replace(job, sort_into=Path("sorted")))
+    rows = csv_rows(Path("out.csv"))
+    links = {path.relative_to("sorted").as_posix(): path for path in Path("sorted").rglob("*.png")}
+    assert sorted(links) == sorted(f"{row['label']}/{row['path']}" for row in rows)
+    assert all(path.is_symlink() and path.resolve().is_relative_to(images) for path in links.values())
+    assert all(path.read_bytes() == (images / name.partition("/")[2]).read_bytes() for name, path in links.items())
+
+
+def test_members_of_an_archive_are_copied(job: Job, images: Path) -> None:
+    classify(replace(job, sort_into=Path("linked")))
+    for kind in ("zip", "gztar", "tar"):
+        archive = shutil.make_archive("images", kind, images)
+        classify(named(job, f"{kind}.csv", inputs=[archive], sort_into=Path(kind)))
+        copies = {path.relative_to(kind): path.read_bytes() for path in Path(kind).rglob("*.png")}
+        assert copies == {path.relative_to("linked"): path.read_bytes() for path in Path("linked").rglob("*.png")}
+
+
+def test_a_job_that_goes_on_sorts_what_was_classified_before(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job, monkeypatch, after=6)
+    classify(replace(job, resume=True, sort_into=Path("sorted")))
+    assert len(list(Path("sorted").rglob("*.png"))) == COUNT * 0.9
+
+
+def test_files_of_one_name_all_have_their_place(job: Job, images: Path) -> None:
+    for folder in ("a", "b"):
+        write(images.parent / f"{folder}/x.png", (images / "1/001.png").read_bytes())
+    os.chdir(images)
+    classify(replace(job, inputs=["../a/x.png", "../b/../a/x.png", "../b/x.png"], sort_into=Path("../sorted")))
+    assert sorted(path.relative_to("../sorted").parts[1:] for path in Path("../sorted").rglob("*.png")) == [
+        ("a", "x.png"),
+        ("b", "a", "x.png"),
+        ("b", "x.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("in/sorted", "inside the input in"), ("in", "inside the input"), ("full", "holds files"), ("file", "is a file")],
+)
+def test_a_folder_that_will_not_do_is_refused(job: Job, folder: str, says: str) -> None:
+    write(Path("full/mine.txt"), b"precious")
+    write(Path("file"), b"precious")
+    with pytest.raises(ConvlineError, match=says):
+        classify(replace(job, sort_into=Path(folder)))
+    assert not Path("out.csv").exists() and not Path("out.csv.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [("cat", "cat"), ("T-shirt/top", "T-shirt_top"), ("..", "_.."), ("", "_"), (".", "_.")]
+)
+def test_any_label_is_one_folder(label: str, name: str) -> None:
+    assert folder_name(label) == name
+
+
+# --- batch size
+
+
+def test_auto_is_settled_once_and_kept_by_the_journal(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.classify.knee", lambda _: 4)
+    interrupted(replace(job, batch_size="auto"), monkeypatch, after=6)
+    assert json_lines(Path("out.csv.partial"))[0]["batch_size"] == 4
+    monkeypatch.setattr("serving.classify.knee", lambda _: 16)
+    assert classify(replace(job, batch_size="auto", resume=True)).resumed == 24
+    fours = named(job, "fours.csv", batch_size=4)
+    classify(fours)
+    assert outputs(job) == outputs(fours)
+
+
+@pytest.mark.parametrize(
+    ("rates", "size"),
+    [
+        ({1: 100.0}, 1),
+        ({1: 10.0, 2: 20.0, 4: 39.0, 8: 40.0, 16: 41.0}, 4),
+        ({1: 10.0, 2: 9.0}, 1),
+        ({1: 1, 2: 2, 4: 4}, 4),
+    ],
+)
+def test_the_knee_is_the_smallest_size_near_the_highest_rate(rates: dict[int, float], size: int) -> None:
+    assert knee_of(rates) == size
+
+
+def test_auto_on_the_command_line(cli: Cli, job: Job) -> None:
+    result = cli(
+        "serving", "classify", "in", "--model", job.model, "--output", "a.csv", "--batch-size", "auto", "--json"
+    )
+    assert json.loads(result.stdout)["found"] == COUNT
+    with pytest.raises(ConvlineError, match="--shard needs a --batch-size"):
+        classify(replace(job, shard=(1, 2), batch_size="auto"))
+
+
+# --- what happens from outside
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+sys.argv[0] = "serving"
+from serving.cli import run
+run()
+"""
+
+
+def test_a_full_disk_leaves_a_job_that_can_be_resumed(job: Job, cli: Cli) -> None:
+    arguments = command("serving", "classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH)
+    full = subprocess.run([arguments[0], "-c", FULL, *arguments[3:]], capture_output=True, text=True)
+    assert full.returncode == 1, full.stderr
+    assert "File too large" in full.stderr and "--resume continues from there" in full.stderr
+    assert "Traceback" not in full.stderr and not Path("out.csv").exists()
+    result = cli(*arguments[2:], "--resume", "--json")
+    assert 0 < json.loads(result.stdout)["resumed"] < COUNT
+    whole = named(job, "whole.csv")
+    classify(whole)
+    assert outputs(job) == outputs(whole)
+
+
+def test_a_reader_of_stdout_that_leaves_ends_the_job_without_a_word(job: Job) -> None:
+    arguments = command("serving", "classify", "in", "--model", job.model, "--batch-size", BATCH)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "path,label,probability\n"
+        process.stdout.close()
+        stderr = process.stderr.read()
+    assert process.returncode == 1
+    assert all(line.startswith("{") for line in stderr.splitlines()), stderr  # rejects
+
+
+def test_a_file_that_kills_its_decoder_is_rejected(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(data: bytes, spec: object) -> object:
+        if data == b"garbage":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(data, spec)  # type: ignore[arg-type]
+
+    from serving.images import decode as real
+
+    monkeypatch.setattr("serving.classifier.decode", decode)
+    for path in [path for path in images.rglob("*.png") if path.read_bytes() == b"garbage"][2:]:
+        path.unlink()
+    summary = classify(job)
+    assert (summary.tally.classified, summary.tally.reasons) == (COUNT * 0.9, {"unreadable": 2})
+    assert {line["detail"] for line in json_lines(Path("out.csv.rejects.jsonl"))} == {
+        "the process that decoded it ended (SIGKILL)"
+    }
+
+
+def test_nothing_but_the_outputs_is_written(job: Job, images: Path) -> None:
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in images.rglob("*.png")}
+    classify(replace(job, sort_into=Path("sorted")))
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in images.rglob("*.png")} == before
+    assert sorted(path.name for path in Path().iterdir()) == ["in", "out.csv", "out.csv.rejects.jsonl", "sorted"]
+
+
+def test_files_behind_a_url_are_classified(job: Job, images: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").put(str(images), "/jobs", recursive=True)
+    classify(job)
+    remote = named(job, "remote.csv", inputs=["memory://jobs"])
+    classify(remote)
+    assert outputs(remote) == outputs(job)
+
+
+def test_the_summary_of_a_job(job: Job) -> None:
+    summary = classify(job)
+    assert isinstance(summary, Summary)
+    told = summary.to_dict()
+    assert (told["found"], told["classified"], told["rejected"], told["provider"]) == (100, 90, 10, "cpu")
+    assert sum(told["labels"].values()) == 90 and told["images_per_second"] > 0
+    assert summary.sentence().startswith("classified 90 + rejected 10 == found 100 (10 not-an-image); ")
