@@ -167,6 +167,8 @@ class Workers:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        # libtiff, for one, talks of each damaged file; what goes wrong is told through the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         # else the other workers would not see the parent's end
         for connection in (*not_mine, *(worker.pipe for worker in self._workers)):
             connection.close()
