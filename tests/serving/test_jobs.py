@@ -7,10 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serving.classify import Job, Summary, classify
@@ -364,3 +367,28 @@ def test_the_summary_of_a_job(job: Job) -> None:
     assert (told["found"], told["classified"], told["rejected"], told["provider"]) == (100, 90, 10, "cpu")
     assert sum(told["labels"].values()) == 90 and told["images_per_second"] > 0
     assert summary.sentence().startswith("classified 90 + rejected 10 == found 100 (10 not-an-image); ")
+
+
+@pytest.mark.parametrize("count", [30_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_memory_does_not_grow_with_the_number_of_files(model: Path, tmp_path: Path, count: int) -> None:
+    sources = [write(tmp_path / f"{number}.png", encode(noise(8, 8), "PNG")) for number in range(10)]
+    for number in range(count):
+        folder = tmp_path / f"in/{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.link(sources[number % 10], folder / f"{number:07}.png")
+    arguments = command("serving", "classify", tmp_path / "in", "--model", model, "--output", tmp_path / "out.csv")
+    early = most = 0
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+        job = psutil.Process(process.pid)
+        while process.poll() is None:
+            held = 0
+            with suppress(psutil.NoSuchProcess):
+                held = sum(part.memory_info().rss for part in (job, *job.children()))
+            partial = tmp_path / "out.csv.partial"
+            if not partial.exists() or partial.stat().st_size < 10_000 * 75:  # bytes of an entry
+                early = max(early, held)
+            most = max(most, held)
+            time.sleep(0.02)
+    assert process.returncode == 0 and early
+    assert (tmp_path / "out.csv").read_bytes().count(b"\n") == count + 1
+    assert most - early < 20e6, f"{early / 1e6:.1f} MB after 10,000 files, {most / 1e6:.1f} MB at most"
