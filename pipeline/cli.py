@@ -61,6 +61,9 @@ def preprocess(
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
     fit: Annotated[Literal["crop", "stretch"], typer.Option(help="What resizing does to the aspect ratio.")] = "crop",
+    jpeg: Annotated[
+        Literal["full", "reduced"], typer.Option(help="reduced: decode large JPEGs smaller, faster; compared first.")
+    ] = "full",
     allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Go on beyond 1% unusable files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare an existing dataset again.")] = False,
     data_dir: DataDir = DATA,
@@ -70,7 +73,7 @@ def preprocess(
     from pipeline.engine.image_folder import Options
     from pipeline.preprocess import preprocess as prepare
 
-    folder_options = Options(_image_size(image_size), channels, fit, allow_rejects)
+    folder_options = Options(_image_size(image_size), channels, fit, allow_rejects, jpeg)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
     image = prepared.meta["image"]
     sizes = ", ".join(f"{sum(counts.values())} {split}" for split, counts in prepared.meta["counts"].items())

@@ -29,7 +29,7 @@ PREFIX = "model/"
 class Preprocessing:
     """How a network takes pixels, in this order: `color` "rgb" or "bgr"; pixels from 0 to `range` (1 or 255); minus
     `mean`, divided by `std`, one value a channel, in that range; `layout` "nchw" or "nhwc" (None: as its input's shape
-    tells). `size` (height, width) where its input does not tell; `fit` and `resample` as in `ImageSpec`; `scores`
+    tells). `size` (height, width) where its input does not tell; `fit`, `resample`, `jpeg` as in `ImageSpec`; `scores`
     says what it gives (None: probabilities where its last node is a softmax, else logits).
     """
 
@@ -41,6 +41,7 @@ class Preprocessing:
     color: Literal["rgb", "bgr"] = "rgb"
     fit: Literal["crop", "stretch"] = "crop"
     resample: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    jpeg: Literal["full", "reduced"] = "full"
     scores: Literal["logits", "probabilities"] | None = None
 
     @classmethod
@@ -70,6 +71,7 @@ ACCEPTED: dict[str, tuple[Any, ...]] = {
     "color": ("rgb", "bgr"),
     "fit": ("crop", "stretch"),
     "resample": ("box", "bilinear", "bicubic", "lanczos"),
+    "jpeg": ("full", "reduced"),
     "scores": ("logits", "probabilities"),
 }
 
@@ -125,7 +127,7 @@ def adapt(model: onnx.ModelProto, foreign: Foreign, name: Path | str) -> Adapted
     dims = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim]
     told = _complete(foreign.preprocessing, dims, kind, name)
     assert told.size is not None
-    spec = ImageSpec(*told.size, dims[1 if told.layout == "nchw" else 3], told.fit, told.resample)
+    spec = ImageSpec(*told.size, dims[1 if told.layout == "nchw" else 3], told.fit, told.resample, jpeg=told.jpeg)
     whole = compose.add_prefix(model, PREFIX)
     graph = whole.graph
     before = _before(PREFIX + inputs[0].name, told, spec, kind)

@@ -8,10 +8,11 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +28,22 @@ from serving.listing import find, folders
 from serving.machine import usable_cpus
 
 MAX_REJECTED = 0.01
+COMPARED = 64  # images, when JPEGs are decoded at reduced size
+MOST_DIFFERENT = 2.0  # of 255, the mean over an image
 CHUNK = 256  # images a worker process decodes at once: passing them costs little then
 
 
 @dataclass(frozen=True)
 class Options:
     """`size` (height, width), None to keep the size that all images share; `channels` "auto" is 1 only
-    if every image is grey; more than 1% of unusable files is an error unless `allow_rejects`."""
+    if every image is grey; more than 1% of unusable files is an error unless `allow_rejects`; `jpeg` is
+    as in `ImageSpec`."""
 
     size: tuple[int, int] | None = None
     channels: Literal["auto", "1", "3"] = "auto"
     fit: Literal["crop", "stretch"] = "crop"
     allow_rejects: bool = False
+    jpeg: Literal["full", "reduced"] = "full"
 
 
 @dataclass
@@ -59,14 +64,17 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     """Decode every image of `source` into an array below `folder`.
 
     Raises ConvlineError for a source that is not laid out in classes, for images of several sizes without
-    `options.size`, and for more unusable files than `options` allow.
+    `options.size`, for more unusable files than `options` allow, and for JPEGs that differ too much at reduced size.
     """
+    if options.jpeg == "reduced" and options.size is None:
+        raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
     layout = lay_out(source, (file.path for file in find([str(source)])), folders(source))
     # by split, class and name: a folder and any archive of it give the same dataset
     order = sorted(layout.places, key=lambda path: (layout.places[path], path.encode("utf-8", "surrogateescape")))
     rows = {path: row for row, path in enumerate(order)}
     height, width = options.size or _first_size(source, rows)
-    spec = ImageSpec(height, width, 1 if options.channels == "1" else 3, options.fit)
+    spec = ImageSpec(height, width, 1 if options.channels == "1" else 3, options.fit, jpeg=options.jpeg)
+    told: dict[str, Any] = {"reduced_jpegs": compare_reduced(source, rows, spec)} if options.jpeg == "reduced" else {}
     images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
     decoded = _decode_all(source, folder / "decoded.npy", rows, spec, native=options.size is None)
     (folder / "decoded.npy").unlink()  # the map keeps its pages for as long as it is used
@@ -84,9 +92,37 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
         rows={split: usable[splits[usable] == split] for split in ("train", "test") if split in splits},
         classes=layout.classes,
         spec=replace(spec, channels=1) if options.channels == "auto" and decoded.all_grey else spec,
-        source={"name": source.resolve().name, "sha256": _source_hash(source, order, decoded.digests)},
+        source={**told, "name": source.resolve().name, "sha256": _source_hash(source, order, decoded.digests)},
         rejects=rejects,
     )
+
+
+def compare_reduced(source: Path, rows: dict[str, int], spec: ImageSpec) -> dict[str, float]:
+    """How far JPEGs decoded at reduced size are from whole ones, over some of a source: the mean |difference| of an
+    image's values, from 0 to 255, at most and on average.
+
+    Raises ConvlineError where that is more than anyone would take for the same image.
+    """
+    stride = max(1, len(rows) // COMPARED)
+    whole = replace(spec, jpeg="full")
+    differences = {}
+    for file in find([str(source)]):
+        if rows.get(file.path, 1) % stride:
+            continue
+        with suppress(ImageError):  # rejected when all are decoded
+            data = file.read()
+            differences[file.path] = float(np.abs(decode(data, spec).astype(int) - decode(data, whole)).mean())
+    if not differences:
+        return {"images": 0}
+    worst = max(differences, key=lambda path: differences[path])
+    if differences[worst] > MOST_DIFFERENT:
+        raise ConvlineError(
+            f"{worst} decoded at reduced size differs by {differences[worst]:.1f} of 255 on average, more than "
+            f"{MOST_DIFFERENT}; leave out --jpeg reduced"
+        )
+    mean = sum(differences.values()) / len(differences)
+    log(f"reduced JPEGs: {len(differences)} images differ by {mean:.2f} of 255, at most by {differences[worst]:.2f}")
+    return {"images": len(differences), "mean": mean, "largest": differences[worst]}
 
 
 def _first_size(source: Path, rows: dict[str, int]) -> tuple[int, int]:

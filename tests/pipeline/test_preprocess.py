@@ -20,6 +20,7 @@ from pipeline.dataset import Dataset
 from pipeline.engine.image_folder import Options
 from pipeline.preprocess import preprocess
 from serving.console import sentence
+from serving.errors import ConvlineError
 from serving.images import decode
 from tests.conftest import command
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
@@ -712,3 +713,35 @@ def test_a_leftover_of_the_same_process_number_is_in_nobodys_way(tmp_path: Path)
     source = image_folder(tmp_path / "in", {"a": 5, "b": 5})
     (tmp_path / f"data/.tiny.{os.getpid()}.tmp").mkdir(parents=True)
     assert preprocess("tiny", tmp_path / "data", source).classes == ["a", "b"]
+
+
+# --- JPEGs decoded at reduced size
+
+
+def photographs(folder: Path, soft: int) -> Path:
+    """Large JPEGs of two classes; the fewer pixels they are blown up from, the softer they are."""
+    random = np.random.default_rng(0)
+    for number in range(20):
+        coarse = Image.fromarray(random.integers(0, 256, (soft, soft, 3), np.uint8))
+        path = folder / f"{number % 2}/{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize((400, 400), Image.Resampling.BICUBIC).save(path, quality=95)
+    return folder
+
+
+def test_reduced_decoding_is_compared_told_and_kept(data: Path, tmp_path: Path) -> None:
+    source = photographs(tmp_path / "soft", soft=20)
+    whole = prepare(data, source, Options((32, 32)))
+    reduced = prepare(data, source, Options((32, 32), jpeg="reduced"), overwrite=True)
+    assert "jpeg" not in whole.meta["image"] and reduced.meta["image"]["jpeg"] == "reduced"
+    told = reduced.meta["source"]["reduced_jpegs"]
+    assert told["images"] == 20 and 0 < told["mean"] <= told["largest"] < 2
+    assert whole.meta["fingerprint"] != reduced.meta["fingerprint"]
+
+
+def test_reduced_decoding_is_refused_where_it_is_not_the_same_image(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvlineError, match=r"decoded at reduced size differs by .* leave out --jpeg reduced"):
+        prepare(data, photographs(tmp_path / "noise", soft=400), Options((32, 32), jpeg="reduced"))
+    with pytest.raises(ConvlineError, match="--jpeg reduced needs --image-size"):
+        prepare(data, photographs(tmp_path / "soft", soft=20), Options(jpeg="reduced"))
+    assert not list(data.glob("*"))

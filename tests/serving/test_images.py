@@ -325,6 +325,8 @@ def test_a_bomb_is_refused_by_its_header(data: bytes) -> None:
 )
 def test_a_spec_that_this_version_would_decode_differently_is_refused(fields: dict[str, Any]) -> None:
     known = ImageSpec(8, 8, 1).to_dict()
+    reduced = ImageSpec(8, 8, 1, jpeg="reduced")
+    assert ImageSpec.from_dict(reduced.to_dict()) == reduced and known.keys() == reduced.to_dict().keys() - {"jpeg"}
     assert ImageSpec.from_dict(known) == ImageSpec(8, 8, 1)
     with pytest.raises(ConvlineError, match="spec"):
         ImageSpec.from_dict({**known, **fields})
@@ -368,3 +370,47 @@ def test_ghostscript_is_never_started(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", str(tmp_path))
     assert reason(encode(PIXELS, "EPS")) == "not-an-image"
     assert not started.exists()
+
+
+# --- JPEGs decoded at reduced size
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("china.jpg")).resize((width, height), Image.Resampling.LANCZOS)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(640, 427), (2000, 1334), (400, 1200)])
+@pytest.mark.parametrize(("height", "width", "fit"), [(32, 32, "crop"), (48, 96, "crop"), (64, 64, "stretch")])
+def test_a_jpeg_decoded_at_reduced_size_is_nearly_the_same(
+    size: tuple[int, int], height: int, width: int, fit: Any, orientation: int
+) -> None:
+    data = encode(photograph(*size), "JPEG", quality=90, exif=exif(orientation))
+    whole = decode(data, ImageSpec(height, width, 3, fit)).astype(int)
+    reduced = decode(data, ImageSpec(height, width, 3, fit, jpeg="reduced"))
+    assert np.abs(whole - reduced).mean() < 1.5
+
+
+def test_reducing_decodes_fewer_pixels_and_never_less_than_three_times_the_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def resize(image: Image.Image, *arguments: Any) -> Image.Image:
+        sizes.append(image.size)
+        return real(image, *arguments)
+
+    data = encode(photograph(1600, 800), "JPEG")
+    real = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    for side, jpeg in ((32, "full"), (32, "reduced"), (100, "reduced"), (200, "reduced"), (400, "reduced")):
+        decode(data, ImageSpec(side, side, 3, jpeg=jpeg))  # type: ignore[arg-type]
+    assert sizes == [(1600, 800), (200, 100), (800, 400), (1600, 800), (1600, 800)]
+
+
+def test_reducing_changes_no_other_format_and_no_small_jpeg() -> None:
+    reduced = ImageSpec(32, 32, 3, jpeg="reduced")
+    for data in (encode(photograph(400, 300), "PNG"), encode(photograph(90, 60), "JPEG")):
+        np.testing.assert_array_equal(decode(data, reduced), decode(data, ImageSpec(32, 32, 3)))
