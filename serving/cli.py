@@ -69,6 +69,7 @@ def classify(
     """Classify every image of the inputs into a table of path, label and probability."""
     from serving.classify import Job
     from serving.classify import classify as run_job
+    from serving.listing import is_url
 
     if (resume or rescan) and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
@@ -76,7 +77,7 @@ def classify(
     job = Job(
         inputs=inputs,
         model=model,
-        output=None if to_stdout else Path(output),
+        output=None if to_stdout or is_url(output) else Path(output),
         stdout_format="jsonl" if as_json else "csv",
         top_k=top_k,
         batch_size="auto" if batch_size == "auto" else _whole(batch_size, "--batch-size"),
@@ -89,12 +90,17 @@ def classify(
         shard=_shard(shard),
         foreign=_foreign(classes, preprocess),
     )
+    if address is not None and engine != "ray":
+        raise typer.BadParameter("--address is of a Ray cluster; it needs --engine ray")
     if engine == "ray":
         from serving.cluster import classify_on_ray
 
-        summary = classify_on_ray(job, address)
-    elif address is not None:
-        raise typer.BadParameter("--address is of a Ray cluster; it needs --engine ray")
+        shelf = f"{output}.shards"
+        run_job = lambda job: classify_on_ray(job, address, shelf)  # noqa: E731
+    if is_url(output):
+        from serving.delivery import deliver
+
+        summary = deliver(output, job, run_job)
     else:
         summary = run_job(job)
     if as_json and not to_stdout:

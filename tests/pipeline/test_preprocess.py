@@ -739,7 +739,10 @@ def test_reduced_decoding_is_compared_told_and_kept(data: Path, tmp_path: Path) 
     assert whole.meta["fingerprint"] != reduced.meta["fingerprint"]
 
 
-def test_reduced_decoding_is_refused_where_it_is_not_the_same_image(data: Path, tmp_path: Path) -> None:
+def test_reduced_decoding_is_refused_where_it_is_not_the_same_image(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.engine.image_folder.MOST_DIFFERENT", 0.1)
     with pytest.raises(ConvlineError, match=r"decoded at reduced size differs by .* leave out --jpeg reduced"):
         prepare(data, photographs(tmp_path / "noise", soft=400), Options((32, 32), jpeg="reduced"))
     with pytest.raises(ConvlineError, match="--jpeg reduced needs --image-size"):

@@ -56,7 +56,7 @@ def check(job: Job, output: Path) -> None:
     assert not Path(f"{output}.shards").exists()
 
 
-def arguments(job: Job, output: Path, address: str, *options: object) -> list[str]:
+def arguments(job: Job, output: Path | str, address: str, *options: object) -> list[str]:
     where = ("--output", output, "--engine", "ray", "--address", address, "--top-k", 2, "--provider", "cpu", "--json")
     return command("serving", "classify", *job.inputs, "--model", job.model, *where, *options)
 
@@ -135,3 +135,14 @@ def test_a_job_that_will_not_do_is_refused_before_ray_starts(job: Job, change: d
 def test_an_address_without_ray_is_wrong_usage(job: Job, tmp_path: Path) -> None:
     wrong = [word for word in arguments(job, tmp_path / "out.csv", "x:1") if word not in ("--engine", "ray")]
     assert subprocess.run(wrong, capture_output=True).returncode == 2
+
+
+def test_shards_and_table_in_an_object_store(job: Job, tmp_path: Path, address: str) -> None:
+    """Through the command, and by a URL: to a worker that is another process, file:// is as good as s3://."""
+    store = tmp_path / "bucket"
+    store.mkdir()
+    url = f"file://{store}/out.csv"
+    done = subprocess.run(arguments(job, url, address), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check(job, store / "out.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bucket"]

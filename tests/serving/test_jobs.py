@@ -13,10 +13,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
 
 from serving.classify import Job, Summary, classify
+from serving.delivery import deliver
 from serving.errors import ConvlineError
 from serving.found import Found
 from serving.knee import knee_of
@@ -351,8 +353,6 @@ def test_nothing_but_the_outputs_is_written(job: Job, images: Path) -> None:
 
 
 def test_files_behind_a_url_are_classified(job: Job, images: Path) -> None:
-    import fsspec
-
     fsspec.filesystem("memory").put(str(images), "/jobs", recursive=True)
     classify(job)
     remote = named(job, "remote.csv", inputs=["memory://jobs"])
@@ -392,3 +392,38 @@ def test_memory_does_not_grow_with_the_number_of_files(model: Path, tmp_path: Pa
     assert process.returncode == 0 and early
     assert (tmp_path / "out.csv").read_bytes().count(b"\n") == count + 1
     assert most - early < 20e6, f"{early / 1e6:.1f} MB after 10,000 files, {most / 1e6:.1f} MB at most"
+
+
+# --- outputs behind URLs
+
+
+def test_a_table_is_uploaded_when_it_is_whole(job: Job) -> None:
+    classify(job)
+    url = "memory://results/out.csv"
+    system = fsspec.filesystem("memory")
+    summary = deliver(url, job, classify)
+    assert (system.cat("/results/out.csv"), system.cat("/results/out.csv.rejects.jsonl")) == outputs(job)
+    assert not list(Path().glob("*upload*"))
+    with pytest.raises(ConvlineError, match="exists: choose another name, or replace it with --overwrite"):
+        deliver(url, job, classify)
+    assert deliver(url, replace(job, resume=True), classify).tally == summary.tally
+    deliver(url, replace(job, overwrite=True), classify)
+    system.rm("/results", recursive=True)
+
+
+def test_an_upload_that_fails_is_tried_again_by_resume(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "memory://results/out.csv"
+
+    def put_file(*_: object) -> None:
+        raise OSError("the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", put_file)
+        with pytest.raises(
+            ConvlineError, match=r"out\.upload\.csv is whole.*the network is down; --resume tries again"
+        ):
+            deliver(url, job, classify)
+    deliver(url, replace(job, resume=True), classify)
+    classify(job)
+    assert fsspec.filesystem("memory").cat("/results/out.csv") == outputs(job)[0]
+    fsspec.filesystem("memory").rm("/results", recursive=True)

@@ -1,0 +1,58 @@
+"""`--output` behind a URL: worked on here, uploaded when it is whole."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from serving.classify import Job, Summary
+from serving.console import log
+from serving.errors import ConvlineError
+from serving.remote import open_system
+from serving.results import finished_tally, rejects_path
+from serving.tables import table_format
+
+
+def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
+    """Run the job with its journal and table in the current folder, then move the table to `url`.
+
+    Raises ConvlineError where something is at `url` that was not to be replaced, and where it cannot be written.
+    """
+    system, path = open_system(url)
+    name = PurePosixPath(path)
+    table_format(name.name)
+    try:
+        exists = system.exists(path)
+    # every file system has exceptions of its own
+    except Exception as error:
+        raise ConvlineError(f"cannot reach {url}: {str(error) or type(error).__name__}") from error
+    if exists and job.continues:
+        log(f"{url} is complete; there is nothing to resume")
+        return _finished(system, path, name.name)
+    if exists and not job.overwrite:
+        raise ConvlineError(f"{url} exists: choose another name, or replace it with --overwrite")
+    here = Path(f"{name.stem}.upload{name.suffix}")
+    summary = run(replace(job, output=here))
+    try:
+        for local, remote in ((rejects_path(here), f"{path}.rejects.jsonl"), (here, path)):  # the table says "done"
+            system.put_file(str(local), remote)
+    except Exception as error:
+        raise ConvlineError(
+            f"{here} is whole, but cannot be written to {url}: {error}; --resume tries again"
+        ) from error
+    for local in (rejects_path(here), here):
+        local.unlink()
+    return summary
+
+
+def _finished(system: Any, path: str, name: str) -> Summary:
+    """The summary of a table that is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, name)
+        for remote, local in ((path, copy), (f"{path}.rejects.jsonl", rejects_path(copy))):
+            system.get_file(remote, str(local))
+        tally = finished_tally(copy)
+    return Summary("nothing", resumed=tally.found, tally=tally)
