@@ -16,7 +16,7 @@ OUTPUT  ?= runs/$(RUN)/predictions.csv
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate export parity classify ui test test-slow check clean
+.PHONY: help setup data train evaluate export parity classify bench ui test test-slow check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ parity: setup ## prove MODEL against its checkpoint again
 classify: setup ## classify the folder IMAGES with MODEL into OUTPUT
 	@test -n "$(IMAGES)" || { echo "say which images: make classify IMAGES=folder" >&2; exit 2; }
 	$(BIN)/serving classify "$(IMAGES)" --model $(MODEL) --output $(OUTPUT) --overwrite
+
+bench: setup ## measure how fast MODEL classifies on this machine, on IMAGES if there are some
+	@$(BIN)/serving bench $(MODEL) $(if $(IMAGES),--images "$(IMAGES)")
 
 ui: setup ## open MLflow on http://127.0.0.1:5000
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000

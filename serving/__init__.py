@@ -6,7 +6,7 @@ with Classifier("runs/digits/model.onnx") as classifier:
     classifier.classify_files(["a.png", "b.jpg"], top_k=3)
     classifier.classify_arrays(images)  # uint8 [n, height, width, channels]
 
-listing (find files) -> images (decode) -> model (infer) -> results (journal, table)
+listing (find files) -> images (decode) -> model (infer) -> results (journal, table); predict says on which processes
 """
 
 from __future__ import annotations
