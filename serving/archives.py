@@ -8,11 +8,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from serving.errors import ConvlineError, ImageError
-from serving.found import Content, Found, InMemory, OnDisk, Unusable, check_size
+from serving.found import Content, Found, InMemory, OnDisk, Stamp, Unusable, check_size
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 ARCHIVE_ENDINGS = (*TAR_ENDINGS, ".zip")
@@ -52,7 +54,7 @@ def reading(archive: Path | str) -> Iterator[None]:
     """Whatever a damaged archive makes its reader raise becomes one sentence."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise ConvlineError(f"cannot read the archive {archive}: {error}; fetch it again") from error
 
 
@@ -70,7 +72,7 @@ def _tar_members(file: IO[bytes], name: str, prefix: str) -> Iterator[Found]:
                 extracted = archive.extractfile(member) if member.isfile() else None
                 if extracted is None:
                     raise ImageError("unsupported", "a link or special file inside an archive")
-                return InMemory(extracted.read(), int(member.mtime))
+                return InMemory(extracted.read())
 
             yield _member(prefix + _clean(member.name), member.size, content)
             archive.members.clear()  # type: ignore[attr-defined]  # else memory grows with every member
@@ -87,13 +89,41 @@ def _zip_members(file: IO[bytes], name: str, prefix: str) -> Iterator[Found]:
                 continue
 
             def content(member: zipfile.ZipInfo = member) -> Content:
-                try:
-                    return InMemory(archive.read(member), member.CRC)
-                # RuntimeError: encrypted; NotImplementedError: compressed in an exotic way
-                except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-                    raise ImageError("unreadable", str(error)) from error
+                if isinstance(file, io.BufferedReader):
+                    return InZip(str(file.name), member)
+                return InMemory(_read_zipped(archive, member))
 
             yield _member(prefix + _clean(member.filename), member.file_size, content)
+
+
+@dataclass(frozen=True)
+class InZip:
+    """A member of a .zip of this machine: each process that reads some opens the archive once."""
+
+    archive: str
+    member: zipfile.ZipInfo
+
+    def read(self) -> bytes:
+        try:
+            return _read_zipped(_open_zip(self.archive), self.member)
+        except OSError as error:
+            raise ImageError("unreadable", error.strerror or str(error)) from error
+
+    def stamp(self) -> Stamp | None:
+        return self.member.file_size, self.member.CRC
+
+
+@lru_cache(maxsize=1)
+def _open_zip(archive: str) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+def _read_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(member)
+    # RuntimeError: encrypted; NotImplementedError: compressed in an exotic way
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ImageError("unreadable", str(error)) from error
 
 
 def _member(path: str, size: int, content: Callable[[], Content]) -> Found:

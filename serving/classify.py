@@ -34,15 +34,16 @@ from serving.results import (
     Record,
     Tally,
     before_path,
-    finished_tally,
+    compare_finished,
     partial_path,
     read_header,
     reject_line,
     rejects_path,
     render,
+    shards_path,
 )
 from serving.shards import Survey, survey
-from serving.sorting import Sorter
+from serving.sorting import Sorter, folder_with
 from serving.tables import Format, open_table, table_format
 
 if TYPE_CHECKING:
@@ -124,12 +125,14 @@ def classify(job: Job) -> Summary:
     Raises ConvlineError for inputs, a model or an output that will not do; nothing is written then.
     """
     check(job)
-    if job.continues and job.output is not None and job.output.exists() and not partial_path(job.output).exists():
-        log(f"{job.output} is complete; there is nothing to resume")
-        tally = finished_tally(job.output)
-        return Summary("nothing", resumed=tally.found, tally=tally)
-    sorter = Sorter(job.sort_into, tuple(job.inputs), resume=job.continues) if job.sort_into else None
-    files, whole = _part(job)
+    if job.output is not None and shards_path(job.output).exists():
+        raise ConvlineError(
+            f"{shards_path(job.output)} is left of a job on Ray; continue that with --engine ray --resume"
+        )
+    if job.output is not None and not partial_path(job.output).exists() and (summary := complete(job, job.output)):
+        return summary
+    sorter = open_sorter(job)
+    files, whole = part(job)
     with opened(job, files) as (classifier, predict, files):
         summary = Summary(classifier.provider, sorter=sorter)
         began = time.perf_counter()
@@ -145,6 +148,27 @@ def classify(job: Job) -> Summary:
     return summary
 
 
+def complete(job: Job, output: Path) -> Summary | None:
+    """The summary of a job that is to be resumed and whose output is there already; None for any other.
+
+    Raises ConvlineError where the output is of other files.
+    """
+    if not (job.continues and output.exists()):
+        return None
+    tally = compare_finished(output, (file.path for file in part(job)[0]))
+    log(f"{output} is complete; there is nothing to resume")
+    return Summary("nothing", resumed=tally.found, tally=tally)
+
+
+def open_sorter(job: Job) -> Sorter | None:
+    """Raises ConvlineError for a folder that will not do."""
+    if job.sort_into is None:
+        return None
+    partial = partial_path(job.output) if job.output else None
+    is_rescan = job.rescan or (partial is not None and before_path(partial).exists())
+    return Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan)
+
+
 def check(job: Job) -> None:
     """Raises ConvlineError for a job that contradicts itself, or would overwrite something."""
     if job.top_k < 1:
@@ -158,6 +182,8 @@ def check(job: Job) -> None:
             raise ConvlineError("--resume needs an --output file: what went to stdout cannot be continued")
         return
     table_format(job.output)
+    if job.shard and (holds := folder_with(job.inputs, job.output)):
+        raise ConvlineError(f"with --shard the output must lie outside of the input {holds}: other parts would find it")
     if job.output.is_dir():
         raise ConvlineError(f"{job.output} is a folder; name a file")
     if job.output.exists() and not (job.overwrite or job.continues):
@@ -169,23 +195,25 @@ def listing(job: Job) -> Iterator[Found]:
     files = find(job.inputs)
     if job.output is None:
         return files
-    mine = (job.output, partial_path(job.output), before_path(partial_path(job.output)), rejects_path(job.output))
-    own = {path.name: path.resolve() for path in mine}
-    return (file for file in files if not (isinstance(file.content, OnDisk) and _is_own(file.content.file, own)))
+    partial, shards = partial_path(job.output), shards_path(job.output)
+    own = {path.name: path.resolve() for path in (job.output, partial, before_path(partial), rejects_path(job.output))}
+
+    def is_own(name: str) -> bool:
+        base = name.rpartition("/")[2]
+        if f"/{shards.name}/" in name:
+            return Path(name).resolve().is_relative_to(shards.resolve())
+        return base in own and Path(name).resolve() == own[base]
+
+    return (file for file in files if not (isinstance(file.content, OnDisk) and is_own(file.content.file)))
 
 
-def _is_own(name: str, own: dict[str, Path]) -> bool:
-    base = name.rpartition("/")[2]
-    return base in own and Path(name).resolve() == own[base]
-
-
-def _part(job: Job) -> tuple[Iterator[Found], Survey | None]:
+def part(job: Job) -> tuple[Iterator[Found], Survey | None]:
     """The files of the job's shard, and what the whole listing is; without a shard all of them."""
     if job.shard is None:
         return listing(job), None
     assert job.batch_size != "auto"
     whole = survey(listing(job))
-    return whole.part(listing(job), *job.shard, job.batch_size), whole
+    return whole.checked_part(listing(job), *job.shard, job.batch_size), whole
 
 
 @contextmanager
@@ -203,7 +231,14 @@ def opened(job: Job, files: Iterator[Found]) -> Iterator[tuple[Classifier, Predi
         if job.batch_size == "auto":
             classifier.batch_size = _pinned(job) or knee(classifier.model)
         with predictor(classifier, job.top_k, processes) as predict:
-            yield classifier, predict, chain(first, files)
+            yield classifier, predict, chain(_emptied(first), files)
+
+
+def _emptied(files: list[Found]) -> Iterator[Found]:
+    """Files out of an archive hold its bytes: nobody should hold them any longer."""
+    files.reverse()
+    while files:
+        yield files.pop()
 
 
 def _pinned(job: Job) -> int | None:

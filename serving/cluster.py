@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -18,15 +20,26 @@ from dataclasses import replace
 from typing import Any
 
 from serving.classifier import Classifier, Entry, Prediction
-from serving.classify import BATCH_SIZE, Job, Summary, check, describe, fill, listing, opened
+from serving.classify import (
+    BATCH_SIZE,
+    Job,
+    Summary,
+    check,
+    complete,
+    describe,
+    fill,
+    listing,
+    open_sorter,
+    opened,
+)
 from serving.console import log, progress
 from serving.errors import ConvlineError
 from serving.knee import knee
+from serving.listing import STDIN
 from serving.machine import usable_cpus
-from serving.results import render
+from serving.results import partial_path, render, shards_path
 from serving.shards import Survey, survey
 from serving.shelf import Shelf, open_shelf
-from serving.sorting import Sorter
 
 SHARDS_PER_WORKER = 8  # so that the last ones to finish do not keep the others waiting for long
 RETRIES = 5  # of a shard whose worker died
@@ -40,13 +53,19 @@ def classify_on_ray(job: Job, address: str | None, shelf_name: str | None = None
     shard's worker died again and again.
     """
     check(job)
-    if job.output is None or job.shard is not None:
-        raise ConvlineError("--engine ray needs an --output file, and makes the shards itself")
-    shelf = open_shelf(shelf_name or f"{job.output}.shards")
+    if job.output is None or job.shard is not None or job.rescan or STDIN in job.inputs:
+        raise ConvlineError("--engine ray needs an --output file, takes no -, and knows neither --shard nor --rescan")
+    if partial_path(job.output).exists():
+        raise ConvlineError(f"{partial_path(job.output)} is left of a job on one machine; continue that without Ray")
+    shelf = open_shelf(shelf_name or str(shards_path(job.output)))
+    if not shelf.exists() and (summary := complete(job, job.output)):
+        return summary
+    open_sorter(job)
     with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
         ray = _started(address)
         try:
             job = _on(job, ray.cluster_resources())
+            _check_resources(ray, job)
             with _plan(job, shelf, int(ray.cluster_resources().get("CPU", 1))) as (job, whole, parts):
                 return _run(ray, job, shelf, whole, parts)
         finally:
@@ -59,6 +78,7 @@ def _started(address: str | None) -> Any:
         import ray
     except ImportError as error:
         raise ConvlineError("--engine ray needs Ray: pip install 'convline[cluster]'") from error
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     address = address or os.environ.get("RAY_ADDRESS")
     try:
@@ -70,6 +90,9 @@ def _started(address: str | None) -> Any:
     # Ray has many exceptions of its own for a cluster that is not there
     except Exception as error:
         raise ConvlineError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # Ray puts its own there, which abort
     return ray
 
 
@@ -87,6 +110,20 @@ def _on(job: Job, resources: dict[str, float]) -> Job:
     return replace(job, provider="cuda" if resources.get("GPU") else "cpu")
 
 
+def _needed(job: Job) -> dict[str, float]:
+    """What a shard takes of a machine."""
+    return {"CPU": job.threads or 1, **({"GPU": 1} if job.provider in ("cuda", "tensorrt") else {})}
+
+
+def _check_resources(ray: Any, job: Job) -> None:
+    """Raises ConvlineError where no machine of the cluster has what a shard takes: Ray would wait for one."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, amount in _needed(job).items():
+        most = max((machine.get(name, 0) for machine in machines), default=0)
+        if most < amount:
+            raise ConvlineError(f"a shard takes {amount:g} {name}; no machine of the cluster has more than {most:g}")
+
+
 @contextmanager
 def _plan(job: Job, shelf: Shelf, workers: int) -> Iterator[tuple[Job, Survey, int]]:
     """The job with its batch size, what the listing is, and how many parts it has.
@@ -95,9 +132,9 @@ def _plan(job: Job, shelf: Shelf, workers: int) -> Iterator[tuple[Job, Survey, i
     """
     if shelf.exists() and not (job.resume or job.overwrite):
         raise ConvlineError(f"{shelf.name} is left of an earlier job: --resume continues it, --overwrite starts again")
-    if job.overwrite:
-        shelf.clear()
     with shelf.lock():
+        if job.overwrite:
+            shelf.clear()
         whole = survey(listing(job))
         earlier = shelf.plan() or {}
         job, header = _described(job, earlier)
@@ -149,10 +186,10 @@ def _run(ray: Any, job: Job, shelf: Shelf, whole: Survey, parts: int) -> Summary
 
 def _finished(ray: Any, job: Job, shelf: Shelf, whole: Survey, parts: int, missing: list[int]) -> Iterator[int]:
     """The shards, as they are done."""
-    cpus = job.threads or 1
-    on_gpu = job.provider in ("cuda", "tensorrt")
-    task = ray.remote(max_retries=RETRIES, num_cpus=cpus, num_gpus=int(on_gpu))(classify_shard)
-    alone = replace(job, threads=cpus, resume=True, overwrite=False)
+    needed = _needed(job)
+    limits = {"max_retries": RETRIES, "num_cpus": needed["CPU"], "num_gpus": needed.get("GPU", 0)}
+    task = ray.remote(**limits)(classify_shard)
+    alone = replace(job, threads=job.threads or 1, resume=True, overwrite=False)
     running = {task.remote(alone, shard, parts, whole, shelf.name, os.getcwd()): shard for shard in missing}
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
@@ -188,7 +225,7 @@ def classify_shard(job: Job, shard: int, parts: int, whole: Survey, shelf_name: 
 def _join(job: Job, shelf: Shelf, whole: Survey, parts: int, summary: Summary) -> None:
     """Render the table from all shards, and remove them."""
     assert job.output is not None
-    sorter = Sorter(job.sort_into, tuple(job.inputs), resume=job.resume) if job.sort_into else None
+    sorter = open_sorter(job)
     digest = hashlib.sha256()
 
     def entries() -> Iterator[Entry]:
@@ -206,4 +243,4 @@ def _join(job: Job, shelf: Shelf, whole: Survey, parts: int, summary: Summary) -
             )
 
     render(entries(), job.output, job.top_k)
-    shelf.clear()
+    shelf.remove()

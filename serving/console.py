@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from serving.errors import ConvlineError
@@ -26,6 +26,7 @@ _is_muted = False
 def main(app: typer.Typer) -> NoReturn:
     """Run a Typer app and exit: a `ConvlineError` becomes one sentence, `--debug` shows tracebacks."""
     debug = "--debug" in sys.argv
+    _replace_missing_streams()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
@@ -44,6 +45,13 @@ def main(app: typer.Typer) -> NoReturn:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # while the interpreter ends, an exception has nowhere to go
+
+
+def _replace_missing_streams() -> None:
+    """Have nowhere to write to where the caller closed a stream: the next file that is opened would take its place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open as long as the process
 
 
 def sentence(error: Exception) -> str:
@@ -70,9 +78,10 @@ def mute(muted: bool) -> None:
 
 
 def log(message: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, if anybody is there to read it."""
     if not _is_muted:
-        print(message, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager

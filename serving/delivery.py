@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from serving.classify import Job, Summary
+from serving.classify import Job, Summary, part
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.remote import open_system
-from serving.results import finished_tally, rejects_path
+from serving.results import compare_finished, rejects_path
 from serving.tables import table_format
 
 
@@ -31,10 +32,10 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
         raise ConvlineError(f"cannot reach {url}: {str(error) or type(error).__name__}") from error
     if exists and job.continues:
         log(f"{url} is complete; there is nothing to resume")
-        return _finished(system, path, name.name)
+        return _finished(system, path, job)
     if exists and not job.overwrite:
         raise ConvlineError(f"{url} exists: choose another name, or replace it with --overwrite")
-    here = Path(f"{name.stem}.upload{name.suffix}")
+    here = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
     summary = run(replace(job, output=here))
     try:
         for local, remote in ((rejects_path(here), f"{path}.rejects.jsonl"), (here, path)):  # the table says "done"
@@ -48,11 +49,11 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
     return summary
 
 
-def _finished(system: Any, path: str, name: str) -> Summary:
-    """The summary of a table that is there."""
+def _finished(system: Any, path: str, job: Job) -> Summary:
+    """The summary of a table that is there. Raises ConvlineError where it is of other files."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, name)
+        copy = Path(folder, PurePosixPath(path).name)
         for remote, local in ((path, copy), (f"{path}.rejects.jsonl", rejects_path(copy))):
             system.get_file(remote, str(local))
-        tally = finished_tally(copy)
+        tally = compare_finished(copy, (file.path for file in part(job)[0]))
     return Summary("nothing", resumed=tally.found, tally=tally)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,27 +62,30 @@ class OnDisk:
                 return file.readall() if self.size is None else _exactly(file.read(self.size), self.size)
         except OSError as error:
             raise ImageError("unreadable", error.strerror or str(error)) from error
+        except ValueError as error:  # a NUL in a listed name
+            raise ImageError("unreadable", str(error)) from error
 
     def stamp(self) -> Stamp | None:
         try:
             status = os.stat(self.file)  # noqa: PTH116  # half the time of Path's, a million times
-        except OSError:
+        except (OSError, ValueError):
             return None
-        return status.st_size, status.st_mtime_ns
+        if self.size is None:
+            return status.st_size, status.st_mtime_ns
+        return self.size, f"{status.st_size} {status.st_mtime_ns} {self.start}"  # a name may be twice in an archive
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Bytes that were read already; `written` as in a stamp."""
+    """Bytes that were read already."""
 
     data: bytes
-    written: int | str = 0
 
     def read(self) -> bytes:
         return self.data
 
     def stamp(self) -> Stamp | None:
-        return len(self.data), self.written
+        return len(self.data), zlib.crc32(self.data)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from serving.errors import ConvlineError
 from serving.found import Found, OnDisk, unreadable
 
 STDIN = "-"
+MAX_LINKS = 4  # to folders, one below the other: folders that link to each other have no end of paths
 BLOCK = 2**16  # bytes of a list that are read at once
 
 
@@ -56,6 +57,8 @@ def _source(name: str, is_prefixed: bool) -> Iterator[Found]:
         raise ConvlineError(f"no such file or folder: {name}")
     # as if the shell had put them in its place
     matches = sorted(glob.glob(name, recursive=True), key=lambda match: os.fsencode(match).split(b"/"))
+    if "**" in name:  # whose files are matches of their own
+        matches = [match for match in matches if not Path(match).is_dir()]
     if not matches:
         raise ConvlineError(f"nothing matches {name}; is the pattern right?")
     return chain.from_iterable(_local(match, True) for match in matches)
@@ -94,7 +97,7 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
     """What is between newlines, or between NULs where there is one in the first block (`find -print0`)."""
     separator = None
     rest = b""
-    while block := file.read1(BLOCK):  # type: ignore[attr-defined]
+    while block := file.read(BLOCK):
         separator = separator or (b"\0" if b"\0" in block else b"\n")
         *lines, rest = (rest + block).split(separator)
         yield from filter(None, (_line(line, separator) for line in lines))
@@ -113,6 +116,7 @@ class _Level:
     folder: str
     prefix: str
     identity: tuple[int, int]
+    is_link: bool
     names: list[bytes]
     folders: frozenset[bytes]
 
@@ -126,6 +130,8 @@ def walk(folder: Path | str, prefix: str = "") -> Iterator[Found]:
             yield entered
         elif any(level.identity == entered.identity for level in levels):
             yield unreadable(entered.prefix.rstrip("/"), "a link to a folder that contains it")
+        elif entered.is_link and sum(level.is_link for level in levels) == MAX_LINKS:
+            yield unreadable(entered.prefix.rstrip("/"), f"a link to a folder below {MAX_LINKS} other links")
         else:
             levels.append(entered)
         while levels and not levels[-1].names:
@@ -152,7 +158,7 @@ def _enter(folder: str, prefix: str) -> _Level | Found:
         return unreadable(prefix.rstrip("/") or ".", error.strerror or str(error))
     names = sorted((name for name, _ in found), reverse=True)
     folders = frozenset(name for name, is_folder in found if is_folder)
-    return _Level(folder, prefix, (status.st_dev, status.st_ino), names, folders)
+    return _Level(folder, prefix, (status.st_dev, status.st_ino), Path(folder).is_symlink(), names, folders)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterable
 
-from serving.classifier import Entry
+from serving.classifier import Entry, Reject
 from serving.found import Found
 from serving.results import Record
 
@@ -22,12 +22,13 @@ class Kept:
         self._database.executemany("insert or replace into kept values (?, ?)", rows)
 
     def find(self, file: Found) -> Entry | None:
-        """The file's entry, where the file is still what it was."""
+        """The file's entry, where the file is still what it was, as far as can be told."""
         row = self._database.execute("select line from kept where path = ?", (os.fsencode(file.path),)).fetchone()
         if row is None:
             return None
         record = Record.parse(row[0])
-        if record.stamp != file.stamp:
+        was_unreadable = isinstance(record.entry, Reject) and record.entry.reason == "unreadable"
+        if file.stamp is None or record.stamp != file.stamp or was_unreadable:
             return None
         self.found += 1
         return record.entry

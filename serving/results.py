@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from serving.classifier import Entry, Prediction, Reject
 from serving.errors import ConvlineError
 from serving.files import atomic_write, remove_leftovers, sync_folder
 from serving.found import Stamp
-from serving.tables import open_table, read_labels, table_format
+from serving.tables import open_table, read_rows, shown, table_format
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a mere kill costs at most a batch
 LOCK_SECONDS = 2.0  # that a killed job's processes may hold its journal for
@@ -74,17 +75,53 @@ class Record:
         return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
-def finished_tally(output: Path) -> Tally:
-    """The counts of a finished job, read off its table and its rejects."""
-    tally = Tally(labels=Counter(read_labels(output)))
-    tally.classified = tally.labels.total()
-    with rejects_path(output).open("rb") as rejects:
-        tally.reasons.update(json.loads(line)["reason"] for line in rejects)
+def compare_finished(output: Path, paths: Iterable[str] | None = None) -> Tally:
+    """The counts of a finished job, read off its table and its rejects.
+
+    Raises ConvlineError where they are not what `serving classify` writes, or not of files of these names in order.
+    """
+    tally = Tally()
+    other = (
+        f"{output} is complete, and of other files; choose another name, or start from the beginning with --overwrite"
+    )
+    try:
+        with rejects_path(output).open("rb") as file:
+            rows = read_rows(output)
+            rejects = ((fields["path"], fields["reason"]) for fields in map(json.loads, file))
+            row, reject = next(rows, None), next(rejects, None)
+            for path in paths if paths is not None else ():
+                if row and row[0] == shown(path, output):
+                    row = _counted(tally, row, rows)
+                elif reject and reject[0] == path:
+                    tally.reasons[reject[1]] += 1
+                    reject = next(rejects, None)
+                else:
+                    raise ConvlineError(other)
+            if paths is not None and (row or reject):
+                raise ConvlineError(other)
+            while row:
+                row = _counted(tally, row, rows)
+            tally.reasons.update(reason for _, reason in chain([reject] if reject else [], rejects))
+    except (OSError, ValueError, KeyError) as error:
+        raise ConvlineError(
+            f"{output} was not finished by `serving classify` ({error}); start from the beginning with --overwrite"
+        ) from error
     return tally
+
+
+def _counted(tally: Tally, row: tuple[str, str], rows: Iterator[tuple[str, str]]) -> tuple[str, str] | None:
+    tally.classified += 1
+    tally.labels[row[1]] += 1
+    return next(rows, None)
 
 
 def partial_path(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
+
+
+def shards_path(output: Path) -> Path:
+    """Where a job on a cluster keeps its shards."""
+    return output.with_name(output.name + ".shards")
 
 
 def before_path(partial: Path) -> Path:
@@ -169,15 +206,15 @@ class Journal:
     def set_aside(self) -> Iterator[Record]:
         """Begin again, with what it held kept in another file until `drop`; returns that, streamed."""
         before = before_path(self.path)
-        with before.open("a+b") as kept:
-            self._file.seek(0)
-            header = self._file.readline()
-            if kept.tell() == 0:
-                kept.write(header)
-            for line in self._file:
-                kept.write(line if line.endswith(b"\n") else b"")
-            kept.flush()
-            os.fsync(kept.fileno())
+        remove_leftovers(before)
+        self._file.seek(0)
+        header = self._file.readline()
+        with atomic_write(before) as merged, ExitStack() as stack:
+            if before.exists():
+                merged.writelines(stack.enter_context(before.open("rb")))
+            else:
+                merged.write(header)
+            merged.writelines(line for line in self._file if line.endswith(b"\n"))
         self._file.truncate(len(header))
         return read_records(before)
 
@@ -226,7 +263,11 @@ def read_records(path: Path) -> Iterator[Record]:
     """The records of a journal, streamed."""
     with path.open("rb") as file:
         file.readline()
-        yield from map(Record.parse, file)
+        for line in file:
+            try:
+                yield Record.parse(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConvlineError(f"{path} is damaged; start from the beginning with --overwrite") from error
 
 
 def read_header(path: Path) -> dict[str, Any] | None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
+from serving.errors import ConvlineError
 from serving.found import Found
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,25 @@ class Survey:
         start, stop = ((number * batches // parts) * batch_size for number in (index - 1, index))
         return islice(files, start, stop)
 
+    def checked_part(self, files: Iterator[Found], index: int, parts: int, batch_size: int) -> Iterator[Found]:
+        """As `part`. Raises ConvlineError at its end where the listing is not what was surveyed."""
+        digest = hashlib.sha256()
+        yield from self.part(_hashed(files, digest), index, parts, batch_size)
+        for _ in _hashed(files, digest):
+            pass
+        if digest.hexdigest() != self.sha256:
+            raise ConvlineError(
+                "the input changed while it was gone through; start from the beginning with --overwrite"
+            )
 
-def survey(files: Iterator[Found], told: Callable[[int], None] = lambda _: None) -> Survey:
+
+def _hashed(files: Iterator[Found], digest: Hash) -> Iterator[Found]:
+    for file in files:
+        digest.update(os.fsencode(file.path) + b"\0")
+        yield file
+
+
+def survey(files: Iterator[Found]) -> Survey:
     """Go through a listing once, without reading a file."""
     digest = hashlib.sha256()
-    found = 0
-    for found, file in enumerate(files, 1):  # counted
-        digest.update(os.fsencode(file.path) + b"\0")
-        if found % 1000 == 0:
-            told(found)
-    return Survey(found, digest.hexdigest())
+    return Survey(sum(1 for _ in _hashed(files, digest)), digest.hexdigest())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from serving.remote import open_system
 from serving.results import Journal, Record, read_records
 
 PLAN = "job.json"
+LOCK = "lock"
 
 
 class Shelf(Protocol):
@@ -49,7 +51,10 @@ class Shelf(Protocol):
     def records(self, shard: int) -> Iterator[Record]: ...
 
     def clear(self) -> None:
-        """Remove it all."""
+        """Remove all that is on it."""
+
+    def remove(self) -> None:
+        """Remove it altogether."""
 
 
 def open_shelf(name: str) -> Shelf:
@@ -67,13 +72,16 @@ class _Folder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("wb") as lock:
+        path = self._folder / LOCK
+        with path.open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ConvlineError(
                     f"another job is writing {self.name}; wait for it or choose another output"
                 ) from error
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                raise ConvlineError(f"another job has just finished {self.name}; look at its output first")
             yield
 
     def plan(self) -> dict[str, Any] | None:
@@ -100,7 +108,12 @@ class _Folder:
         return read_records(self._shard(shard))
 
     def clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for path in self._folder.iterdir():
+            if path.name != LOCK:
+                path.unlink()
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder)
 
 
 class _Store:
@@ -149,3 +162,5 @@ class _Store:
     def clear(self) -> None:
         if self.exists():
             self._system.rm(self._folder, recursive=True)
+
+    remove = clear

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import hashlib
 import os
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from serving.classifier import Prediction
@@ -19,41 +24,67 @@ class Sorter:
     """
 
     def __init__(self, folder: Path, inputs: tuple[str, ...], *, resume: bool) -> None:
-        real = folder.resolve()
-        for name in inputs:
-            if Path(name).is_dir() and real.is_relative_to(Path(name).resolve()):
-                raise ConvlineError(f"--sort-into {folder} lies inside the input {name}; choose a folder outside of it")
+        if holds := folder_with([_searched(name) for name in inputs], folder):
+            raise ConvlineError(f"--sort-into {folder} lies inside the input {holds}; choose a folder outside of it")
         if folder.exists() and not folder.is_dir():
             raise ConvlineError(f"--sort-into {folder} is a file; name a folder")
         if not resume and folder.exists() and any(folder.iterdir()):
             raise ConvlineError(f"--sort-into {folder} holds files already; choose another folder, or empty it")
+        for left in folder.rglob(".*.tmp"):  # of a job that was killed
+            left.unlink()
         self._folder = folder
 
     def place(self, file: Found, prediction: Prediction) -> None:
+        top = self._folder / folder_name(prediction.labels[0])
         parts = [part for part in file.path.split("/") if part not in ("", ".", "..")]
-        target = self._folder / folder_name(prediction.labels[0]) / Path(*parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = top / Path(*parts)
         number = 1
-        while not self._put(file, target):  # a/x.jpg and ../a/x.jpg, say
-            number += 1
-            target = target.with_name(f"{Path(parts[-1]).stem} ({number}){target.suffix}")
+        try:
+            while not _put(file, target):  # a/x.jpg and ../a/x.jpg, say
+                number += 1
+                target = target.with_name(f"{Path(parts[-1]).stem} ({number}){target.suffix}")
+        except OSError as error:
+            if error.errno not in UNNAMEABLE:
+                raise
+            name = hashlib.sha256(os.fsencode(file.path)).hexdigest()
+            _put(file, top / (name + Path(parts[-1]).suffix[:16]))
 
-    @staticmethod
-    def _put(file: Found, target: Path) -> bool:
-        """Whether the file is there now; False where another one is."""
-        if isinstance(file.content, OnDisk) and file.content.size is None:
-            source = os.path.abspath(file.content.file)
-            try:
-                target.symlink_to(source)
-            except FileExistsError:
-                return target.is_symlink() and str(target.readlink()) == source
-            return True
-        data = file.read()
-        if os.path.lexists(target):
-            return target.read_bytes() == data
-        with atomic_write(target) as copy:
-            copy.write(data)
+
+# in an archive x may be a file beside x/y.jpg, or a name longer than a file system takes
+UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+def _put(file: Found, target: Path) -> bool:
+    """Whether the file is there now; False where another one is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(file.content, OnDisk) and file.content.size is None:
+        source = os.path.abspath(file.content.file)
+        try:
+            target.symlink_to(source)
+        except FileExistsError:
+            if target.is_dir():
+                raise
+            return target.is_symlink() and str(target.readlink()) == source
         return True
+    data = file.read()
+    if os.path.lexists(target):
+        return target.read_bytes() == data
+    with atomic_write(target) as copy:
+        copy.write(data)
+    return True
+
+
+def folder_with(folders: Sequence[str], path: Path) -> str | None:
+    """The folder below which a path lies, if there is one."""
+    real = path.resolve()
+    return next((name for name in folders if Path(name).is_dir() and real.is_relative_to(Path(name).resolve())), None)
+
+
+def _searched(name: str) -> str:
+    """The folder in which a glob begins to search; any other input as it is."""
+    if os.path.lexists(name) or not glob.has_magic(name):
+        return name
+    return str(Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts)))
 
 
 def folder_name(label: str) -> str:

@@ -55,19 +55,24 @@ def open_table(file: IO[bytes], format: Format, top_k: int) -> Iterator[Table]:
         text.detach()
 
 
-def read_labels(table: Path) -> Iterator[str]:
-    """The first label of each row."""
+def read_rows(table: Path) -> Iterator[tuple[str, str]]:
+    """The path, as it is shown there, and the first label of each row. Raises ValueError or KeyError without them."""
     if table_format(table) == "parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(table) as parquet:
-            for batch in parquet.iter_batches(columns=["label"]):
-                yield from batch.column(0).to_pylist()
+            for batch in parquet.iter_batches(columns=["path", "label"]):
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
         return
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file) if table_format(table) == "csv" else map(json.loads, file)
         for row in rows:
-            yield row["label"]
+            yield row["path"], row["label"]
+
+
+def shown(path: str, table: Path) -> str:
+    """A path as the table has it."""
+    return _utf8(path) if table_format(table) == "parquet" else path
 
 
 def _cells(row: Prediction) -> list[str | float]:

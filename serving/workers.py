@@ -19,12 +19,13 @@ from multiprocessing.context import ForkProcess
 from typing import Any
 
 from serving.errors import ConvlineError, ImageError
-from serving.found import Found, Unusable
+from serving.found import Found, InMemory, Unusable
 
 Work = Callable[[list[Found], int], Any]
 Finish = Callable[[list[Found], Any, int], Any]
 
 AHEAD = 4  # batches a worker that may be finished before an earlier one is
+HELD = 2**27  # bytes of files out of compressed streams: from there on no further batch is begun
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -76,7 +77,7 @@ class Workers:
         while window or not is_over:
             received = [(worker, *self._receive(worker)) for worker in finished]
             idle += finished
-            while idle and not is_over and len(window) < AHEAD * len(self._workers):
+            while idle and not is_over and len(window) < AHEAD * len(self._workers) and self._held() < HELD:
                 files = next(batches, None)
                 if files is None:
                     is_over = True
@@ -94,12 +95,19 @@ class Workers:
             ready = wait(list(busy)) if busy else []
             finished = [worker for pipe, worker in busy.items() if pipe in ready]
 
+    def _held(self) -> int:
+        """Bytes of files that were sent with their content and are not done yet."""
+        tasks = (worker.task for worker in self._workers if worker.task)
+        return sum(
+            len(file.content.data) for task in tasks for file in task.files if isinstance(file.content, InMemory)
+        )
+
     def _receive(self, worker: _Worker) -> tuple[_Task, Any, int]:
         task, worker.task = worker.task, None
         assert task is not None
         try:
             return task, self._answer(worker), worker.slot
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             return task, self._again(worker, task.files), worker.slot
 
     def _again(self, worker: _Worker, files: list[Found]) -> Any:
@@ -109,7 +117,7 @@ class Workers:
         try:
             self._send(worker, "work", harmless)
             return self._answer(worker)
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
             raise ConvlineError(
                 f"a process of this job ended twice ({self._replace(worker)}) while the model ran; "
                 "give it more memory, fewer --threads or a smaller --batch-size"
@@ -120,18 +128,18 @@ class Workers:
             self._send(worker, "try out", [file])
             self._answer(worker)
             return file
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             problem = ImageError("unreadable", f"the process that decoded it ended ({self._replace(worker)})")
             return replace(file, content=Unusable(problem))
 
     def _send(self, worker: _Worker, what: str, files: list[Found]) -> None:
         """Give a worker something to do; that it is dead is told by its answer."""
-        with suppress(ConnectionError):
+        with suppress(OSError):
             worker.pipe.send((what, files, self._buffer(worker, worker.slot)))
 
     @staticmethod
     def _answer(worker: _Worker) -> Any:
-        """Raises EOFError or ConnectionError where the worker died, and what it raised."""
+        """Raises EOFError or OSError where the worker died, and what it raised."""
         result, error = worker.pipe.recv()
         if error is not None:
             raise error
@@ -154,7 +162,7 @@ class Workers:
     def _fork(self, number: int) -> _Worker:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
-        process = context.Process(target=self._serve, args=(there, here), daemon=True)
+        process = context.Process(target=self._serve, args=(there,), daemon=True)
         with _signals_held_back(), warnings.catch_warnings():
             # other threads (BLAS, a progress bar) hold nothing that the copy uses
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -162,16 +170,16 @@ class Workers:
         there.close()
         return _Worker(number, process, here)
 
-    def _serve(self, pipe: Connection, *not_mine: Connection) -> None:
+    def _serve(self, pipe: Connection) -> None:
         """What a worker does until its parent closes the pipe, or dies."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         # libtiff, for one, talks of each damaged file; what goes wrong is told through the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        # else the other workers would not see the parent's end
-        for connection in (*not_mine, *(worker.pipe for worker in self._workers)):
-            connection.close()
+        # else the other workers would not see the parent's end, and its journal would stay locked
+        os.closerange(3, pipe.fileno())
+        os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         try:
             while True:
                 what, files, buffer = pipe.recv()
@@ -181,7 +189,7 @@ class Workers:
                 except Exception as error:
                     answer = None, _portable(error)
                 pipe.send(answer)
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             os._exit(0)
 
     def close(self) -> None:

@@ -112,6 +112,41 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(job: Job, tmp_path: Path,
     check(job, output)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_driver_that_is_told_to_stop_says_what_it_keeps(
+    job: Job, tmp_path: Path, address: str, number: signal.Signals, status: int
+) -> None:
+    with started(job, tmp_path / "out.csv", address, shards=1) as driver:
+        driver.send_signal(number)
+        _, stderr = driver.communicate(timeout=60)
+    assert driver.returncode == status, stderr
+    assert "out.csv.shards keeps what is finished: --resume continues from there" in stderr
+
+
+def test_a_second_driver_is_refused_even_to_overwrite(job: Job, tmp_path: Path, address: str) -> None:
+    output = tmp_path / "out.csv"
+    with started(job, output, address, shards=1) as driver:
+        with pytest.raises(ConvlineError, match="another job is writing"):
+            classify_on_ray(replace(job, output=output, overwrite=True), address)
+        driver.communicate(timeout=120)
+    assert driver.returncode == 0
+    check(job, output)
+
+
+def test_what_the_cluster_does_not_have_is_refused_at_once(job: Job, tmp_path: Path, address: str) -> None:
+    for change, says in (({"threads": 8}, "8 CPU"), ({"provider": "cuda"}, "1 GPU")):
+        with pytest.raises(ConvlineError, match=f"a shard takes {says}; no machine of the cluster has more than"):
+            classify_on_ray(replace(job, output=tmp_path / "out.csv", **change), address)  # type: ignore[arg-type]
+
+
+def test_a_job_inside_of_its_input(job: Job, tmp_path: Path, address: str) -> None:
+    for number in range(200):
+        write(tmp_path / f"{number:03}.png", encode(noise(8, 8), "PNG"))
+    small = replace(job, inputs=[str(tmp_path)], output=tmp_path / "out.csv")
+    assert classify_on_ray(small, address).tally.found == 200
+    assert classify_on_ray(replace(small, resume=True), address).resumed == 200  # it is complete
+
+
 def test_an_input_that_changed_is_refused(job: Job, tmp_path: Path, address: str) -> None:
     write(tmp_path / "in/1.png", encode(noise(8, 8), "PNG"))
     small = replace(job, inputs=[str(tmp_path / "in")], output=tmp_path / "out.csv")
@@ -125,7 +160,11 @@ def test_an_input_that_changed_is_refused(job: Job, tmp_path: Path, address: str
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"inputs": ["nowhere"]}, "no Ray cluster at nowhere:1"), ({"shard": (1, 2)}, "makes the shards itself")],
+    [
+        ({"inputs": ["nowhere"]}, "no Ray cluster at nowhere:1"),
+        ({"shard": (1, 2)}, "knows neither --shard nor --rescan"),
+        ({"inputs": ["-"]}, "takes no -"),
+    ],
 )
 def test_a_job_that_will_not_do_is_refused_before_ray_starts(job: Job, change: dict[str, object], says: str) -> None:
     with pytest.raises(ConvlineError, match=says):

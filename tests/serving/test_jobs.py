@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
+import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -22,7 +27,9 @@ from serving.delivery import deliver
 from serving.errors import ConvlineError
 from serving.found import Found
 from serving.knee import knee_of
+from serving.listing import find
 from serving.predict import Predict
+from serving.shards import survey
 from serving.sorting import folder_name
 from tests.conftest import Cli, command
 from tests.serving.helpers import csv_rows, encode, json_lines, noise, write
@@ -104,6 +111,20 @@ def test_a_shard_that_is_none_is_wrong_usage(cli: Cli, shard: str) -> None:
     cli("serving", "classify", "x", "--model", "m.onnx", "--shard", shard, status=2)
 
 
+def test_a_part_inside_the_input_is_refused(job: Job) -> None:
+    with pytest.raises(ConvlineError, match="the output must lie outside of the input in"):
+        classify(named(job, "in/1.csv", shard=(1, 3)))
+
+
+def test_a_listing_that_changes_while_a_part_is_done_is_refused(images: Path) -> None:
+    whole = survey(find(["in"]))
+    files = whole.checked_part(find(["in"]), 1, 3, BATCH)
+    next(files)
+    write(images / "2/zzz.png", b"")
+    with pytest.raises(ConvlineError, match="the input changed while"):
+        list(files)
+
+
 # --- standard input
 
 
@@ -176,6 +197,53 @@ def test_a_rescan_that_is_stopped_keeps_what_was_known_before_it(
     assert outputs(job) == outputs(fresh)
 
 
+def test_a_rescan_that_is_torn_while_it_begins_loses_nothing(
+    job: Job, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(job, monkeypatch, after=8)
+    write(images / "0/000a.png", encode(noise(8, 8), "PNG"))
+    arguments = command("serving", "classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH)
+    options = ["--provider", "cpu", "--rescan"]
+    torn = subprocess.run([arguments[0], "-c", FULL, *arguments[3:], *options], capture_output=True, text=True)
+    assert torn.returncode == 1 and "File too large" in torn.stderr
+    assert classify(replace(job, rescan=True)).resumed >= 8 * BATCH - 10
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_a_name_that_is_twice_in_an_archive_keeps_both_results(
+    job: Job, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    contents = [encode(noise(8, 8), "PNG") for _ in range(20)]
+    if kind == "zip":
+        with zipfile.ZipFile("x.zip", "w") as zipped, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for data in contents:
+                zipped.writestr("same.png", data)
+    else:
+        with tarfile.open(f"x.{kind}", "w:gz" if kind == "tar.gz" else "w") as tar:
+            for data in contents:
+                member = tarfile.TarInfo("same.png")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    job = replace(job, inputs=[f"x.{kind}"])
+    fresh = named(job, "fresh.csv")
+    classify(fresh)
+    interrupted(job, monkeypatch, after=2)
+    classify(replace(job, rescan=True))
+    assert outputs(job) == outputs(fresh)
+
+
+def test_what_cannot_be_told_to_be_the_same_is_classified_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [f"memory://listed/{number:02}.png" for number in range(20)]
+    for url in urls:
+        fsspec.filesystem("memory").pipe(url.removeprefix("memory:/"), encode(noise(8, 8), "PNG"))
+    write(Path("list"), "\n".join(urls).encode())
+    listed = replace(job, inputs=["@list"])
+    interrupted(listed, monkeypatch, after=2)
+    assert classify(replace(listed, rescan=True)).resumed == 0
+    fsspec.filesystem("memory").rm("/listed", recursive=True)
+
+
 def test_overwrite_forgets_a_rescan(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(job, monkeypatch, after=8)
     write(images / "0/0.png", b"")
@@ -237,7 +305,13 @@ def test_files_of_one_name_all_have_their_place(job: Job, images: Path) -> None:
 
 @pytest.mark.parametrize(
     ("folder", "says"),
-    [("in/sorted", "inside the input in"), ("in", "inside the input"), ("full", "holds files"), ("file", "is a file")],
+    [
+        ("in/sorted", "inside the input in"),
+        ("in/0", "inside the input in"),
+        ("in", "inside the input"),
+        ("full", "holds files"),
+        ("file", "is a file"),
+    ],
 )
 def test_a_folder_that_will_not_do_is_refused(job: Job, folder: str, says: str) -> None:
     write(Path("full/mine.txt"), b"precious")
@@ -245,6 +319,29 @@ def test_a_folder_that_will_not_do_is_refused(job: Job, folder: str, says: str) 
     with pytest.raises(ConvlineError, match=says):
         classify(replace(job, sort_into=Path(folder)))
     assert not Path("out.csv").exists() and not Path("out.csv.partial").exists()
+
+
+def test_a_folder_inside_of_what_a_glob_searches_is_refused(job: Job) -> None:
+    with pytest.raises(ConvlineError, match="lies inside the input in"):
+        classify(replace(job, inputs=["in/*"], sort_into=Path("in/sorted")))
+
+
+def test_a_rescan_sorts_into_a_new_folder(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(replace(job, sort_into=Path("sorted")), monkeypatch, after=6)
+    write(images / "0/003.png", encode(noise(8, 8), "PNG"))
+    with pytest.raises(ConvlineError, match="holds files already"):
+        classify(replace(job, rescan=True, sort_into=Path("sorted")))
+    classify(replace(job, rescan=True, sort_into=Path("anew")))
+    assert len(list(Path("anew").rglob("*.png"))) == COUNT * 0.9
+
+
+def test_names_that_no_folder_takes_have_a_place_all_the_same(job: Job) -> None:
+    names = ["x", "x/y.png", "long" * 62 + ".png"]
+    with zipfile.ZipFile("odd.zip", "w") as zipped:
+        for name in names:
+            zipped.writestr(name, encode(noise(8, 8), "PNG"))
+    classify(replace(job, inputs=["odd.zip"], sort_into=Path("sorted")))
+    assert len([path for path in Path("sorted").rglob("*") if path.is_file()]) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +422,56 @@ def test_a_reader_of_stdout_that_leaves_ends_the_job_without_a_word(job: Job) ->
         stderr = process.stderr.read()
     assert process.returncode == 1
     assert all(line.startswith("{") for line in stderr.splitlines()), stderr  # rejects
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "12"])
+def test_closed_streams_are_nowhere(job: Job, closed: str) -> None:
+    """Else the next file that is opened would take their place."""
+    line = shlex.join(command("serving", "classify", "in", "--model", job.model, "--output", "out.csv"))
+    whole = named(job, "whole.csv", batch_size=64)
+    classify(whole)
+    result = subprocess.run(line + "".join(f" {number}>&-" for number in closed), shell=True, capture_output=True)
+    assert result.returncode == 0 and result.stdout == b""
+    assert outputs(job) == outputs(whole)
+
+
+def test_a_reader_of_stderr_that_leaves_costs_no_row(job: Job) -> None:
+    arguments = command("serving", "classify", "in", "--model", job.model, "--batch-size", BATCH)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stderr.close()
+        rows = process.stdout.read().splitlines()
+    assert process.returncode == 0 and len(rows) == 1 + COUNT * 0.9
+
+
+def test_the_journal_is_free_as_soon_as_its_job_is_killed(job: Job) -> None:
+    """Though a process that replaced a dead one, and so saw the journal open, may have work left."""
+    arguments = command("serving", "classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH)
+    with subprocess.Popen([arguments[0], "-c", SLOW, *arguments[3:]], stderr=subprocess.PIPE) as process:
+        while len(json_lines(Path("out.csv.partial")) if Path("out.csv.partial").exists() else []) < 2 * BATCH:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    assert classify(replace(job, resume=True)).tally.found == COUNT
+
+
+SLOW = """
+import os, sys, time
+from serving import classifier
+from serving.cli import run
+
+def decode(data, spec, real=classifier.decode):
+    if data == b"garbage" and not os.path.exists("died"):
+        open("died", "w").close()
+        os._exit(1)
+    if len(open("out.csv.partial").readlines()) > 16:
+        time.sleep(5)
+    return real(data, spec)
+
+classifier.decode = decode
+sys.argv[0] = "serving"
+run()
+"""
 
 
 def test_a_file_that_kills_its_decoder_is_rejected(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +560,7 @@ def test_a_table_is_uploaded_when_it_is_whole(job: Job) -> None:
 
 def test_an_upload_that_fails_is_tried_again_by_resume(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://results/out.csv"
+    another = replace(job, inputs=["in/0"], resume=True)
 
     def put_file(*_: object) -> None:
         raise OSError("the network is down")
@@ -420,10 +568,35 @@ def test_an_upload_that_fails_is_tried_again_by_resume(job: Job, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", put_file)
         with pytest.raises(
-            ConvlineError, match=r"out\.upload\.csv is whole.*the network is down; --resume tries again"
+            ConvlineError, match=r"out\..*\.upload\.csv is whole.*the network is down; --resume tries again"
         ):
             deliver(url, job, classify)
+    with pytest.raises(ConvlineError, match="is complete, and of other files"):
+        deliver(url, another, classify)
     deliver(url, replace(job, resume=True), classify)
     classify(job)
     assert fsspec.filesystem("memory").cat("/results/out.csv") == outputs(job)[0]
     fsspec.filesystem("memory").rm("/results", recursive=True)
+
+
+# --- a job that is done already
+
+
+def test_resuming_what_is_done_refuses_another_listing(job: Job, images: Path) -> None:
+    tally = classify(job).tally
+    assert classify(replace(job, resume=True)).tally == tally
+    write(images / "0/new.png", b"")
+    with pytest.raises(ConvlineError, match="is complete, and of other files"):
+        classify(replace(job, resume=True))
+    with pytest.raises(ConvlineError, match="no such file or folder: nowhere"):
+        classify(replace(job, resume=True, inputs=["nowhere"]))
+
+
+def test_resuming_what_is_no_table_of_ours_is_refused(job: Job) -> None:
+    classify(job)
+    Path("out.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConvlineError, match=r"was not finished by `serving classify`"):
+        classify(replace(job, resume=True))
+    Path("out.csv.rejects.jsonl").unlink()
+    with pytest.raises(ConvlineError, match=r"was not finished by `serving classify`"):
+        classify(replace(job, resume=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pickle
 import re
 import subprocess
 import tarfile
@@ -386,3 +387,39 @@ def test_urls_in_a_list_are_files(remote: str, tmp_path: Path) -> None:
 def test_a_url_where_nothing_is_is_refused_before_the_first_file(url: str) -> None:
     with pytest.raises(ConvlineError, match=re.escape(url)):
         find([url])
+
+
+def test_folders_that_link_to_each_other_come_to_an_end(tmp_path: Path) -> None:
+    for folder in "abcdefgh":
+        write(tmp_path / folder / "x.png", folder.encode())
+        for other in "abcdefgh":
+            (tmp_path / folder / f"to {other}").symlink_to(f"../{other}")
+    found = list(walk(tmp_path))
+    assert {file.path for file in found} >= {f"{folder}/x.png" for folder in "abcdefgh"}
+    assert all(file.path.count("/to ") <= 5 for file in found)
+
+
+def test_a_recursive_glob_finds_each_file_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert paths(find(["**"])) == TREE
+    assert paths(find(["a/**"])) == [path for path in TREE if path.startswith("a/")]
+
+
+def test_a_nul_in_a_text_list_costs_one_line(tree: Path) -> None:
+    write(tree / "list.txt", b"x" * 70_000 + b"\n" + str(tree / "a.png").encode() + b"\nodd\0name\n")
+    found = list(find([f"@{tree / 'list.txt'}"]))
+    assert [file.content.stamp() is None for file in found] == [True, False, True]
+    assert (reason(found[0]), reason(found[2])) == ("unreadable", "unreadable")
+
+
+def test_a_zip_with_a_malformed_name_is_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "x.zip", [("é.png", b"1")])
+    archive.write_bytes(archive.read_bytes().replace("é.png".encode(), b"\xff\xff.png"))
+    with pytest.raises(ConvlineError, match="cannot read the archive"):
+        list(read_archive(archive))
+
+
+def test_members_of_a_zip_are_read_where_they_are(tmp_path: Path) -> None:
+    found = pickle.loads(pickle.dumps(list(read_archive(pack(tmp_path / "x.zip", MEMBERS)))))
+    assert len(pickle.dumps(found)) < sum(len(data) for _, data in MEMBERS)
+    assert [(file.path, file.read()) for file in found] == MEMBERS

@@ -12,7 +12,7 @@ import pytest
 
 from serving.classifier import Prediction
 from serving.errors import ConvlineError
-from serving.tables import ROW_GROUP, Format, open_table, read_labels, table_format
+from serving.tables import ROW_GROUP, Format, open_table, read_rows, shown, table_format
 from tests.serving.helpers import csv_rows
 
 ROWS = [
@@ -52,9 +52,10 @@ def test_json_lines_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_labels_are_read_back(tmp_path: Path, ending: str) -> None:
-    assert list(read_labels(written(tmp_path / f"x.{ending}", ROWS))) == ["cat", "dog", "cat", "T-shirt/top"]
-    assert list(read_labels(written(tmp_path / f"none.{ending}", []))) == []
+def test_paths_and_labels_are_read_back(tmp_path: Path, ending: str) -> None:
+    table = written(tmp_path / f"x.{ending}", ROWS)
+    assert list(read_rows(table)) == [(shown(row.path, table), row.labels[0]) for row in ROWS]
+    assert list(read_rows(written(tmp_path / f"none.{ending}", []))) == []
 
 
 def test_a_large_parquet_file_is_written_in_groups(tmp_path: Path) -> None:
