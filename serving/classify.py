@@ -9,114 +9,41 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from serving.archives import is_archive
-from serving.classifier import Classifier, Entry, Prediction, Reject
+from serving.classifier import Classifier, Entry, Reject
 from serving.console import log, progress
 from serving.errors import ConvlineError
-from serving.foreign import Foreign
-from serving.found import Found, OnDisk
+from serving.found import Found
+from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_sorter, part
 from serving.knee import knee
-from serving.listing import STDIN, find, is_url
+from serving.listing import STDIN, is_url
 from serving.machine import usable_cpus
-from serving.model import Provider
 from serving.predict import Predict, predictor
 from serving.rescan import Kept
 from serving.results import (
     Journal,
     Record,
-    Tally,
     before_path,
     compare_finished,
     partial_path,
     read_header,
     reject_line,
-    rejects_path,
     render,
     shards_path,
 )
-from serving.shards import Survey, survey
-from serving.sorting import Sorter, folder_with
-from serving.tables import Format, open_table, table_format
+from serving.tables import open_table
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-BATCH_SIZE = 64
 KEPT_AT_ONCE = 64  # batches
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to classify, with what, to where. `output` None is stdout, in `stdout_format`."""
-
-    inputs: Sequence[str]
-    model: Path | str
-    output: Path | None = None
-    stdout_format: Format = "csv"
-    top_k: int = 1
-    batch_size: int | Literal["auto"] = BATCH_SIZE
-    provider: Provider = "auto"
-    threads: int | None = None
-    resume: bool = False
-    overwrite: bool = False
-    rescan: bool = False
-    sort_into: Path | None = None
-    shard: tuple[int, int] | None = None
-    foreign: Foreign | None = None
-
-    @property
-    def continues(self) -> bool:
-        return self.resume or self.rescan
-
-
-@dataclass
-class Summary:
-    """How a job ended."""
-
-    provider: str
-    seconds: float = 0.0
-    resumed: int = 0
-    tally: Tally = field(default_factory=Tally)
-    sorter: Sorter | None = None
-
-    def add(self, file: Found, entry: Entry) -> None:
-        """Count an entry, and sort its file."""
-        self.tally.add(entry)
-        if self.sorter is not None and isinstance(entry, Prediction):
-            self.sorter.place(file, entry)
-
-    @property
-    def images_per_second(self) -> float:
-        return (self.tally.found - self.resumed) / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "found": self.tally.found,
-            "classified": self.tally.classified,
-            "rejected": self.tally.rejected,
-            "rejects_by_reason": dict(sorted(self.tally.reasons.items())),
-            "labels": dict(sorted(self.tally.labels.items())),
-            "resumed": self.resumed,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images_per_second, 1),
-            "provider": self.provider,
-        }
-
-    def sentence(self) -> str:
-        tally = self.tally
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.reasons.items()))
-        return (
-            f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
-            f"{f' ({reasons})' if reasons else ''}; {self.images_per_second:.0f} images/s on {self.provider}"
-        )
 
 
 def classify(job: Job) -> Summary:
@@ -160,62 +87,6 @@ def complete(job: Job, output: Path) -> Summary | None:
     return Summary("nothing", resumed=tally.found, tally=tally)
 
 
-def open_sorter(job: Job) -> Sorter | None:
-    """Raises ConvlineError for a folder that will not do."""
-    if job.sort_into is None:
-        return None
-    partial = partial_path(job.output) if job.output else None
-    is_rescan = job.rescan or (partial is not None and before_path(partial).exists())
-    return Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan)
-
-
-def check(job: Job) -> None:
-    """Raises ConvlineError for a job that contradicts itself, or would overwrite something."""
-    if job.top_k < 1:
-        raise ConvlineError(f"--top-k {job.top_k} is not a number of classes; use 1 or more")
-    if STDIN in job.inputs and (job.continues or job.shard):
-        raise ConvlineError("standard input comes but once, so it can neither be resumed nor divided; use @FILE")
-    if job.shard and job.batch_size == "auto":
-        raise ConvlineError("--shard needs a --batch-size, as every part must use the same")
-    if job.output is None:
-        if job.continues:
-            raise ConvlineError("--resume needs an --output file: what went to stdout cannot be continued")
-        return
-    table_format(job.output)
-    if job.shard and (holds := folder_with(job.inputs, job.output)):
-        raise ConvlineError(f"with --shard the output must lie outside of the input {holds}: other parts would find it")
-    if job.output.is_dir():
-        raise ConvlineError(f"{job.output} is a folder; name a file")
-    if job.output.exists() and not (job.overwrite or job.continues):
-        raise ConvlineError(f"{job.output} exists: choose another name, or replace it with --overwrite")
-
-
-def listing(job: Job) -> Iterator[Found]:
-    """The files of the inputs, without this job's own output."""
-    files = find(job.inputs)
-    if job.output is None:
-        return files
-    partial, shards = partial_path(job.output), shards_path(job.output)
-    own = {path.name: path.resolve() for path in (job.output, partial, before_path(partial), rejects_path(job.output))}
-
-    def is_own(name: str) -> bool:
-        base = name.rpartition("/")[2]
-        if f"/{shards.name}/" in name:
-            return Path(name).resolve().is_relative_to(shards.resolve())
-        return base in own and Path(name).resolve() == own[base]
-
-    return (file for file in files if not (isinstance(file.content, OnDisk) and is_own(file.content.file)))
-
-
-def part(job: Job) -> tuple[Iterator[Found], Survey | None]:
-    """The files of the job's shard, and what the whole listing is; without a shard all of them."""
-    if job.shard is None:
-        return listing(job), None
-    assert job.batch_size != "auto"
-    whole = survey(listing(job))
-    return whole.checked_part(listing(job), *job.shard, job.batch_size), whole
-
-
 @contextmanager
 def opened(job: Job, files: Iterator[Found]) -> Iterator[tuple[Classifier, Predict, Iterator[Found]]]:
     """The model, what predicts with it, and the files, of which the first ones were looked at.
@@ -245,20 +116,6 @@ def _pinned(job: Job) -> int | None:
     """The batch size that an interrupted job had settled on."""
     header = read_header(partial_path(job.output)) if job.output and job.continues else None
     return header["batch_size"] if header else None
-
-
-def describe(job: Job, classifier: Classifier, whole: Survey | None = None) -> dict[str, Any]:
-    """What a journal's header says: another job may not continue it."""
-    return {
-        "format": 2,
-        "model": classifier.model.sha256,
-        **({"foreign": job.foreign.to_dict()} if job.foreign else {}),
-        "inputs": list(job.inputs),
-        "top_k": job.top_k,
-        "batch_size": classifier.batch_size,
-        "provider": classifier.provider,
-        **({"shard": list(job.shard or ()), "listing": whole.sha256} if whole else {}),
-    }
 
 
 def _to_stdout(job: Job, batches: Iterator[list[Classified]], summary: Summary) -> None:

@@ -67,8 +67,8 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
     """Classify every image of the inputs into a table of path, label and probability."""
-    from serving.classify import Job
     from serving.classify import classify as run_job
+    from serving.job import Job
     from serving.listing import is_url
 
     if (resume or rescan) and overwrite:

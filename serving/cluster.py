@@ -20,20 +20,10 @@ from dataclasses import replace
 from typing import Any
 
 from serving.classifier import Classifier, Entry, Prediction
-from serving.classify import (
-    BATCH_SIZE,
-    Job,
-    Summary,
-    check,
-    complete,
-    describe,
-    fill,
-    listing,
-    open_sorter,
-    opened,
-)
+from serving.classify import complete, fill, opened
 from serving.console import log, progress
 from serving.errors import ConvlineError
+from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_sorter
 from serving.knee import knee
 from serving.listing import STDIN
 from serving.machine import usable_cpus

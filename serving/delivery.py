@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from serving.classify import Job, Summary, part
 from serving.console import log
 from serving.errors import ConvlineError
+from serving.job import Job, Summary, part
 from serving.remote import open_system
 from serving.results import compare_finished, rejects_path
 from serving.tables import table_format

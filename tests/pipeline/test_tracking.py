@@ -80,7 +80,7 @@ def test_a_follower_that_is_killed_is_started_again(tmp_path: Path) -> None:
         first = follower(process)
         os.kill(first, signal.SIGKILL)
         place = state(run)["step"]
-        wait_until(process, lambda: points(run)[-1]["step"] > place)
+        wait_until(process, lambda: points(run)[-1]["step"] > place and followers(process) not in ([], [first]))
         process.send_signal(signal.SIGSTOP)
         wait_until(process, lambda: state(run)["step"] > place)
         process.send_signal(signal.SIGCONT)
@@ -97,5 +97,11 @@ def test_a_follower_that_is_killed_is_started_again(tmp_path: Path) -> None:
 
 
 def follower(process: subprocess.Popen) -> int:
-    (child,) = [child for child in psutil.Process(process.pid).children() if "sync" in child.cmdline()]
-    return child.pid
+    (child,) = followers(process)
+    return child
+
+
+def followers(process: subprocess.Popen) -> list[int]:
+    """Of a training, those that live."""
+    children = psutil.Process(process.pid).children()
+    return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE and "sync" in child.cmdline()]

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serving.classifier import try_decode
-from serving.classify import Job, classify
+from serving.classify import classify
 from serving.errors import ImageError, Reason
 from serving.found import Found, InMemory
 from serving.images import ImageSpec
+from serving.job import Job
 from serving.workers import Workers
 from tests.serving.helpers import csv_rows, encode, exif, json_lines, noise, write
 

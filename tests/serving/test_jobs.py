@@ -22,10 +22,11 @@ import fsspec
 import psutil
 import pytest
 
-from serving.classify import Job, Summary, classify
+from serving.classify import classify
 from serving.delivery import deliver
 from serving.errors import ConvlineError
 from serving.found import Found
+from serving.job import Job, Summary
 from serving.knee import knee_of
 from serving.listing import find
 from serving.predict import Predict
