@@ -41,7 +41,7 @@ from serving.results import (
 from serving.tables import open_table
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from serving.console import Bar
 
 KEPT_AT_ONCE = 64  # batches
 
@@ -201,7 +201,7 @@ def _next_batch(files: Iterator[Found], size: int, kept: Kept | None) -> list[tu
     return batch
 
 
-def _count_beside(job: Job, bar: Progress) -> None:
+def _count_beside(job: Job, bar: Bar) -> None:
     """Tell the bar how many files there are, once that is known: it needs no more than their names."""
     if bar.disable or job.shard or STDIN in job.inputs or any(is_archive(name) or is_url(name) for name in job.inputs):
         return

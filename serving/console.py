@@ -10,15 +10,14 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from serving.errors import ConvlineError
 
 if TYPE_CHECKING:
     import typer
-    from rich.progress import Progress
 
 _is_muted = False
 
@@ -84,9 +83,36 @@ def log(message: str) -> None:
             print(message, file=sys.stderr, flush=True)
 
 
+class Bar(Protocol):
+    """What is used of rich's Progress."""
+
+    disable: bool
+
+    @property
+    def task_ids(self) -> Sequence[Any]: ...
+
+    def update(self, task_id: Any, **changes: Any) -> None: ...
+
+    def advance(self, task_id: Any, advance: float = 1) -> None: ...
+
+
+class _NoBar:
+    """Where nobody looks: rich takes 50 ms to import, in which a job would stand still."""
+
+    disable = True
+    task_ids = (0,)
+
+    def update(self, task_id: Any, **changes: Any) -> None: ...
+
+    def advance(self, task_id: Any, advance: float = 1) -> None: ...
+
+
 @contextmanager
-def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
+def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Bar]:
     """A rich progress bar on stderr with one task, off when stderr is not a terminal."""
+    if _is_muted or not sys.stderr.isatty():
+        yield _NoBar()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -98,6 +124,6 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
         TextColumn(unit + "{task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=_is_muted or not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         bar.add_task(description, total=total, note="")
         yield bar

@@ -13,7 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any
@@ -25,6 +25,7 @@ Work = Callable[[list[Found], int], Any]
 Finish = Callable[[list[Found], Any, int], Any]
 
 AHEAD = 4  # batches a worker that may be finished before an earlier one is
+NAMES = 2**14  # characters of names that surely fit into a pipe, both as a batch and in its results
 HELD = 2**27  # bytes of files out of compressed streams: from there on no further batch is begun
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -36,19 +37,21 @@ def can_fork() -> bool:
 
 @dataclass
 class _Task:
+    """A batch, the buffer that it may use, and what came of it."""
+
     files: list[Found]
+    buffer: int
     result: Any = None
 
 
 @dataclass
 class _Worker:
-    """A process, this end of its pipe, and what it is doing; `slot` alternates between 0 and 1 from task to task."""
+    """A process, this end of its pipe, and what it was given, the oldest first."""
 
-    number: int
     process: ForkProcess
     pipe: Connection
-    slot: int = 0
-    task: _Task | None = None
+    buffers: tuple[int, int]
+    tasks: deque[_Task] = field(default_factory=deque)
 
 
 class Workers:
@@ -63,7 +66,8 @@ class Workers:
         self._try_out = try_out
         self._workers: list[_Worker] = []
         for number in range(count):
-            self._workers.append(self._fork(number))
+            process, pipe = self._fork()
+            self._workers.append(_Worker(process, pipe, (2 * number, 2 * number + 1)))
 
     def map(self, batches: Iterator[list[Found]], finish: Finish) -> Iterator[Any]:
         """What `finish(files, result, buffer)`, run in this process, makes of each batch's result, in order.
@@ -71,51 +75,58 @@ class Workers:
         Raises ConvlineError where a process dies of something else than a file, or raised one.
         """
         window: deque[_Task] = deque()
-        finished: list[_Worker] = []
-        idle = list(self._workers)
-        is_over = False
-        while window or not is_over:
-            received = [(worker, *self._receive(worker)) for worker in finished]
-            idle += finished
-            while idle and not is_over and len(window) < AHEAD * len(self._workers) and self._held() < HELD:
+        files = next(batches, None)
+        while window or files is not None:
+            while files is not None and (worker := self._taker(files, len(window))) is not None:
+                window.append(self._give(worker, files))
                 files = next(batches, None)
-                if files is None:
-                    is_over = True
-                    break
-                worker = idle.pop()
-                worker.task = _Task(files)
-                worker.slot = 1 - worker.slot
-                window.append(worker.task)
-                self._send(worker, "work", files)
-            for worker, task, result, slot in received:  # while the workers are busy again
-                task.result = finish(task.files, result, self._buffer(worker, slot))
             while window and window[0].result is not None:
                 yield window.popleft().result
-            busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
+            busy = {worker.pipe: worker for worker in self._workers if worker.tasks}
             ready = wait(list(busy)) if busy else []
-            finished = [worker for pipe, worker in busy.items() if pipe in ready]
+            for worker in [worker for pipe, worker in busy.items() if pipe in ready]:
+                result = self._receive(worker)
+                task = worker.tasks.popleft()
+                task.result = finish(task.files, result, task.buffer)
+
+    def _taker(self, files: list[Found], waiting: int) -> _Worker | None:
+        """Who takes the next batch: whoever has none, else whoever has but one, so that none waits for the next."""
+        if waiting >= AHEAD * len(self._workers) or self._held() > HELD:
+            return None
+        worker = min(self._workers, key=lambda worker: len(worker.tasks))
+        # what lies in a pipe must fit: while both ends wait for room in it, nobody reads
+        limit = 2 if _names_alone(files) else 1
+        return worker if len(worker.tasks) < limit else None
+
+    def _give(self, worker: _Worker, files: list[Found]) -> _Task:
+        used = worker.tasks[0].buffer if worker.tasks else None
+        task = _Task(files, next(buffer for buffer in worker.buffers if buffer != used))
+        worker.tasks.append(task)
+        self._send(worker, "work", task.files, task.buffer)
+        return task
 
     def _held(self) -> int:
         """Bytes of files that were sent with their content and are not done yet."""
-        tasks = (worker.task for worker in self._workers if worker.task)
-        return sum(
-            len(file.content.data) for task in tasks for file in task.files if isinstance(file.content, InMemory)
-        )
+        files = (file for worker in self._workers for task in worker.tasks for file in task.files)
+        return sum(len(file.content.data) for file in files if isinstance(file.content, InMemory))
 
-    def _receive(self, worker: _Worker) -> tuple[_Task, Any, int]:
-        task, worker.task = worker.task, None
-        assert task is not None
+    def _receive(self, worker: _Worker) -> Any:
+        """What became of a worker's oldest task."""
         try:
-            return task, self._answer(worker), worker.slot
+            return self._answer(worker)
         except (EOFError, OSError):
-            return task, self._again(worker, task.files), worker.slot
+            task, *later = worker.tasks
+            result = self._again(worker, task)
+            for other in later:
+                self._send(worker, "work", other.files, other.buffer)
+            return result
 
-    def _again(self, worker: _Worker, files: list[Found]) -> Any:
+    def _again(self, worker: _Worker, task: _Task) -> Any:
         """Do a batch that killed its worker again, without the files that did it."""
         self._replace(worker)
-        harmless = [self._harmless(worker, file) for file in files]
+        harmless = [self._harmless(worker, file) for file in task.files]
         try:
-            self._send(worker, "work", harmless)
+            self._send(worker, "work", harmless, task.buffer)
             return self._answer(worker)
         except (EOFError, OSError) as error:
             raise ConvlineError(
@@ -132,10 +143,11 @@ class Workers:
             problem = ImageError("unreadable", f"the process that decoded it ended ({self._replace(worker)})")
             return replace(file, content=Unusable(problem))
 
-    def _send(self, worker: _Worker, what: str, files: list[Found]) -> None:
+    @staticmethod
+    def _send(worker: _Worker, what: str, files: list[Found], buffer: int = 0) -> None:
         """Give a worker something to do; that it is dead is told by its answer."""
         with suppress(OSError):
-            worker.pipe.send((what, files, self._buffer(worker, worker.slot)))
+            worker.pipe.send((what, files, buffer))
 
     @staticmethod
     def _answer(worker: _Worker) -> Any:
@@ -145,21 +157,16 @@ class Workers:
             raise error
         return result
 
-    @staticmethod
-    def _buffer(worker: _Worker, slot: int) -> int:
-        return 2 * worker.number + slot
-
     def _replace(self, worker: _Worker) -> str:
         """Put a new process in a dead one's place; returns how that ended."""
         worker.pipe.close()
         worker.process.kill()  # it is dead, or has closed its pipe
         worker.process.join()
         code = worker.process.exitcode or 0
-        fresh = self._fork(worker.number)
-        worker.process, worker.pipe = fresh.process, fresh.pipe
+        worker.process, worker.pipe = self._fork()
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
-    def _fork(self, number: int) -> _Worker:
+    def _fork(self) -> tuple[ForkProcess, Connection]:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
         process = context.Process(target=self._serve, args=(there,), daemon=True)
@@ -168,7 +175,7 @@ class Workers:
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
         there.close()
-        return _Worker(number, process, here)
+        return process, here
 
     def _serve(self, pipe: Connection) -> None:
         """What a worker does until its parent closes the pipe, or dies."""
@@ -205,6 +212,12 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _names_alone(files: list[Found]) -> bool:
+    """Whether a batch is little more than short names."""
+    is_content = any(isinstance(file.content, InMemory) for file in files)
+    return not is_content and sum(len(file.path) for file in files) < NAMES
 
 
 @contextmanager

@@ -39,6 +39,22 @@ def run_command(folder: Path, *arguments: object, status: int = 0, **env: str) -
     return result
 
 
+# of the test files, those that take minutes: begun last, they would leave the other CPUs waiting for one
+LONGEST = (
+    "test_faults",
+    "test_tracking",
+    "test_cluster",
+    "test_distributed",
+    "test_jobs",
+    "test_classify",
+    "test_bench",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give each of several test processes CPUs of its own: trainings that share them wait for each other."""
     worker = getattr(config, "workerinput", None)

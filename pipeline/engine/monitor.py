@@ -22,7 +22,7 @@ from serving.console import log, progress
 from serving.errors import ConvlineError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from serving.console import Bar
 
 SMOOTHING = 0.9
 
@@ -34,7 +34,7 @@ class Monitor:
     resumption included, evaluations and checkpoints left out of images_per_second.
     """
 
-    def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Progress, world: World) -> None:
+    def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Bar, world: World) -> None:
         self._world = world
         # unbuffered: what was told is there, and a full disk is found at once; closed by monitor()
         self._file = open(metrics if world.is_main else os.devnull, "ab", buffering=0)  # noqa: SIM115
