@@ -83,6 +83,14 @@ def test_only_a_few_batches_are_taken_ahead() -> None:
     assert next(taken) <= 5 + AHEAD * 2
 
 
+@pytest.mark.timeout(60)  # both ends would wait for room in the pipe
+def test_names_longer_than_a_pipe_holds() -> None:
+    batches = [[Found(f"{number}" * 9000, OnDisk("nowhere")) for _ in range(64)] for number in range(20)]
+    with Workers(2, lambda batch, _: [file.path for file in batch], try_out) as workers:
+        results = list(workers.map(iter(batches), as_it_is))
+    assert results == [[file.path for file in batch] for batch in batches]
+
+
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL", "SIGABRT"])
 def test_a_file_that_kills_its_process_is_told_and_its_neighbours_are_done(name: str) -> None:
     batches = [files("a", "b"), files("c", name, "d"), files("e"), files(name)]
