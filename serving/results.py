@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from serving.found import Stamp
 from serving.tables import open_table, read_rows, shown, table_format
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a mere kill costs at most a batch
+LINES = 1000  # of a journal that are parsed at once
 LOCK_SECONDS = 2.0  # that a killed job's processes may hold its journal for
 
 
@@ -66,7 +67,10 @@ class Record:
 
     @classmethod
     def parse(cls, line: bytes) -> Record:
-        fields = json.loads(line)
+        return cls.of(json.loads(line))
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Record:
         stamp = fields.pop("stamp")
         if "reason" in fields:
             entry: Entry = Reject(**fields)
@@ -263,9 +267,9 @@ def read_records(path: Path) -> Iterator[Record]:
     """The records of a journal, streamed."""
     with path.open("rb") as file:
         file.readline()
-        for line in file:
+        while lines := list(islice(file, LINES)):
             try:
-                yield Record.parse(line)
+                yield from map(Record.of, json.loads(b"[" + b",".join(lines) + b"]"))  # at once: half the time
             except (ValueError, KeyError, TypeError) as error:
                 raise ConvlineError(f"{path} is damaged; start from the beginning with --overwrite") from error
 
