@@ -75,15 +75,15 @@ def classify(job: Job) -> Summary:
     return summary
 
 
-def complete(job: Job, output: Path) -> Summary | None:
-    """The summary of a job that is to be resumed and whose output is there already; None for any other.
+def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
+    """The summary of a job that is to be resumed and whose output (called `name`) is there already; else None.
 
     Raises ConvlineError where the output is of other files.
     """
     if not (job.continues and output.exists()):
         return None
     tally = compare_finished(output, (file.path for file in part(job)[0]))
-    log(f"{output} is complete; there is nothing to resume")
+    log(f"{name or output} is complete; there is nothing to resume")
     return Summary("nothing", resumed=tally.found, tally=tally)
 
 
@@ -156,16 +156,21 @@ def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[Found], s
 
 def _skip(files: Iterator[Found], journal: Journal, summary: Summary) -> None:
     """Pass over what the journal already holds, making sure that it is the same listing of the same files."""
+    advice = "keep what is still valid with --rescan, or start from the beginning with --overwrite"
     for record in journal.records():
-        file, path = next(files, None), record.entry.path
-        changed = f"the input changed since {journal.path} was begun"
-        advice = "keep what is still valid with --rescan, or start from the beginning with --overwrite"
-        if file is None or file.path != path:
-            raise ConvlineError(f"{changed} ({path} then, {file.path if file else 'nothing'} now); {advice}")
-        file.look()
-        if file.stamp != record.stamp:
-            raise ConvlineError(f"{changed} ({path} is another file now); {advice}")
-        summary.add(file, record.entry)
+        summary.add(unchanged(next(files, None), record, journal.path, advice), record.entry)
+
+
+def unchanged(file: Found | None, record: Record, name: Path | str, advice: str) -> Found:
+    """The file of a record that was begun at `name`. Raises ConvlineError where it is another one now."""
+    changed, path = f"the input changed since {name} was begun", record.entry.path
+    if file is None or file.path != path:
+        now = file.path if file else "nothing"
+        raise ConvlineError(f"{changed} ({path} then, {now} now); {advice}")
+    file.look()
+    if file.stamp != record.stamp:
+        raise ConvlineError(f"{changed} ({path} is another file now); {advice}")
+    return file
 
 
 Classified = tuple[Found, Entry]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -95,8 +96,7 @@ def classify(
     if engine == "ray":
         from serving.cluster import classify_on_ray
 
-        shelf = f"{output}.shards"
-        run_job = lambda job: classify_on_ray(job, address, shelf)  # noqa: E731
+        run_job = partial(classify_on_ray, address=address, shelf_name=f"{output}.shards")
     if is_url(output):
         from serving.delivery import deliver
 

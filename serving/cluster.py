@@ -7,7 +7,6 @@ one after the other, are rendered as the one journal of a local job is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import socket
@@ -19,16 +18,16 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
-from serving.classifier import Classifier, Entry, Prediction
-from serving.classify import complete, fill, opened
+from serving.classifier import Classifier, Entry
+from serving.classify import complete, fill, opened, unchanged
 from serving.console import log, progress
 from serving.errors import ConvlineError
 from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_sorter
 from serving.knee import knee
 from serving.listing import STDIN
 from serving.machine import usable_cpus
-from serving.results import partial_path, render, shards_path
-from serving.shards import Survey, survey
+from serving.results import check_same_job, partial_path, render, shards_path
+from serving.shards import Names, Survey, survey
 from serving.shelf import Shelf, open_shelf
 
 SHARDS_PER_WORKER = 8  # so that the last ones to finish do not keep the others waiting for long
@@ -128,16 +127,13 @@ def _plan(job: Job, shelf: Shelf, workers: int) -> Iterator[tuple[Job, Survey, i
         whole = survey(listing(job))
         earlier = shelf.plan() or {}
         job, header = _described(job, earlier)
-        told = {**header, "listing": whole.sha256}
-        if changed := [key for key in told if earlier and earlier.get(key) != told[key]]:
-            raise ConvlineError(
-                f"{shelf.name} belongs to a job with another {', '.join(changed)}; "
-                "repeat that job's command, or start from the beginning with --overwrite"
-            )
         batches = -(-whole.found // header["batch_size"])
         parts = earlier.get("parts") or max(1, min(batches, SHARDS_PER_WORKER * workers))
-        if not earlier:
-            shelf.write_plan({**told, "parts": parts})
+        plan = {**header, "listing": whole.sha256, "parts": parts}
+        if earlier:
+            check_same_job(shelf.name, earlier, plan)
+        else:
+            shelf.write_plan(plan)
         yield job, whole, parts
 
 
@@ -215,22 +211,21 @@ def classify_shard(job: Job, shard: int, parts: int, whole: Survey, shelf_name: 
 def _join(job: Job, shelf: Shelf, whole: Survey, parts: int, summary: Summary) -> None:
     """Render the table from all shards, and remove them."""
     assert job.output is not None
-    sorter = open_sorter(job)
-    digest = hashlib.sha256()
+    summary.sorter = open_sorter(job)
+    names = Names()
 
     def entries() -> Iterator[Entry]:
         files = listing(job)
         for shard in range(1, parts + 1):
             for record in shelf.records(shard):
-                digest.update(os.fsencode(record.entry.path) + b"\0")
-                summary.tally.add(record.entry)
-                if sorter and (file := next(files)) and isinstance(record.entry, Prediction):
-                    sorter.place(file, record.entry)
+                names.add(record.entry.path)
+                if summary.sorter is None:
+                    summary.tally.add(record.entry)
+                else:
+                    file = unchanged(next(files, None), record, shelf.name, "start from the beginning with --overwrite")
+                    summary.add(file, record.entry)
                 yield record.entry
-        if digest.hexdigest() != whole.sha256:
-            raise ConvlineError(
-                f"the input changed while {shelf.name} was filled; start from the beginning with --overwrite"
-            )
+        whole.check(names)
 
     render(entries(), job.output, job.top_k)
     shelf.remove()

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from serving.console import log
+from serving.classify import complete
 from serving.errors import ConvlineError
-from serving.job import Job, Summary, part
+from serving.job import Job, Summary
 from serving.remote import open_system
-from serving.results import compare_finished, rejects_path
+from serving.results import rejects_path
 from serving.tables import table_format
 
 
@@ -30,9 +30,8 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
     # every file system has exceptions of its own
     except Exception as error:
         raise ConvlineError(f"cannot reach {url}: {str(error) or type(error).__name__}") from error
-    if exists and job.continues:
-        log(f"{url} is complete; there is nothing to resume")
-        return _finished(system, path, job)
+    if exists and job.continues and (summary := _complete(system, path, job, url)):
+        return summary
     if exists and not job.overwrite:
         raise ConvlineError(f"{url} exists: choose another name, or replace it with --overwrite")
     here = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
@@ -49,11 +48,10 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
     return summary
 
 
-def _finished(system: Any, path: str, job: Job) -> Summary:
-    """The summary of a table that is there. Raises ConvlineError where it is of other files."""
+def _complete(system: Any, path: str, job: Job, url: str) -> Summary | None:
+    """As `complete`, of a table that is there."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, PurePosixPath(path).name)
         for remote, local in ((path, copy), (f"{path}.rejects.jsonl", rejects_path(copy))):
             system.get_file(remote, str(local))
-        tally = compare_finished(copy, (file.path for file in part(job)[0]))
-    return Summary("nothing", resumed=tally.found, tally=tally)
+        return complete(job, copy, url)

@@ -6,10 +6,13 @@ import fcntl
 import glob
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from serving.errors import ConvlineError
 
 
 @contextmanager
@@ -32,6 +35,25 @@ def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[An
         beside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def hold(file: IO[Any], path: Path, name: Path | str, patience: float = 0.0) -> None:
+    """Lock the open file at `path` for as long as it is open.
+
+    Raises ConvlineError, calling it `name`, where another process holds it for more than `patience` seconds, or has
+    removed it since it was opened.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() >= deadline:
+                raise ConvlineError(f"another job is writing {name}; wait for it or choose another output") from error
+            time.sleep(0.05)
+    if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        raise ConvlineError(f"another job has just finished {name}; look at its output first")
 
 
 def remove_leftovers(path: Path) -> None:

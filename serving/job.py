@@ -89,8 +89,6 @@ class Summary:
 
 def check(job: Job) -> None:
     """Raises ConvlineError for a job that contradicts itself, or would overwrite something."""
-    if job.top_k < 1:
-        raise ConvlineError(f"--top-k {job.top_k} is not a number of classes; use 1 or more")
     if STDIN in job.inputs and (job.continues or job.shard):
         raise ConvlineError("standard input comes but once, so it can neither be resumed nor divided; use @FILE")
     if job.shard and job.batch_size == "auto":

@@ -8,7 +8,6 @@ a job that was not.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -16,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from serving.classifier import Entry, Prediction, Reject
 from serving.errors import ConvlineError
-from serving.files import atomic_write, remove_leftovers, sync_folder
+from serving.files import atomic_write, hold, remove_leftovers, sync_folder
 from serving.found import Stamp
 from serving.tables import open_table, read_rows, shown, table_format
 
@@ -79,44 +78,35 @@ class Record:
         return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
-def compare_finished(output: Path, paths: Iterable[str] | None = None) -> Tally:
+def compare_finished(output: Path, paths: Iterable[str]) -> Tally:
     """The counts of a finished job, read off its table and its rejects.
 
     Raises ConvlineError where they are not what `serving classify` writes, or not of files of these names in order.
     """
     tally = Tally()
-    other = (
-        f"{output} is complete, and of other files; choose another name, or start from the beginning with --overwrite"
-    )
+    other = f"{output} is complete, and of other files; choose another name, or replace it with --overwrite"
     try:
         with rejects_path(output).open("rb") as file:
             rows = read_rows(output)
             rejects = ((fields["path"], fields["reason"]) for fields in map(json.loads, file))
             row, reject = next(rows, None), next(rejects, None)
-            for path in paths if paths is not None else ():
+            for path in paths:
                 if row and row[0] == shown(path, output):
-                    row = _counted(tally, row, rows)
+                    tally.classified += 1
+                    tally.labels[row[1]] += 1
+                    row = next(rows, None)
                 elif reject and reject[0] == path:
                     tally.reasons[reject[1]] += 1
                     reject = next(rejects, None)
                 else:
                     raise ConvlineError(other)
-            if paths is not None and (row or reject):
+            if row or reject:
                 raise ConvlineError(other)
-            while row:
-                row = _counted(tally, row, rows)
-            tally.reasons.update(reason for _, reason in chain([reject] if reject else [], rejects))
     except (OSError, ValueError, KeyError) as error:
         raise ConvlineError(
             f"{output} was not finished by `serving classify` ({error}); start from the beginning with --overwrite"
         ) from error
     return tally
-
-
-def _counted(tally: Tally, row: tuple[str, str], rows: Iterator[tuple[str, str]]) -> tuple[str, str] | None:
-    tally.classified += 1
-    tally.labels[row[1]] += 1
-    return next(rows, None)
 
 
 def partial_path(output: Path) -> Path:
@@ -153,6 +143,15 @@ def render(entries: Iterable[Entry], output: Path, top_k: int) -> None:
                 table.write(entry)
 
 
+def check_same_job(name: Path | str, earlier: dict[str, Any], header: dict[str, Any]) -> None:
+    """Raises ConvlineError where what was begun at `name` is not the job that `header` describes."""
+    if changed := [key for key in {**earlier, **header} if earlier.get(key) != header.get(key)]:
+        raise ConvlineError(
+            f"{name} belongs to a job with another {', '.join(changed)}; "
+            "repeat that job's command, or start from the beginning with --overwrite"
+        )
+
+
 class Journal:
     """The one record of a running job, appended batch by batch and made durable every second.
 
@@ -169,7 +168,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
         try:
-            self._lock()
+            hold(self._file, path, path, LOCK_SECONDS)
             if overwrite:
                 self._file.truncate(0)
                 before_path(path).unlink(missing_ok=True)
@@ -180,32 +179,14 @@ class Journal:
         self.batch_size: int = header["batch_size"]
         self._synced = time.monotonic()
 
-    def _lock(self) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise ConvlineError(
-                        f"another job is writing {self.path}; wait for it or choose another output"
-                    ) from error
-                time.sleep(0.05)
-        if not (self.path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())):
-            raise ConvlineError(f"another job has just finished {self.path}; look at its output first")
-
     def _begin(self, header: dict[str, Any]) -> None:
         earlier = _read_header(self._file, self.path)
         if earlier is None:  # new, or killed before the header was whole
             self._file.truncate(0)
             self._file.write(_line(header))
             self._file.flush()
-        elif changed := [key for key in {**earlier, **header} if earlier.get(key) != header.get(key)]:
-            raise ConvlineError(
-                f"{self.path} belongs to a job with another {', '.join(changed)}; "
-                "repeat that job's command, or start from the beginning with --overwrite"
-            )
+        else:
+            check_same_job(self.path, earlier, header)
 
     def set_aside(self) -> Iterator[Record]:
         """Begin again, with what it held kept in another file until `drop`; returns that, streamed."""

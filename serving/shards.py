@@ -7,13 +7,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from serving.errors import ConvlineError
 from serving.found import Found
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 
 @dataclass(frozen=True)
@@ -31,23 +27,44 @@ class Survey:
 
     def checked_part(self, files: Iterator[Found], index: int, parts: int, batch_size: int) -> Iterator[Found]:
         """As `part`. Raises ConvlineError at its end where the listing is not what was surveyed."""
-        digest = hashlib.sha256()
-        yield from self.part(_hashed(files, digest), index, parts, batch_size)
-        for _ in _hashed(files, digest):
+        names = Names()
+        yield from self.part(_noted(files, names), index, parts, batch_size)
+        for _ in _noted(files, names):
             pass
-        if digest.hexdigest() != self.sha256:
+        self.check(names)
+
+    def check(self, names: Names) -> None:
+        """Raises ConvlineError where the names gone through are not those that were surveyed."""
+        if names.survey() != self:
             raise ConvlineError(
                 "the input changed while it was gone through; start from the beginning with --overwrite"
             )
 
 
-def _hashed(files: Iterator[Found], digest: Hash) -> Iterator[Found]:
+class Names:
+    """The names of a listing, as they come: their number and their hash."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._found = 0
+
+    def add(self, path: str) -> None:
+        self._digest.update(os.fsencode(path) + b"\0")
+        self._found += 1
+
+    def survey(self) -> Survey:
+        return Survey(self._found, self._digest.hexdigest())
+
+
+def _noted(files: Iterator[Found], names: Names) -> Iterator[Found]:
     for file in files:
-        digest.update(os.fsencode(file.path) + b"\0")
+        names.add(file.path)
         yield file
 
 
 def survey(files: Iterator[Found]) -> Survey:
     """Go through a listing once, without reading a file."""
-    digest = hashlib.sha256()
-    return Survey(sum(1 for _ in _hashed(files, digest)), digest.hexdigest())
+    names = Names()
+    for file in files:
+        names.add(file.path)
+    return names.survey()

@@ -6,9 +6,7 @@ files that grow: there a journal is its worker's own, and what was finished is a
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving.errors import ConvlineError
-from serving.files import atomic_write
+from serving.files import atomic_write, hold
 from serving.listing import is_url
 from serving.remote import open_system
 from serving.results import Journal, Record, read_records
@@ -74,14 +71,7 @@ class _Folder:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / LOCK
         with path.open("wb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConvlineError(
-                    f"another job is writing {self.name}; wait for it or choose another output"
-                ) from error
-            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                raise ConvlineError(f"another job has just finished {self.name}; look at its output first")
+            hold(lock, path, self.name)
             yield
 
     def plan(self) -> dict[str, Any] | None:

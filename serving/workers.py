@@ -40,8 +40,14 @@ class _Task:
     """A batch, the buffer that it may use, and what came of it."""
 
     files: list[Found]
-    buffer: int
+    buffer: int = 0
     result: Any = None
+    content: int = field(init=False)  # bytes of files that are sent with it
+    is_small: bool = field(init=False)  # little more than short names
+
+    def __post_init__(self) -> None:
+        self.content = sum(len(file.content.data) for file in self.files if isinstance(file.content, InMemory))
+        self.is_small = not self.content and sum(len(file.path) for file in self.files) < NAMES
 
 
 @dataclass
@@ -75,11 +81,13 @@ class Workers:
         Raises ConvlineError where a process dies of something else than a file, or raised one.
         """
         window: deque[_Task] = deque()
-        files = next(batches, None)
-        while window or files is not None:
-            while files is not None and (worker := self._taker(files, len(window))) is not None:
-                window.append(self._give(worker, files))
-                files = next(batches, None)
+        tasks = (_Task(files) for files in batches)
+        upcoming = next(tasks, None)
+        while window or upcoming is not None:
+            while upcoming is not None and (worker := self._taker(upcoming, len(window))) is not None:
+                self._give(worker, upcoming)
+                window.append(upcoming)
+                upcoming = next(tasks, None)
             while window and window[0].result is not None:
                 yield window.popleft().result
             busy = {worker.pipe: worker for worker in self._workers if worker.tasks}
@@ -89,26 +97,21 @@ class Workers:
                 task = worker.tasks.popleft()
                 task.result = finish(task.files, result, task.buffer)
 
-    def _taker(self, files: list[Found], waiting: int) -> _Worker | None:
+    def _taker(self, task: _Task, waiting: int) -> _Worker | None:
         """Who takes the next batch: whoever has none, else whoever has but one, so that none waits for the next."""
-        if waiting >= AHEAD * len(self._workers) or self._held() > HELD:
+        held = sum(given.content for worker in self._workers for given in worker.tasks)
+        if waiting >= AHEAD * len(self._workers) or held > HELD:
             return None
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
         # what lies in a pipe must fit: while both ends wait for room in it, nobody reads
-        limit = 2 if _names_alone(files) else 1
+        limit = 2 if task.is_small else 1
         return worker if len(worker.tasks) < limit else None
 
-    def _give(self, worker: _Worker, files: list[Found]) -> _Task:
+    def _give(self, worker: _Worker, task: _Task) -> None:
         used = worker.tasks[0].buffer if worker.tasks else None
-        task = _Task(files, next(buffer for buffer in worker.buffers if buffer != used))
+        task.buffer = next(buffer for buffer in worker.buffers if buffer != used)
         worker.tasks.append(task)
         self._send(worker, "work", task.files, task.buffer)
-        return task
-
-    def _held(self) -> int:
-        """Bytes of files that were sent with their content and are not done yet."""
-        files = (file for worker in self._workers for task in worker.tasks for file in task.files)
-        return sum(len(file.content.data) for file in files if isinstance(file.content, InMemory))
 
     def _receive(self, worker: _Worker) -> Any:
         """What became of a worker's oldest task."""
@@ -212,12 +215,6 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _names_alone(files: list[Found]) -> bool:
-    """Whether a batch is little more than short names."""
-    is_content = any(isinstance(file.content, InMemory) for file in files)
-    return not is_content and sum(len(file.path) for file in files) < NAMES
 
 
 @contextmanager
