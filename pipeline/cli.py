@@ -148,7 +148,7 @@ def train(
     given = [f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None]
     loaded = load(recipe, [*(overrides or []), *given])
     folder = runs_dir / check_name(loaded.name if run is None else run, "run")
-    if devices > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if devices > 1 and not _is_rank():
         from pipeline.engine.distributed import launch
 
         raise typer.Exit(launch(devices, max_restarts, device, sys.argv[1:]))
@@ -297,4 +297,14 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
 
 def run() -> None:
     """The console script `pipeline`."""
+    if _is_rank():
+        from pipeline.engine.distributed import rank_process
+
+        with rank_process():
+            console.main(app)
     console.main(app)
+
+
+def _is_rank() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -5,6 +5,7 @@ torchrun starts them (or `--devices`, by torchrun's own launcher) and says by th
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -161,6 +162,24 @@ def join(device: str) -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def rank_process() -> Iterator[None]:
+    """End this rank at the end of the block, without taking Python down.
+
+    DistributedDataParallel keeps gloo's threads past `destroy_process_group`, and one that lets go of a tensor while
+    Python is taken down aborts the process (pytorch/pytorch#179291).
+    """
+    status = 0
+    try:
+        yield
+    except SystemExit as end:
+        status = int(end.code or 0)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def restarts() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.dataset import Dataset
-from pipeline.engine.distributed import World, join
+from pipeline.engine.distributed import World, join, rank_process
 from pipeline.engine.randomness import seed_step
 from pipeline.engine.run import Run
 from pipeline.engine.training import Training
@@ -62,7 +62,7 @@ def train(
 
 
 if __name__ == "__main__":
-    with join("cpu") as world:
+    with rank_process(), join("cpu") as world:
         torch.set_num_threads(1)
         results = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, world)
         if world.is_main:

@@ -168,3 +168,21 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(
     error = cli(*TRAIN, *options, status=1).stderr
     assert error.count("error: ") == 1 and told in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_process_of_a_rank_ends_with_its_status_before_python_is_taken_down() -> None:
+    script = """
+import atexit, sys
+from pipeline.engine.distributed import rank_process
+
+class Left:
+    def __del__(self):
+        print("taken down")
+
+left = Left()
+with rank_process():
+    atexit.register(print, "at exit")
+    sys.exit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (3, "at exit\n")
