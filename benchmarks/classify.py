@@ -104,12 +104,16 @@ def compare(run: Path, folder: Path, threads: int, rounds: int) -> None:
         for name, measure in measures.items():
             rates[name].append(measure())
     rates["bound"] = [1 / (1 / d + 1 / i) for d, i in zip(rates["decode"], rates["infer"], strict=True)]
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"\n{len(files):,} {folder.name}, {threads} threads: medians of {rounds} rounds")
+    print(
+        f"\n{len(files):,} {folder.name}, {threads} threads: medians of {rounds} rounds, and of the ratios within them"
+    )
     print(f"{'':12}{'images/s':>10}{'lowest':>9}{'highest':>9}{'convline is':>13}")
     for name, values in rates.items():
-        ratio = medians["convline"] / medians[name]
-        print(f"{name:12}{medians[name]:10,.0f}{min(values):9,.0f}{max(values):9,.0f}{ratio:12.2f}×", flush=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["convline"], values, strict=True))
+        print(
+            f"{name:12}{statistics.median(values):10,.0f}{min(values):9,.0f}{max(values):9,.0f}{ratio:12.2f}×",
+            flush=True,
+        )
 
 
 Command = Callable[[Path, Path], list[str]]
