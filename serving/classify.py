@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
@@ -21,7 +22,7 @@ from serving.classifier import Classifier, Entry, Reject
 from serving.console import log, progress
 from serving.errors import ConvlineError
 from serving.found import Found
-from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_sorter, part
+from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_onlookers, part
 from serving.knee import knee
 from serving.listing import STDIN, is_url
 from serving.machine import usable_cpus
@@ -31,8 +32,8 @@ from serving.results import (
     Journal,
     Record,
     before_path,
-    compare_finished,
     partial_path,
+    read_finished,
     read_header,
     reject_line,
     render,
@@ -58,10 +59,10 @@ def classify(job: Job) -> Summary:
         )
     if job.output is not None and not partial_path(job.output).exists() and (summary := complete(job, job.output)):
         return summary
-    sorter = open_sorter(job)
+    onlookers = open_onlookers(job)
     files, whole = part(job)
     with opened(job, files) as (classifier, predict, files):
-        summary = Summary(classifier.provider, sorter=sorter)
+        summary = Summary(classifier.provider, onlookers=onlookers)
         began = time.perf_counter()
         if job.output is None:
             _to_stdout(job, classified(predict, files, classifier.batch_size), summary)
@@ -71,7 +72,7 @@ def classify(job: Job) -> Summary:
                 fill(journal, job, predict, files, summary)
                 render((record.entry for record in journal.records()), job.output, job.top_k)
                 journal.drop()
-        summary.seconds = time.perf_counter() - began
+        summary.finish(time.perf_counter() - began)
     return summary
 
 
@@ -82,9 +83,13 @@ def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
     """
     if not (job.continues and output.exists()):
         return None
-    tally = compare_finished(output, (file.path for file in part(job)[0]))
+    summary = Summary("nothing", onlookers=open_onlookers(replace(job, sort_into=None)))
+    for file, entry in read_finished(output, part(job)[0]):
+        summary.add(file, entry)
     log(f"{name or output} is complete; there is nothing to resume")
-    return Summary("nothing", resumed=tally.found, tally=tally)
+    summary.resumed = summary.tally.found
+    summary.finish(0)
+    return summary
 
 
 @contextmanager

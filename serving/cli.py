@@ -54,6 +54,9 @@ def classify(
     sort_into: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Link each image into a folder of its label.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="A page to look at: images by class and confidence.")
+    ] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 1, of N of the listing.")] = None,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: shards of the job on a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one started here.")] = None,
@@ -88,6 +91,7 @@ def classify(
         overwrite=overwrite,
         rescan=rescan,
         sort_into=sort_into,
+        report=report,
         shard=_shard(shard),
         foreign=_foreign(classes, preprocess),
     )

@@ -22,7 +22,7 @@ from serving.classifier import Classifier, Entry
 from serving.classify import complete, fill, opened, unchanged
 from serving.console import log, progress
 from serving.errors import ConvlineError
-from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_sorter
+from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_onlookers
 from serving.knee import knee
 from serving.listing import STDIN
 from serving.machine import usable_cpus
@@ -49,7 +49,7 @@ def classify_on_ray(job: Job, address: str | None, shelf_name: str | None = None
     shelf = open_shelf(shelf_name or str(shards_path(job.output)))
     if not shelf.exists() and (summary := complete(job, job.output)):
         return summary
-    open_sorter(job)
+    open_onlookers(job)
     with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
         ray = _started(address)
         try:
@@ -166,7 +166,7 @@ def _run(ray: Any, job: Job, shelf: Shelf, whole: Survey, parts: int) -> Summary
         log(f"stopped; {shelf.name} keeps what is finished: --resume continues from there")
         raise
     _join(job, shelf, whole, parts, summary)
-    summary.seconds = time.perf_counter() - began
+    summary.finish(time.perf_counter() - began)
     return summary
 
 
@@ -211,7 +211,7 @@ def classify_shard(job: Job, shard: int, parts: int, whole: Survey, shelf_name: 
 def _join(job: Job, shelf: Shelf, whole: Survey, parts: int, summary: Summary) -> None:
     """Render the table from all shards, and remove them."""
     assert job.output is not None
-    summary.sorter = open_sorter(job)
+    summary.onlookers = open_onlookers(job)
     names = Names()
 
     def entries() -> Iterator[Entry]:
@@ -219,7 +219,7 @@ def _join(job: Job, shelf: Shelf, whole: Survey, parts: int, summary: Summary) -
         for shard in range(1, parts + 1):
             for record in shelf.records(shard):
                 names.add(record.entry.path)
-                if summary.sorter is None:
+                if not summary.onlookers:
                     summary.tally.add(record.entry)
                 else:
                     file = unchanged(next(files, None), record, shelf.name, "start from the beginning with --overwrite")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from serving.classifier import Classifier, Entry, Prediction
+from serving.classifier import Classifier, Entry
 from serving.errors import ConvlineError
 from serving.foreign import Foreign
 from serving.found import Found, OnDisk
+from serving.gallery import Gallery
 from serving.listing import STDIN, find
 from serving.model import Provider
 from serving.results import Tally, before_path, partial_path, rejects_path, shards_path
@@ -37,12 +38,23 @@ class Job:
     overwrite: bool = False
     rescan: bool = False
     sort_into: Path | None = None
+    report: Path | None = None
     shard: tuple[int, int] | None = None
     foreign: Foreign | None = None
 
     @property
     def continues(self) -> bool:
         return self.resume or self.rescan
+
+
+class Onlooker(Protocol):
+    """What is made of a job's files beside its table."""
+
+    def add(self, file: Found, entry: Entry) -> None:
+        """Take in a file and what became of it, in the order of the listing."""
+
+    def finish(self, summary: Summary) -> None:
+        """After the last file."""
 
 
 @dataclass
@@ -53,13 +65,18 @@ class Summary:
     seconds: float = 0.0
     resumed: int = 0
     tally: Tally = field(default_factory=Tally)
-    sorter: Sorter | None = None
+    onlookers: Sequence[Onlooker] = ()
 
     def add(self, file: Found, entry: Entry) -> None:
-        """Count an entry, and sort its file."""
+        """Count an entry, and show it to the onlookers."""
         self.tally.add(entry)
-        if self.sorter is not None and isinstance(entry, Prediction):
-            self.sorter.place(file, entry)
+        for onlooker in self.onlookers:
+            onlooker.add(file, entry)
+
+    def finish(self, seconds: float) -> None:
+        self.seconds = seconds
+        for onlooker in self.onlookers:
+            onlooker.finish(self)
 
     @property
     def images_per_second(self) -> float:
@@ -93,6 +110,8 @@ def check(job: Job) -> None:
         raise ConvlineError("standard input comes but once, so it can neither be resumed nor divided; use @FILE")
     if job.shard and job.batch_size == "auto":
         raise ConvlineError("--shard needs a --batch-size, as every part must use the same")
+    if job.report is not None:
+        _check_report(job.report, is_ours=job.overwrite or job.continues)
     if job.output is None:
         if job.continues:
             raise ConvlineError("--resume needs an --output file: what went to stdout cannot be continued")
@@ -106,17 +125,28 @@ def check(job: Job) -> None:
         raise ConvlineError(f"{job.output} exists: choose another name, or replace it with --overwrite")
 
 
+def _check_report(report: Path, is_ours: bool) -> None:
+    if report.suffix.lower() not in (".html", ".htm") or report.is_dir():
+        raise ConvlineError(f"--report {report}: name a file that ends in .html")
+    if report.exists() and not is_ours:
+        raise ConvlineError(f"{report} exists: choose another name, or replace it with --overwrite")
+
+
 def listing(job: Job) -> Iterator[Found]:
-    """The files of the inputs, without this job's own output."""
+    """The files of the inputs, without what this job writes itself."""
     files = find(job.inputs)
-    if job.output is None:
+    written = [job.report] if job.report else []
+    shards = shards_path(job.output) if job.output else None
+    if job.output is not None:
+        partial = partial_path(job.output)
+        written += [job.output, partial, before_path(partial), rejects_path(job.output)]
+    if not written:
         return files
-    partial, shards = partial_path(job.output), shards_path(job.output)
-    own = {path.name: path.resolve() for path in (job.output, partial, before_path(partial), rejects_path(job.output))}
+    own = {path.name: path.resolve() for path in written}
 
     def is_own(name: str) -> bool:
         base = name.rpartition("/")[2]
-        if f"/{shards.name}/" in name:
+        if shards and f"/{shards.name}/" in name:
             return Path(name).resolve().is_relative_to(shards.resolve())
         return base in own and Path(name).resolve() == own[base]
 
@@ -132,13 +162,14 @@ def part(job: Job) -> tuple[Iterator[Found], Survey | None]:
     return whole.checked_part(listing(job), *job.shard, job.batch_size), whole
 
 
-def open_sorter(job: Job) -> Sorter | None:
-    """Raises ConvlineError for a folder that will not do."""
-    if job.sort_into is None:
-        return None
-    partial = partial_path(job.output) if job.output else None
-    is_rescan = job.rescan or (partial is not None and before_path(partial).exists())
-    return Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan)
+def open_onlookers(job: Job) -> list[Onlooker]:
+    """What --sort-into and --report ask for. Raises ConvlineError for a folder that will not do."""
+    onlookers: list[Onlooker] = [Gallery(job.report, str(job.model))] if job.report else []
+    if job.sort_into is not None:
+        partial = partial_path(job.output) if job.output else None
+        is_rescan = job.rescan or (partial is not None and before_path(partial).exists())
+        onlookers.append(Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan))
+    return onlookers
 
 
 def describe(job: Job, classifier: Classifier, whole: Survey | None = None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 from serving.classifier import Entry, Prediction, Reject
 from serving.errors import ConvlineError
 from serving.files import atomic_write, hold, remove_leftovers, sync_folder
-from serving.found import Stamp
+from serving.found import Found, Stamp
 from serving.tables import open_table, read_rows, shown, table_format
 
 SYNC_SECONDS = 1.0  # what a power cut may cost; a mere kill costs at most a batch
@@ -78,25 +78,23 @@ class Record:
         return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
-def compare_finished(output: Path, paths: Iterable[str]) -> Tally:
-    """The counts of a finished job, read off its table and its rejects.
+def read_finished(output: Path, files: Iterable[Found]) -> Iterator[tuple[Found, Entry]]:
+    """The files of a finished job with what became of them, the most probable class only, off its table and rejects.
 
-    Raises ConvlineError where they are not what `serving classify` writes, or not of files of these names in order.
+    Raises ConvlineError where they are not what `serving classify` writes, or not of these files in order.
     """
-    tally = Tally()
     other = f"{output} is complete, and of other files; choose another name, or replace it with --overwrite"
     try:
         with rejects_path(output).open("rb") as file:
             rows = read_rows(output)
-            rejects = ((fields["path"], fields["reason"]) for fields in map(json.loads, file))
+            rejects = (Reject(fields["path"], fields["reason"], fields["detail"]) for fields in map(json.loads, file))
             row, reject = next(rows, None), next(rejects, None)
-            for path in paths:
-                if row and row[0] == shown(path, output):
-                    tally.classified += 1
-                    tally.labels[row[1]] += 1
+            for found in files:
+                if row and row[0] == shown(found.path, output):
+                    yield found, Prediction(found.path, (row[1],), (row[2],))
                     row = next(rows, None)
-                elif reject and reject[0] == path:
-                    tally.reasons[reject[1]] += 1
+                elif reject and reject.path == found.path:
+                    yield found, reject
                     reject = next(rejects, None)
                 else:
                     raise ConvlineError(other)
@@ -106,7 +104,6 @@ def compare_finished(output: Path, paths: Iterable[str]) -> Tally:
         raise ConvlineError(
             f"{output} was not finished by `serving classify` ({error}); start from the beginning with --overwrite"
         ) from error
-    return tally
 
 
 def partial_path(output: Path) -> Path:

@@ -9,11 +9,15 @@ import os
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serving.classifier import Prediction
+from serving.classifier import Entry, Prediction
 from serving.errors import ConvlineError
 from serving.files import atomic_write
 from serving.found import Found, OnDisk
+
+if TYPE_CHECKING:
+    from serving.job import Summary
 
 
 class Sorter:
@@ -34,8 +38,11 @@ class Sorter:
             left.unlink()
         self._folder = folder
 
-    def place(self, file: Found, prediction: Prediction) -> None:
-        top = self._folder / folder_name(prediction.labels[0])
+    def add(self, file: Found, entry: Entry) -> None:
+        """Place a file that was classified."""
+        if not isinstance(entry, Prediction):
+            return
+        top = self._folder / folder_name(entry.labels[0])
         parts = [part for part in file.path.split("/") if part not in ("", ".", "..")]
         target = top / Path(*parts)
         number = 1
@@ -48,6 +55,9 @@ class Sorter:
                 raise
             name = hashlib.sha256(os.fsencode(file.path)).hexdigest()
             _put(file, top / (name + Path(parts[-1]).suffix[:16]))
+
+    def finish(self, summary: Summary) -> None:
+        """Nothing is left to do: each file was placed as it came."""
 
 
 # in an archive x may be a file beside x/y.jpg, or a name longer than a file system takes

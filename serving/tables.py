@@ -55,19 +55,23 @@ def open_table(file: IO[bytes], format: Format, top_k: int) -> Iterator[Table]:
         text.detach()
 
 
-def read_rows(table: Path) -> Iterator[tuple[str, str]]:
-    """The path, as it is shown there, and the first label of each row. Raises ValueError or KeyError without them."""
+def read_rows(table: Path) -> Iterator[tuple[str, str, float]]:
+    """The path, as it is shown there, the first label and its probability of each row.
+
+    Raises ValueError or KeyError where there are none.
+    """
+    columns = ["path", "label", "probability"]
     if table_format(table) == "parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(table) as parquet:
-            for batch in parquet.iter_batches(columns=["path", "label"]):
+            for batch in parquet.iter_batches(columns=columns):
                 yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
         return
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file) if table_format(table) == "csv" else map(json.loads, file)
         for row in rows:
-            yield row["path"], row["label"]
+            yield row["path"], row["label"], float(row["probability"])
 
 
 def shown(path: str, table: Path) -> str:

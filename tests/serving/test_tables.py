@@ -54,7 +54,9 @@ def test_json_lines_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_paths_and_labels_are_read_back(tmp_path: Path, ending: str) -> None:
     table = written(tmp_path / f"x.{ending}", ROWS)
-    assert list(read_rows(table)) == [(shown(row.path, table), row.labels[0]) for row in ROWS]
+    read = list(read_rows(table))
+    assert [row[:2] for row in read] == [(shown(row.path, table), row.labels[0]) for row in ROWS]
+    assert [row[2] for row in read] == pytest.approx([row.probabilities[0] for row in ROWS], rel=1e-6)
     assert list(read_rows(written(tmp_path / f"none.{ending}", []))) == []
 
 

@@ -1,0 +1,146 @@
+"""Self-contained HTML pages, element by element: what is no HTML already is escaped."""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from io import BytesIO
+
+from PIL import Image
+
+LONGEST_NAME = 120  # characters of a file's or class's name that are shown
+
+
+class Html(str):
+    """Text that is HTML."""
+
+    __slots__ = ()
+
+
+Content = str | Iterable["Content"]
+
+EMPTY = {"img", "meta"}  # elements that have no end
+
+
+def element(tag: str, *content: Content, **attributes: str | int) -> Html:
+    """`<tag attributes>content</tag>`; `class_` is class, `aria_label` is aria-label."""
+    names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
+    given = "".join(f' {names[name]}="{html.escape(str(value))}"' for name, value in attributes.items())
+    return Html(f"<{tag}{given}>" if tag in EMPTY else f"<{tag}{given}>{text(content)}</{tag}>")
+
+
+def text(content: Content) -> Html:
+    """As HTML: strings escaped unless they are HTML, the members of anything else one after the other."""
+    if isinstance(content, Html):
+        return content
+    if isinstance(content, str):
+        return Html(html.escape(content))
+    return Html("".join(map(text, content)))
+
+
+def name(given: str) -> Html:
+    """A name that may be anything: isolated, so that its direction does not reach its neighbours, and not endless."""
+    whole = printable(given)
+    shown = whole if len(whole) <= LONGEST_NAME else whole[: LONGEST_NAME - 1] + "…"
+    return element("bdi", shown, **({"title": whole} if shown != whole else {}))
+
+
+def printable(given: str) -> str:
+    """Without what no page can hold (surrogates, of a name that is not UTF-8) or show (control characters)."""
+    kept = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in given)
+    return kept[:1000]
+
+
+def section(title: str, *content: Content) -> Html:
+    return element("section", element("h2", title), *content, id=_anchor(title), aria_label=title)
+
+
+def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], label: str) -> Html:
+    """A table whose first column names its rows; it scrolls by itself where it is wider than the page."""
+    head = element("tr", [element("th", cell, scope="col") for cell in header])
+    body = [element("tr", element("th", first, scope="row"), map(_cell, rest)) for first, *rest in rows]
+    drawn = element("table", element("thead", head), element("tbody", body))
+    return element("div", drawn, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def facts(pairs: Iterable[tuple[str, Content]], label: str) -> Html:
+    """Names and values, one below the other."""
+    rows = [element("tr", element("th", what, scope="row"), element("td", told, class_="text")) for what, told in pairs]
+    return element("table", element("tbody", rows), aria_label=label)
+
+
+def _cell(content: Content) -> Html:
+    """Names begin at the left and may take several lines, unlike numbers."""
+    return element("td", content, class_="text") if isinstance(content, Html) else element("td", content)
+
+
+def figures(pairs: Iterable[tuple[str, Content]]) -> Html:
+    """The few figures that matter most, each with what it is."""
+    return element(
+        "dl", [element("div", element("dt", what), element("dd", figure)) for what, figure in pairs], class_="figures"
+    )
+
+
+def card(title: Content, picture: Content, caption: Content = "", wide: bool = False) -> Html:
+    """A picture with its title and what it says."""
+    below = [element("figcaption", caption)] if caption else []
+    return element(
+        "figure", element("p", title, class_="title"), picture, below, class_="card wide" if wide else "card"
+    )
+
+
+def cards(*members: Html) -> Html:
+    return element("div", members, class_="cards")
+
+
+def note(told: str) -> Html:
+    return element("p", told, class_="muted")
+
+
+def tile(source: str, alt: str, *lines: Content, smooth: bool = False) -> Html:
+    """A small image, as `uri` gives it, with a few lines below."""
+    shown = element("img", src=source, alt=printable(alt))
+    caption = element("figcaption", [element("span", line) for line in lines]) if lines else ""
+    return element("figure", shown, caption, class_="tile smooth" if smooth else "tile")
+
+
+def tiles(members: Iterable[Html]) -> Html:
+    return element("div", members, class_="tiles")
+
+
+def uri(image: Image.Image, lossless: bool = False) -> str:
+    """The image itself as an address; small ones are lossless anyway."""
+    buffer = BytesIO()
+    format = "png" if lossless or max(image.size) <= 64 else "jpeg"
+    image.save(buffer, format, quality=82)
+    return f"data:image/{format};base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+def page(title: str, head: Content, sections: Sequence[tuple[str, Content]]) -> str:
+    """A whole page: `head` above a list of links to its sections, each a title and what is in it."""
+    links = [element("li", element("a", named, href=f"#{_anchor(named)}")) for named, _ in sections]
+    style = Html(files("serving").joinpath("page.css").read_text(encoding="utf-8"))
+    body = [
+        element("header", element("h1", name(title)), head),
+        element("nav", element("ul", links), aria_label="Sections"),
+        element("main", [section(named, content) for named, content in sections]),
+    ]
+    return "<!DOCTYPE html>\n" + element(
+        "html",
+        element(
+            "head",
+            element("meta", charset="utf-8"),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("title", printable(title)),
+            element("style", style),
+        ),
+        element("body", body),
+        lang="en",
+    )
+
+
+def _anchor(title: str) -> str:
+    return "-".join(title.lower().split())

@@ -1,0 +1,109 @@
+"""`serving classify --report`: a page to look at, of folders of any size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serving import gallery
+from serving.classifier import Prediction, Reject
+from serving.found import Found, InMemory
+from serving.gallery import EACH, Gallery
+from serving.job import Summary
+from tests.conftest import Cli
+from tests.pages import check
+from tests.serving.helpers import encode, noise, write
+
+HOSTILE = ("<script>alert(1)</script>", "\"quoted' & <b>", "right\u202eto left", "x" * 300, "a\udcffb", "new\nline")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(60):
+        write(tmp_path / f"in/{number % 3}/{number:02}.png", encode(noise(8, 8), "PNG"))
+    write(tmp_path / "in/broken.png", b"garbage")
+    write(tmp_path / "in/empty.png", b"")
+    return tmp_path / "in"
+
+
+def shown(path: Path) -> set[str]:
+    """The names of files in a page."""
+    return {text for text in check(path).texts("bdi") if text.endswith(".png")}
+
+
+def test_a_page_shows_what_became_of_a_folder(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--output", "out.csv", "--report", "page.html")
+    cli("serving", "classify", folder, *options)
+    page = check(tmp_path / "page.html")
+    assert page.texts("h2") == ["Classes", "By confidence", "By class", "Rejected"]
+    assert {"62", "60", "2"} <= set(page.texts("dd")) and {"not-an-image", "empty"} <= set(page.texts("td"))
+    named = shown(tmp_path / "page.html")
+    assert {"broken.png", "empty.png"} < named and all((folder / name).exists() for name in named)
+
+    cli("serving", "classify", folder, *options, status=1)
+    (tmp_path / "page.html").unlink()
+    cli("serving", "classify", folder, *options, "--resume")  # the table is there: the page alone is made again
+    assert shown(tmp_path / "page.html") == named
+
+
+def test_a_page_lies_inside_the_input_and_is_not_taken_for_an_image(cli: Cli, folder: Path, model: Path) -> None:
+    for option in ("--overwrite", "--overwrite"):
+        told = cli(
+            "serving",
+            "classify",
+            folder,
+            "--model",
+            model,
+            "--output",
+            "out.csv",
+            "--report",
+            folder / "p.html",
+            option,
+        )
+        assert "found 62" in told.stderr
+
+
+@pytest.mark.parametrize("name", ["page.txt", "folder.html"])
+def test_what_is_no_page_is_refused(cli: Cli, folder: Path, model: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    error = cli("serving", "classify", folder, "--model", model, "--output", "o.csv", "--report", name, status=1).stderr
+    assert f"--report {name}: name a file that ends in .html" in error and not (tmp_path / "o.csv").exists()
+
+
+def made(tmp_path: Path, entries: list[tuple[str, str, float]]) -> Path:
+    """A page of entries: path, label and probability."""
+    summary = Summary("cpu")
+    summary.onlookers = [Gallery(tmp_path / "page.html", HOSTILE[0])]
+    image = InMemory(encode(noise(8, 8), "PNG"))
+    for path, label, probability in entries:
+        summary.add(Found(path, image), Prediction(path, (label,), (probability,)))
+    for name in HOSTILE:
+        summary.add(Found(name, image), Reject(name, "unreadable", name))
+    summary.finish(1.0)
+    return tmp_path / "page.html"
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    page = check(made(tmp_path, [(name, name, 0.5) for name in HOSTILE]))
+    told = page.texts("bdi")
+    assert HOSTILE[0] in told and HOSTILE[1] in told and HOSTILE[2] in told
+    assert "x" * 119 + "…" in told and "a?b" in "".join(told).replace("\N{REPLACEMENT CHARACTER}", "?")
+    assert not any("x" * 121 in text for text in told)
+
+
+def test_a_page_of_many_images_and_classes_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(gallery, "_thumbnail", lambda file: read.append(file) or "data:image/png;base64,")
+    path = made(tmp_path, [(f"{n}.png", f"class {n % 1000}", n % 97 / 97) for n in range(50_000)])
+    images = len(check(path).all("img"))
+    assert images <= 3 * gallery.IMAGES + 10 * EACH
+    assert len(read) < 10_000  # not every file is opened again
+
+
+def test_the_surest_and_the_least_sure_are_shown(tmp_path: Path) -> None:
+    path = made(tmp_path, [(f"{n:03}.png", "cat", (n + 0.5) / 500) for n in range(500)])
+    names = [text for text in check(path).texts("bdi") if text.endswith(".png")]
+    start = names.index("000.png", names.index("499.png") - 3 * EACH if "499.png" in names else 0)
+    assert names[start : start + EACH] == [f"{n:03}.png" for n in range(EACH)]
+    assert {f"{n:03}.png" for n in range(500 - EACH, 500)} <= set(names)
