@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from serving import console
 from serving.errors import ConvlineError
+
+if TYPE_CHECKING:
+    from pipeline.engine.run import Run
 
 app = typer.Typer(
     help="Train image classifiers, export the averaged weights to ONNX, and prove that both are the same model.",
@@ -236,13 +239,8 @@ def export(
         from pipeline.register import register as add_version
 
         print(add_version(exported.path, found, register))
-    elif tracking == "mlflow" and found.is_tracked():
-        from pipeline.sync import sync as send
-
-        try:
-            send(found)
-        except ConvlineError as error:
-            console.log(f"warning: {error}")
+    elif tracking == "mlflow":
+        _send_tracked(found)
     print(exported.path)
 
 
@@ -269,6 +267,26 @@ def parity(
 
 
 @app.command()
+def report(
+    run: RunArgument = None,
+    tracking: Annotated[
+        Tracking, typer.Option(help="Where a run that is tracked is sent, with its pictures.")
+    ] = "mlflow",
+    data_dir: DataDir = DATA,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Write one page on a run, report.html, with its pictures."""
+    from pipeline.engine.run import Run
+    from pipeline.report import report as write
+
+    found = Run.find(runs_dir, run)
+    page = write(found, found.dataset(data_dir))
+    if tracking == "mlflow":
+        _send_tracked(found)
+    print(page)
+
+
+@app.command()
 def sync(
     runs: Annotated[list[str] | None, typer.Argument(help="Names or paths; default: trained last.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Until the training ends.")] = False,
@@ -283,6 +301,18 @@ def sync(
     names: list[str | None] = [*runs] if runs else [None]
     for run in [Run.find(runs_dir, name) for name in names]:
         print(send(run, follow), flush=True)
+
+
+def _send_tracked(run: Run) -> None:
+    """To MLflow what is new of a run that was sent there before; a server that fails is a warning."""
+    if not run.is_tracked():
+        return
+    from pipeline.sync import sync as send
+
+    try:
+        send(run)
+    except ConvlineError as error:
+        console.log(f"warning: {error}")
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:

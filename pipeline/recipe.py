@@ -106,6 +106,7 @@ class Train(Section):
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt = 1000
+    summary_every: NonNegativeInt = 100
     evaluate_every: NonNegativeInt = 0
     evaluate_splits: list[Split] = Field(default=["test"], min_length=1)
     evaluate_limit: PositiveInt | None = None
@@ -171,6 +172,7 @@ OBSERVATION = {
     "published",
     "train.log_every",
     "train.checkpoint_every",
+    "train.summary_every",
     "train.evaluate_every",
     "train.evaluate_splits",
     "train.evaluate_limit",

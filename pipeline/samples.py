@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,28 +71,38 @@ def _keep(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    _image(pixels).save(buffer, "PNG")
+    pixels(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _image(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+def pixels(image: NDArray[np.uint8]) -> Image.Image:
+    """uint8 [height, width, 1 or 3] to look at."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def contact_sheet(dataset: Dataset, split: Split, positions: NDArray[np.int64]) -> Image.Image:
     """One row a class, its name at the left, up to ten images."""
-    height, width = split.images.shape[1:3]
+    labels = split.labels[split.rows[positions]]
+    rows = [split.rows[positions][labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
+    return grid([(label, [pixels(split.images[row]) for row in rows[i]]) for i, label in enumerate(dataset.classes)])
+
+
+def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Rows of images, each with its label at the left; small images are enlarged."""
+    there = [image for _, images in rows for image in images]
+    width, height = (max(image.size[axis] for image in there) for axis in (0, 1))
     scale = max(1, -(-TILE // max(height, width)))
     tile_width, tile_height = width * scale + MARGIN, height * scale + MARGIN
-    sheet = Image.new("RGB", (LABEL_WIDTH + SHEET_COLUMNS * tile_width, len(dataset.classes) * tile_height), "white")
+    left = LABEL_WIDTH if any(label for label, _ in rows) else MARGIN
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (left + columns * tile_width, len(rows) * tile_height), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, label in enumerate(dataset.classes):
+    for number, (label, images) in enumerate(rows):
         top = number * tile_height
         draw.text((MARGIN, top + tile_height // 2 - 6), label[:16], fill="black")
-        rows = [row for row in split.rows[positions] if split.labels[row] == number][:SHEET_COLUMNS]
-        for column, row in enumerate(rows):
-            tile = _image(split.images[row]).resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            sheet.paste(tile, (LABEL_WIDTH + column * tile_width, top + MARGIN // 2))
+        for column, image in enumerate(images):
+            enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))
     return sheet

@@ -82,6 +82,7 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
             penalties = training.backward(cross_entropy)
             loss = sum(penalties.values(), cross_entropy.detach())
             training.guard.mask(step, loss, training.parameters)
+            watch.summarize(step, training.served.network, inputs)
 
             learning_rate = recipe.optimizer.learning_rate * recipe.schedule.factor(step, settings.steps)
             update(training.optimizer, learning_rate)

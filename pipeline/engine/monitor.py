@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.engine.distributed import World
+from pipeline.engine.points import PointWriter
 from pipeline.engine.run import Run
+from pipeline.engine.summary import summarize
 from serving.console import log, progress
-from serving.errors import ConvlineError
 
 if TYPE_CHECKING:
     from serving.console import Bar
 
 SMOOTHING = 0.9
+SUMMARY_SHARE = 0.015  # of the training time, at most
 
 
 class Monitor:
@@ -34,18 +33,19 @@ class Monitor:
     resumption included, evaluations and checkpoints left out of images_per_second.
     """
 
-    def __init__(self, metrics: Path, batch_size: int, steps: int, bar: Bar, world: World) -> None:
+    def __init__(self, run: Run, bar: Bar, world: World) -> None:
         self._world = world
-        # unbuffered: what was told is there, and a full disk is found at once; closed by monitor()
-        self._file = open(metrics if world.is_main else os.devnull, "ab", buffering=0)  # noqa: SIM115
-        self._batch_size = batch_size
-        self._steps = steps
+        self._settings = run.recipe.train
+        self._points, self._summaries = (  # closed by monitor()
+            PointWriter(path if world.is_main else os.devnull) for path in (run.metrics, run.summaries)
+        )
         self._bar = bar
         self._began = time.perf_counter()
         self._seconds_to_first_step: float | None = None
         self._smoothed: Tensor | None = None
         self._note = ""
         self._tracking_seconds = 0.0  # that writing points and lines took
+        self._summary_seconds = 0.0
         self._mark(0)
 
     def restore(self, state: dict[str, float], step: int, device: torch.device) -> None:
@@ -57,12 +57,12 @@ class Monitor:
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps; the points so far are made durable."""
-        os.fsync(self._file.fileno())
         smoothed = float("nan") if self._smoothed is None else float(self._smoothed)
         return {
             "elapsed": self.elapsed,
             "smoothed_loss": smoothed,
-            "metrics_size": os.fstat(self._file.fileno()).st_size,
+            "metrics_size": self._points.durable_size(),
+            "summaries_size": self._summaries.durable_size(),
         }
 
     @property
@@ -94,7 +94,7 @@ class Monitor:
             self._seconds_to_first_step = now - self._marked
         seconds = (now - self._marked) / max(1, step + 1 - self._marked_step)
         self._mark(step + 1)
-        rate = self._batch_size / seconds
+        rate = self._settings.batch_size / seconds
         self._write(
             step,
             **means,
@@ -111,6 +111,21 @@ class Monitor:
         )
         self._tracking_seconds += time.perf_counter() - now
 
+    def summarize(self, step: int, network: nn.Module, inputs: Tensor) -> None:
+        """Every so many steps, after the backward pass: how the values of each layer are distributed.
+
+        Left out while summaries have taken more than SUMMARY_SHARE of the time.
+        """
+        every, steps = self._settings.summary_every, self._settings.steps
+        is_due = every and (step % every == 0 or step == steps - 1)
+        if not (is_due and self._world.is_main) or self._summary_seconds > SUMMARY_SHARE * self.elapsed:
+            return
+        began = time.perf_counter()
+        layers = summarize(network, inputs)
+        self._summaries.write(step, {"layers": layers})
+        self._write(step, **{f"sparsity/{name}": kinds["activations"]["zeros"] for name, kinds in layers.items()})
+        self._summary_seconds += time.perf_counter() - began
+
     def evaluated(self, step: int, precision: dict[str, float]) -> None:
         """precision@1 of the averaged weights after `step` updates, by split."""
         self._write(step, **{_metric(split): value for split, value in precision.items()}, elapsed=self.elapsed)
@@ -126,6 +141,7 @@ class Monitor:
             "seconds_per_100_steps": 100 * self.elapsed / steps,
             "seconds_to_first_step": self._seconds_to_first_step,
             "tracking_seconds": self._tracking_seconds,
+            "summary_seconds": self._summary_seconds,
         }
         self._write(steps, **figures)
         log(
@@ -138,21 +154,14 @@ class Monitor:
         self._mark(step)
 
     def close(self) -> None:
-        self._file.close()
+        self._points.close()
+        self._summaries.close()
 
     def _mark(self, step: int) -> None:
         self._marked, self._marked_step = time.perf_counter(), step
 
     def _write(self, step: int, **values: float) -> None:
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            raise ConvlineError(
-                f"{self._file.name} could not be written: {error.strerror}; free some space, then --resume goes on "
-                "from the last checkpoint"
-            ) from error
+        self._points.write(step, values)
 
     def _line(self, text: str) -> None:
         if self._bar.disable:
@@ -165,17 +174,10 @@ def _metric(split: str) -> str:
 
 @contextmanager
 def monitor(run: Run, world: World) -> Iterator[Monitor]:
-    settings = run.recipe.train
-    with progress(run.name, settings.steps, "steps") as bar:
-        watch = Monitor(run.metrics, settings.batch_size, settings.steps, bar, world)
+    with progress(run.name, run.recipe.train.steps, "steps") as bar:
+        watch = Monitor(run, bar, world)
         try:
             yield watch
         finally:
             watch.close()
             sys.stderr.flush()
-
-
-def cut_back(metrics: Path, size: int) -> None:
-    """Forget the points after a checkpoint, so that no step stands twice."""
-    if metrics.exists() and metrics.stat().st_size > size:
-        os.truncate(metrics, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -108,23 +109,56 @@ def predictor(served: nn.Module, device: torch.device) -> Predict:
     return predict
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer with weights: its `name`, `kind`, the shapes of what it takes and returns for one image, its
+    `parameters` and `multiply_adds`, the multiplications with a weight that one image takes."""
+
+    name: str
+    kind: str
+    takes: tuple[int, ...]
+    returns: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
 @torch.inference_mode()
-def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiplications with a weight that one image of (channels, height, width) takes: those of convolutions
-    and linear layers, without what lies between them."""
-    counts: list[int] = []
+def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
+    """The convolutions and linear layers, in the order in which an image of (channels, height, width) meets them."""
+    met: list[Layer] = []
 
-    def count(layer: Any, _: Any, output: Tensor) -> None:
-        weight, bias = layer.weight, layer.bias
-        # a weight is used once for each of the values that share a bias
-        counts.append(weight.numel() * output.numel() // (len(weight) if bias is None else bias.numel()))
+    def note(name: str) -> Callable[[Any, Any, Tensor], None]:
+        def hook(layer: Any, inputs: Any, output: Tensor) -> None:
+            weight, bias = layer.weight, layer.bias
+            # a weight is used once for each of the values that share a bias
+            products = weight.numel() * output.numel() // (len(weight) if bias is None else bias.numel())
+            size = weight.numel() + (0 if bias is None else bias.numel())
+            takes, returns = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+            met.append(Layer(name, _kind(layer), takes, returns, size, products))
 
-    weighted = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear, LocallyConnected2d))]
-    hooks = [layer.register_forward_hook(count) for layer in weighted]
-    network.eval()(torch.zeros(1, *image_shape))
+        return hook
+
+    weighted = {name: layer for name, layer in network.named_modules() if isinstance(layer, WEIGHTED)}
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in weighted.items()]
+    network.eval()(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
     for hook in hooks:
         hook.remove()
-    return sum(counts)
+    return met
+
+
+WEIGHTED = (nn.Conv2d, nn.Linear, LocallyConnected2d)
+
+
+def _kind(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    height, width = layer.weight.shape[-2:] if isinstance(layer, nn.Conv2d) else [layer.kernel_size] * 2
+    return f"{'conv' if isinstance(layer, nn.Conv2d) else 'locally connected'} {height}×{width}"
+
+
+def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Those of convolutions and linear layers together, for one image."""
+    return sum(layer.multiply_adds for layer in layers(network, image_shape))
 
 
 def choose_device(name: str, rank: int = 0) -> torch.device:

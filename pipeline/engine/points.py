@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from serving.errors import ConvlineError
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,34 @@ class Point:
     step: int
     nth: int
     seconds: float
-    values: dict[str, float]
+    values: dict[str, Any]
+
+
+class PointWriter:
+    """Appends points to a file. Raises ConvlineError where the disk is full."""
+
+    def __init__(self, path: Path | str) -> None:
+        # unbuffered: what was told is there, and a full disk is found at once
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # open as long as the training
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ConvlineError(
+                f"{self._file.name} could not be written: {error.strerror}; free some space, then --resume goes on "
+                "from the last checkpoint"
+            ) from error
+
+    def durable_size(self) -> int:
+        """Its size in bytes, all of which are on the disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_points(path: Path) -> Iterator[Point]:
@@ -32,6 +64,12 @@ def read_points(path: Path) -> Iterator[Point]:
                 nth = nth + 1 if step == last else 0
                 last = step
                 yield Point(step, nth, seconds, values)
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Forget the points after a checkpoint, so that no step stands twice."""
+    if path.exists() and path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def append_point(path: Path, point: dict[str, float]) -> None:

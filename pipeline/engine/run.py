@@ -99,6 +99,11 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def summaries(self) -> Path:
+        """How the values of each layer are distributed, a point every so many steps, as in `metrics`."""
+        return self.folder / "summaries.jsonl"
+
+    @property
     def watched(self) -> Path:
         """What `pipeline evaluate --watch` found, a point a checkpoint, as in `metrics`."""
         return self.folder / "watched.jsonl"
@@ -106,6 +111,15 @@ class Run:
     @property
     def model(self) -> Path:
         return self.folder / "model.onnx"
+
+    @property
+    def page(self) -> Path:
+        """What `pipeline report` wrote."""
+        return self.folder / "report.html"
+
+    @property
+    def pictures(self) -> Path:
+        return self.folder / "pictures"
 
     def dataset(self, data_dir: Path) -> Dataset:
         """The dataset it was trained on. Raises ConvlineError where it is not the same any more."""

@@ -21,8 +21,9 @@ from pipeline.engine.batches import Batches
 from pipeline.engine.distributed import World
 from pipeline.engine.guard import FiniteGuard
 from pipeline.engine.memory import keep_freed_memory
-from pipeline.engine.monitor import Monitor, cut_back
+from pipeline.engine.monitor import Monitor
 from pipeline.engine.network import build_served, predictor
+from pipeline.engine.points import cut_back
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.run import Run
 from pipeline.evaluate import evaluate
@@ -118,7 +119,9 @@ class Training:
         torch.set_num_threads(state["threads"] if state and is_alike else self.world.threads)
         if self.world.is_main:
             checkpoint.tidy(self.run.folder / "checkpoints")
-            cut_back(self.run.metrics, int(state["monitor"]["metrics_size"]) if state else 0)
+            sizes = state["monitor"] if state else {}
+            cut_back(self.run.metrics, int(sizes.get("metrics_size", 0)))
+            cut_back(self.run.summaries, int(sizes.get("summaries_size", 0)))
         if state is None:
             return 0
         self.served.network.load_state_dict(state["raw"])

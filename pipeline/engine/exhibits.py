@@ -1,0 +1,143 @@
+"""What a report shows of a run in words, figures and curves, section by section."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.engine import pictures
+from pipeline.engine.points import read_points
+from pipeline.engine.subject import Subject
+from serving.files import sha256
+from serving.model import open_model
+from serving.page import Content, Html, card, cards, element, facts, figures, name, note, table
+
+CONFUSED = 10  # pairs of classes
+
+
+def head(subject: Subject) -> Content:
+    recipe, seconds, speed = subject.run.recipe, subject.value("training_seconds"), subject.value("images_per_second")
+    parameters = sum(parameter.numel() for parameter in subject.served.network.parameters())
+    told: list[tuple[str, Content]] = [
+        ("precision @ 1 on test", f"{subject.outcomes.evaluation.precision_at(1):.2%}"),
+        ("parameters", f"{parameters:,}"),
+        ("multiply-adds an image", pictures.count(sum(layer.multiply_adds for layer in subject.layers))),
+        ("steps", f"{subject.step:,}"),
+        *([("training", duration(seconds))] if seconds is not None else []),
+        *([("images/s", f"{speed:,.0f}")] if speed is not None else []),
+    ]
+    network, dataset = name(recipe.model.name), name(recipe.data.dataset)
+    return [element("p", "The network ", network, " on the dataset ", dataset, "; averaged weights."), figures(told)]
+
+
+def duration(seconds: float) -> str:
+    """3,723 seconds as "1 h 2 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def trained(subject: Subject) -> Content:
+    run, train = subject.run, subject.run.recipe.train
+    image = run.spec
+    told = [
+        ("images", f"{image.height}×{image.width} pixels, {'grey' if image.channels == 1 else 'colour'}"),
+        *((split, f"{sum(counts.values()):,} images") for split, counts in subject.dataset.meta["counts"].items()),
+        ("classes", f"{len(run.classes):,}"),
+        ("training saw", f"{subject.step * train.batch_size:,} images, in batches of {train.batch_size:,}"),
+        ("optimiser", f"{run.recipe.optimizer.name}, learning rate {run.recipe.optimizer.learning_rate:g}"),
+        ("schedule", run.recipe.schedule.name),
+    ]
+    recipe = element("details", element("summary", "The whole recipe"), element("pre", run.recipe.to_toml()))
+    return [facts(told, "What was trained"), recipe]
+
+
+def network(subject: Subject) -> Content:
+    picture = pictures.network(subject.layers, subject.image_shape, len(subject.run.classes))
+    shape = pictures.shape
+    rows = [
+        (
+            name(one.name),
+            one.kind,
+            shape(one.takes),
+            shape(one.returns),
+            f"{one.parameters:,}",
+            f"{one.multiply_adds:,}",
+        )
+        for one in subject.layers
+    ]
+    header = ("layer", "kind", "takes", "returns", "parameters", "multiply-adds")
+    return cards(subject.card(picture), card("Its layers", table(header, rows, "Layers"), wide=True))
+
+
+def learning(subject: Subject) -> Content:
+    return cards(*map(subject.card, pictures.training_curves(subject.points)))
+
+
+def judged(subject: Subject) -> Content:
+    outcomes, classes = subject.outcomes, subject.run.classes
+    of_classes = table(
+        ("class", "images", "precision", "recall"),
+        [
+            (name(label), f"{told['count']:,}", _share(told["precision"]), _share(told["recall"]))
+            for label, told in outcomes.evaluation.to_dict()["classes"].items()
+        ],
+        "Precision and recall of each class",
+    )
+    pairs = [(name(classes[true]), name(classes[other]), f"{n:,}") for true, other, n in outcomes.confused(CONFUSED)]
+    confused = table(("true", "taken for", "images"), pairs, "Most often confused") if pairs else note("Nothing was.")
+    return cards(
+        subject.card(pictures.confusion(outcomes.evaluation.confusion, classes)),
+        subject.card(pictures.calibration(*outcomes.calibration())),
+        card("Precision and recall of each class", of_classes),
+        card("Most often confused", confused),
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def insides(subject: Subject) -> Content:
+    summaries = list(read_points(subject.run.summaries))
+    if not summaries:
+        return note("The run has no summaries: train.summary_every in its recipe is 0, or it is older than they are.")
+    told = "The stronger the colour, the more values; the first step is at the left, the last one at the right."
+    return [note(told), cards(*map(subject.card, pictures.layer_pictures(summaries)))]
+
+
+def provenance(subject: Subject) -> Content:
+    run = subject.run
+    told: list[tuple[str, Content]] = [
+        ("run", run.info["id"]),
+        ("dataset", [name(run.info["dataset"]["name"]), ", fingerprint ", run.info["dataset"]["fingerprint"]]),
+        ("seed", str(run.recipe.train.seed)),
+    ]
+    if run.recipe.published.source:
+        told += [("source", run.recipe.published.source), ("published", _share(run.recipe.published.precision_at_1))]
+    if run.model.exists():
+        versions = open_model(run.model, "cpu").metadata["versions"]
+        told += [("model.onnx", f"SHA-256 {sha256(run.model)}")]
+        told += [("made by", ", ".join(f"{library} {version}" for library, version in versions.items()))]
+    return [facts(told, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(subject)]
+
+
+def _parity(subject: Subject) -> Html:
+    path = subject.run.folder / "parity.json"
+    if not path.exists():
+        return note(
+            "The run is not exported yet: `pipeline export` writes the file, and proves that it is this network."
+        )
+    proof: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    logit, probability, precision = proof["logit_difference"], proof["probability_difference"], proof["precision_at_1"]
+    told = [
+        ("passed", "yes" if proof["passed"] else "no"),
+        ("compared", f"{proof['images']:,} images, on {proof['provider']}"),
+        ("largest |Δlogit|", f"{logit['largest']:.2g}"),
+        ("largest |Δprobability|", f"{probability['largest']:.2g}, tolerance {proof['tolerance']:g}"),
+        ("other top-1", f"{proof['top1_differences']:,} images"),
+        ("precision @ 1", f"{precision['pytorch']:.4f} PyTorch, {precision['onnx']:.4f} ONNX"),
+    ]
+    for what, rate in proof.get("speed", {}).get("images_per_second", {}).items():
+        told.append((f"images/s {what}", f"{rate:,.0f}"))
+    return facts(told, "Parity of ONNX and PyTorch")

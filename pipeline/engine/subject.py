@@ -1,0 +1,65 @@
+"""A run with what a report needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from io import BytesIO
+
+import torch
+from PIL import Image
+
+from models.served import Served
+from pipeline.dataset import Dataset
+from pipeline.engine.network import Layer, layers, predictor
+from pipeline.engine.outcomes import Outcomes
+from pipeline.engine.pictures import Picture
+from pipeline.engine.points import Point, read_points
+from pipeline.engine.run import Run
+from serving.page import Html, card
+
+
+@dataclass
+class Subject:
+    """`served` has the averaged weights of `step`. `pictures` collects what was shown, as PNG by name."""
+
+    run: Run
+    dataset: Dataset
+    served: Served
+    step: int
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        return list(read_points(self.run.metrics))
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """Of the whole test split."""
+        test = self.run.split(self.dataset, "test")
+        return Outcomes.of(predictor(self.served, torch.device("cpu")), test, self.run.classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of what the network sees: channels, height, width."""
+        height, width = self.served.preprocessing.output_size
+        return self.run.spec.channels, height, width
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        return layers(self.served.network, self.image_shape)
+
+    def value(self, key: str) -> float | None:
+        """The last one of a metric."""
+        return next((point.values[key] for point in reversed(self.points) if key in point.values), None)
+
+    def card(self, picture: Picture) -> Html:
+        """A picture to be shown, and kept."""
+        self.pictures[picture.name] = picture.png()
+        return card(picture.title, picture.svg(), picture.caption, picture.wide)
+
+    def keep(self, name: str, image: Image.Image) -> None:
+        """An image of what is shown as tiles."""
+        buffer = BytesIO()
+        image.save(buffer, "PNG")
+        self.pictures[name] = buffer.getvalue()
