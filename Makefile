@@ -16,7 +16,7 @@ OUTPUT  ?= runs/$(RUN)/predictions.csv
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate export parity classify bench ui test test-slow check clean
+.PHONY: help setup data train evaluate export parity report classify bench ui test test-slow check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ export: setup ## export RUN to ONNX and prove it; nothing to do where it is newe
 
 parity: setup ## prove MODEL against its checkpoint again
 	@$(BIN)/pipeline parity $(MODEL)
+
+report: setup ## write report.html of RUN: curves, mistakes, filters, layers, parity
+	@$(BIN)/pipeline report $(RUN)
 
 classify: setup ## classify the folder IMAGES with MODEL into OUTPUT
 	@test -n "$(IMAGES)" || { echo "say which images: make classify IMAGES=folder" >&2; exit 2; }

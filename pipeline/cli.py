@@ -92,6 +92,9 @@ def samples(
     split: SplitOption = "test",
     count: Annotated[int, typer.Option(min=1, help="Images in all.")] = 100,
     output: Annotated[Path | None, typer.Option(help="Folder; default samples/DATASET.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Also a sheet of what the network of this recipe sees, as DIR.seen.png.")
+    ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open the contact sheet.")] = False,
     data_dir: DataDir = DATA,
 ) -> None:
@@ -101,10 +104,15 @@ def samples(
 
     opened = Dataset.open(data_dir, dataset)
     folder = output or Path("samples") / dataset
-    sheet = write_samples(opened, opened.split(split), count, folder)
-    print(f"{folder}\n{sheet}")
+    view = None
+    if recipe is not None:
+        from pipeline.engine.view import seen_by
+
+        view = seen_by(recipe, opened)
+    sheets = write_samples(opened, opened.split(split), count, folder, view)
+    print(folder, *sheets, sep="\n")
     if show:
-        typer.launch(str(sheet))
+        typer.launch(str(sheets[-1]))
 
 
 @app.command()
@@ -284,6 +292,25 @@ def report(
     if tracking == "mlflow":
         _send_tracked(found)
     print(page)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names or paths.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The page; default: compare.html with the runs.")
+    ] = None,
+    as_json: Json = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Several runs side by side: a table, and a page with their curves on the same axes."""
+    from pipeline.compare import compare as put_side_by_side
+    from pipeline.compare import text
+    from pipeline.engine.run import Run
+
+    page = output or runs_dir / "compare.html"
+    figures = put_side_by_side([Run.find(runs_dir, run) for run in runs], page)
+    print(json.dumps(figures, indent=2) if as_json else f"{text(figures)}\n{page}")
 
 
 @app.command()

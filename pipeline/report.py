@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.dataset import Dataset
 from pipeline.engine import exhibits, showcase
 from pipeline.engine.network import load_served
+from pipeline.engine.pictures import save
 from pipeline.engine.run import Run
 from pipeline.engine.subject import Subject
 from serving.files import atomic_write
@@ -36,11 +37,7 @@ def report(run: Run, dataset: Dataset) -> Path:
     subject = Subject(run, dataset, served, step)
     sections = [(title, [show(subject) for show in shown]) for title, shown in SECTIONS.items()]
     text = page(f"{run.name}: an image classifier", exhibits.head(subject), sections)
-    for name, png in subject.pictures.items():
-        target = run.pictures / f"{name}.png"
-        target.parent.mkdir(exist_ok=True)
-        with atomic_write(target) as picture:
-            picture.write(png)
+    save(run.pictures, subject.pictures)
     with atomic_write(run.page, "w", encoding="utf-8") as file:
         file.write(text)
     return run.page

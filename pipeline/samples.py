@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,23 @@ LABEL_WIDTH = 110
 SOFTWARE = "convline samples"  # by which a contact sheet is known, and may be replaced
 
 
-def write_samples(dataset: Dataset, split: Split, count: int, output: Path) -> Path:
-    """The first images of each class, `count` in all, as `output`/<class>/<row>.png, lossless, and a
-    contact sheet beside it as `output`.png, which is returned.
+View = Callable[
+    [NDArray[np.uint8]], NDArray[np.uint8]
+]  # of images [n, height, width, channels], as a network sees them
+
+
+def write_samples(dataset: Dataset, split: Split, count: int, output: Path, view: View | None = None) -> list[Path]:
+    """The first images of each class, `count` in all, as `output`/<class>/<row>.png, lossless, and contact sheets
+    beside it, which are returned: `output`.png, and with a `view` `output`.seen.png.
 
     Raises ConvlineError rather than replace a file that is something else.
     """
     named = output if output.name else output.resolve()
-    sheet = named.with_name(named.name + ".png")
-    if sheet.exists() and not _is_ours(sheet):
-        raise ConvlineError(f"{sheet} exists and is no contact sheet; choose another --output")
+    views = {".png": None, **({".seen.png": view} if view else {})}
+    sheets = [named.with_name(named.name + ending) for ending in views]
+    for sheet in sheets:
+        if sheet.exists() and not _is_ours(sheet):
+            raise ConvlineError(f"{sheet} exists and is no contact sheet; choose another --output")
     chosen = _round_robin(split, len(dataset.classes))[:count]
     folders = [output / label.replace("/", "_") for label in dataset.classes]
     for row in chosen:
@@ -39,9 +46,10 @@ def write_samples(dataset: Dataset, split: Split, count: int, output: Path) -> P
         _keep(folders[split.labels[index]] / f"{index}.png", _png(split.images[index]))
     known = PngInfo()
     known.add_text("Software", SOFTWARE)
-    with atomic_write(sheet) as file:
-        contact_sheet(dataset, split, chosen).save(file, "PNG", pnginfo=known)
-    return sheet
+    for sheet, seen in zip(sheets, views.values(), strict=True):
+        with atomic_write(sheet) as file:
+            contact_sheet(dataset, split, chosen, seen).save(file, "PNG", pnginfo=known)
+    return sheets
 
 
 def _is_ours(sheet: Path) -> bool:
@@ -82,11 +90,14 @@ def pixels(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def contact_sheet(dataset: Dataset, split: Split, positions: NDArray[np.int64]) -> Image.Image:
+def contact_sheet(
+    dataset: Dataset, split: Split, positions: NDArray[np.int64], view: View | None = None
+) -> Image.Image:
     """One row a class, its name at the left, up to ten images."""
     labels = split.labels[split.rows[positions]]
     rows = [split.rows[positions][labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
-    return grid([(label, [pixels(split.images[row]) for row in rows[i]]) for i, label in enumerate(dataset.classes)])
+    images = [split.images[own] if view is None else view(split.images[own]) for own in rows]
+    return grid([(label, list(map(pixels, own))) for label, own in zip(dataset.classes, images, strict=True)])
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:

@@ -24,7 +24,8 @@ INTERVAL = 2.0  # seconds between two looks at the file
 LONGEST = 30.0  # between two attempts, where the server does not answer
 POINTS = 100  # in one request, which takes 1,000 values at most
 EXPERIMENT = "convline"
-ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx")
+ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx", "report.html", "pictures/*.png")
+REDRAWN = 60.0  # seconds between two looks at the summaries
 
 
 @dataclass
@@ -68,6 +69,7 @@ def sync(run: Run, follow: bool = False) -> str:
         if follow:
             os.nice(10)  # training comes first
             _follow(run, sender, stack)
+            draw_layers(run)
         sender.send_points()
         return sender.finish()
 
@@ -75,10 +77,14 @@ def sync(run: Run, follow: bool = False) -> str:
 def _follow(run: Run, sender: Sender, stack: ExitStack) -> None:
     """Send again and again while the run is being trained; ever more seldom while the server fails."""
     pause = INTERVAL
+    drawn = time.monotonic()
     while run.is_training() and run.is_current():
         try:
             sender.send_points()
             sender.sample_system(stack)
+            if time.monotonic() > drawn + REDRAWN:
+                sender.send_pictures()
+                drawn = time.monotonic()
             pause = INTERVAL
         except ConvlineError as error:
             log(f"{error}; trying again")
@@ -114,6 +120,12 @@ class Sender:
             with self._server() as cursor:
                 stack.enter_context(_system_metrics(cursor.mlflow_run, self._uri))
                 self._is_sampling = True
+
+    def send_pictures(self) -> None:
+        """The layers as they are by now."""
+        draw_layers(self._run)
+        with self._server() as cursor:
+            _send_artifacts(self._client, self._run, cursor)
 
     def finish(self) -> str:
         """Files that are new, and how the run ended; returns its id."""
@@ -267,12 +279,19 @@ def _log(client: Any, mlflow_run: str, points: Sequence[Point]) -> None:
     client.log_batch(mlflow_run, metrics=metrics)
 
 
+def draw_layers(run: Run) -> None:
+    """The run's summaries as pictures."""
+    from pipeline.engine.pictures import layer_pictures, save
+
+    save(run.pictures, {picture.name: picture.png() for picture in layer_pictures(list(read_points(run.summaries)))})
+
+
 def _send_artifacts(client: Any, run: Run, cursor: Cursor) -> None:
     """Files of the run that are new or changed."""
-    for name in ARTIFACTS:
-        path = run.folder / name
-        if path.exists() and cursor.artifacts.get(name) != (digest := sha256(path)):
-            client.log_artifact(cursor.mlflow_run, str(path))
+    for path in (path for pattern in ARTIFACTS for path in sorted(run.folder.glob(pattern))):
+        name = path.relative_to(run.folder).as_posix()
+        if cursor.artifacts.get(name) != (digest := sha256(path)):
+            client.log_artifact(cursor.mlflow_run, str(path), None if path.parent == run.folder else path.parent.name)
             if name == "parity.json":
                 _send_proof(client, cursor, json.loads(path.read_text(encoding="utf-8")))
             cursor.artifacts[name] = digest

@@ -60,21 +60,26 @@ def section(title: str, *content: Content) -> Html:
 
 def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], label: str) -> Html:
     """A table whose first column names its rows; it scrolls by itself where it is wider than the page."""
-    head = element("tr", [element("th", cell, scope="col") for cell in header])
-    body = [element("tr", element("th", first, scope="row"), map(_cell, rest)) for first, *rest in rows]
-    drawn = element("table", element("thead", head), element("tbody", body))
+    cells = [list(row) for row in rows]
+    head = [
+        _cell("th", title, like, scope="col") for title, like in zip(header, cells[0] if cells else header, strict=True)
+    ]
+    body = [[element("th", first, scope="row"), *(_cell("td", cell, cell) for cell in rest)] for first, *rest in cells]
+    drawn = element(
+        "table", element("thead", element("tr", head)), element("tbody", [element("tr", row) for row in body])
+    )
     return element("div", drawn, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def _cell(tag: str, content: Content, like: Content, **attributes: str) -> Html:
+    """What is a name begins at the left and may take several lines, unlike numbers."""
+    return element(tag, content, **attributes, **({"class_": "text"} if isinstance(like, Html) else {}))
 
 
 def facts(pairs: Iterable[tuple[str, Content]], label: str) -> Html:
     """Names and values, one below the other."""
     rows = [element("tr", element("th", what, scope="row"), element("td", told, class_="text")) for what, told in pairs]
     return element("table", element("tbody", rows), aria_label=label)
-
-
-def _cell(content: Content) -> Html:
-    """Names begin at the left and may take several lines, unlike numbers."""
-    return element("td", content, class_="text") if isinstance(content, Html) else element("td", content)
 
 
 def figures(pairs: Iterable[tuple[str, Content]]) -> Html:

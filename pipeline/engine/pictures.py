@@ -6,11 +6,12 @@ import html
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, StringIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -20,9 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from pipeline.engine.network import Layer
 from pipeline.engine.points import Point
+from serving.files import atomic_write
 from serving.page import Html
+
+if TYPE_CHECKING:  # it needs torch, which what sends pictures does without
+    from pipeline.engine.network import Layer
 
 # by name those of serving/page.css, where each has another value in the dark
 COLORS = {
@@ -124,6 +128,14 @@ def short(name: str) -> str:
     return kept if len(kept) <= LONGEST_LABEL else kept[: LONGEST_LABEL - 1] + "…"
 
 
+def save(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """PNG by name, each whole or not at all."""
+    for name, png in pictures.items():
+        folder.mkdir(exist_ok=True)
+        with atomic_write(folder / f"{name}.png") as file:
+            file.write(png)
+
+
 def series(points: Sequence[Point], key: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and values of a metric, at most POINTS of them, the first and the last among them."""
     found = [(point.step, point.values[key]) for point in points if point.values.get(key) is not None]
@@ -135,9 +147,14 @@ def series(points: Sequence[Point], key: str) -> tuple[NDArray[np.int64], NDArra
 
 
 def curves(name: str, title: str, lines: Sequence[Line], label: str) -> Picture:
-    """Lines over steps: each a name, steps and values. On a logarithmic scale where they span a great range."""
+    """Lines over steps; one without points is left out, and keeps its colour for other pictures of the same.
+
+    Losses and norms are on a logarithmic scale where they span a great range.
+    """
     with _axes() as (figure, ((axes,),)):
         for index, (called, steps, values) in enumerate(lines):
+            if not len(steps):
+                continue
             is_raw = called == EACH_BATCH
             axes.plot(
                 *(steps, values),
@@ -149,7 +166,8 @@ def curves(name: str, title: str, lines: Sequence[Line], label: str) -> Picture:
                 markersize=3,
             )
         everything = np.concatenate([values for _, _, values in lines])
-        if everything.min() > 0 and everything.max() > GREAT_RANGE * everything.min():
+        is_great = everything.min() > 0 and everything.max() > GREAT_RANGE * everything.min()
+        if is_great and label in ("loss", "norm"):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
@@ -157,7 +175,7 @@ def curves(name: str, title: str, lines: Sequence[Line], label: str) -> Picture:
         axes.set_ylabel(label)
         if len(lines) > 1:
             figure.legend(loc="outside lower center", ncols=min(4, len(lines)))
-    ends = ", ".join(f"{called} from {values[0]:.3g} to {values[-1]:.3g}" for called, _, values in lines)
+    ends = ", ".join(f"{called} from {values[0]:.3g} to {values[-1]:.3g}" for called, _, values in lines if len(values))
     return Picture(name, title, figure, f"{title} over steps: {ends}.")
 
 
@@ -175,8 +193,8 @@ def training_curves(points: Sequence[Point]) -> list[Picture]:
     drawn = []
     for name, title, label, keys in wanted:
         lines = [(called, *series(points, key)) for called, key in keys.items()]
-        if there := [line for line in lines if len(line[1])]:
-            drawn.append(curves(name, title, there, label))
+        if any(len(steps) for _, steps, _ in lines):
+            drawn.append(curves(name, title, lines, label))
     return drawn
 
 

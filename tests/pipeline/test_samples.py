@@ -68,7 +68,7 @@ def test_only_images_of_the_split_are_written(pets: Dataset, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("output", ["out", "out.v2", "deep/er/out"])
 def test_the_contact_sheet_is_an_image_beside_the_folder(pets: Dataset, tmp_path: Path, output: str) -> None:
-    sheet = write_samples(pets, pets.split("test"), 4, tmp_path / output)
+    (sheet,) = write_samples(pets, pets.split("test"), 4, tmp_path / output)
     assert sheet == tmp_path / f"{output}.png"
     with Image.open(sheet) as image:
         image.verify()
@@ -78,7 +78,7 @@ def test_the_contact_sheet_is_an_image_beside_the_folder(pets: Dataset, tmp_path
 
 def test_the_contact_sheet_shows_the_samples_enlarged(pets: Dataset, tmp_path: Path) -> None:
     split = pets.split("test")
-    sheet = pixels(write_samples(pets, split, 4, tmp_path / "out"))
+    sheet = pixels(write_samples(pets, split, 4, tmp_path / "out")[0])
     scale = 7  # 5x7 pixels, enlarged to 48 or more
     shown = np.lib.stride_tricks.sliding_window_view(sheet, (5 * scale, 7 * scale, 3))[:, :, 0]
     for _, number in written(tmp_path / "out"):

@@ -15,7 +15,7 @@ from pipeline.engine.run import Run
 from pipeline.sync import Cursor, sync
 from serving.registry import public
 from tests.conftest import Cli, QuietHandler, command, run_command
-from tests.pipeline.helpers import refused
+from tests.pipeline.helpers import refused, write_files
 from tests.tracking_server import Server
 
 
@@ -51,7 +51,11 @@ def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
     assert run.data.params["train.steps"] == "100"
     assert run.data.params["optimizer.name"] == "adam"
     assert "precision_at_1" in run.data.metrics
-    assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["recipe.toml", "run.json"]
+    files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+    assert files == ["pictures", "recipe.toml", "run.json"]
+    pictures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
+    assert {"pictures/sparsity.png", "pictures/layer-conv1.png"} <= pictures
+    assert "sparsity/conv1" in run.data.metrics
     assert list(tmp_path.glob("mlartifacts/*"))
 
 
@@ -88,10 +92,11 @@ def test_points_logged_again_after_a_resumption_do_not_stand_twice(untracked: Pa
 
 def test_artifacts_follow_when_they_appear(untracked: Path) -> None:
     run = Run.open(untracked / "runs/digits")
-    (run.folder / "evaluation.json").write_text("{}")
+    write_files(run.folder, dict.fromkeys(("evaluation.json", "report.html", "pictures/loss.png"), b"{}"))
     client = mlflow.MlflowClient(f"sqlite:///{untracked / 'mlflow.db'}")
     names = {artifact.path for artifact in client.list_artifacts(sync(run))}
-    assert names == {"evaluation.json", "model.onnx", "parity.json", "recipe.toml", "run.json"}
+    sent = {"evaluation.json", "model.onnx", "parity.json", "pictures", "recipe.toml", "report.html", "run.json"}
+    assert names == sent
 
 
 def test_a_cursor_counts_points_within_a_step() -> None:

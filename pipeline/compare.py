@@ -1,0 +1,106 @@
+"""`pipeline compare`: several runs side by side, as a table and as curves on the same axes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.engine.exhibits import duration
+from pipeline.engine.network import build_served, layers
+from pipeline.engine.pictures import Picture, curves, series
+from pipeline.engine.points import Point, read_points
+from pipeline.engine.run import Run
+from serving.files import atomic_write
+from serving.page import card, cards, name, page, table
+
+HEADER = ("run", "network", "dataset", "steps", "time", "train", "test", "parameters", "multiply-adds")
+CURVES = (
+    ("precision", "Precision @ 1 on test", "precision @ 1", "precision_at_1"),
+    ("train-precision", "Precision @ 1 on train", "precision @ 1", "train_precision_at_1"),
+    ("loss", "Smoothed loss", "loss", "smoothed_loss"),
+    ("learning-rate", "Learning rate", "learning rate", "learning_rate"),
+    ("speed", "Images a second", "images/s", "images_per_second"),
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run with its points."""
+
+    run: Run
+    points: list[Point]
+
+    def last(self, key: str) -> float | None:
+        return next((point.values[key] for point in reversed(self.points) if key in point.values), None)
+
+    def figures(self) -> dict[str, Any]:
+        """What is compared: precision @ 1 of the averaged weights (None where it was not looked at), `seconds` of
+        training, `multiply_adds` for one image."""
+        served = build_served(self.run.recipe, self.run.info["dataset"])
+        shape = (self.run.spec.channels, *served.preprocessing.output_size)
+        test = self.last("precision_at_1")
+        return {
+            "run": self.run.name,
+            "network": self.run.recipe.model.name,
+            "dataset": self.run.recipe.data.dataset,
+            "steps": max((point.step for point in self.points), default=0),
+            "seconds": self.last("training_seconds") or self.last("elapsed"),
+            "train_precision_at_1": self.last("train_precision_at_1"),
+            "precision_at_1": self._evaluated() if test is None else test,
+            "parameters": sum(parameter.numel() for parameter in served.network.parameters()),
+            "multiply_adds": sum(layer.multiply_adds for layer in layers(served.network, shape)),
+        }
+
+    def _evaluated(self) -> float | None:
+        """What `pipeline evaluate` found, of a run that did not evaluate itself."""
+        path = self.run.folder / "evaluation.json"
+        return json.loads(path.read_text(encoding="utf-8"))["precision_at_1"] if path.exists() else None
+
+
+def compare(runs: Sequence[Run], output: Path) -> list[dict[str, Any]]:
+    """The figures of each run; the page `output` has them too, with the curves."""
+    compared = [Compared(run, list(read_points(run.metrics))) for run in runs]
+    figures = [one.figures() for one in compared]
+    shown = [card(one.title, one.svg()) for one in overlays(compared)]
+    named = [(*map(name, cells[:3]), *cells[3:]) for cells in map(row, figures)]
+    sections = [("The runs", table(HEADER, named, "The runs")), ("Curves", cards(*shown))]
+    with atomic_write(output, "w", encoding="utf-8") as file:
+        file.write(page("Runs compared", "Precision @ 1 is that of the averaged weights.", sections))
+    return figures
+
+
+def row(figures: dict[str, Any]) -> list[str]:
+    """As text, under HEADER."""
+    train, test = (figures[key] for key in ("train_precision_at_1", "precision_at_1"))
+    return [
+        *(figures[key] for key in ("run", "network", "dataset")),
+        f"{figures['steps']:,}",
+        "-" if figures["seconds"] is None else duration(figures["seconds"]),
+        *("-" if share is None else f"{share:.2%}" for share in (train, test)),
+        f"{figures['parameters']:,}",
+        f"{figures['multiply_adds']:,}",
+    ]
+
+
+def overlays(compared: Sequence[Compared]) -> list[Picture]:
+    """Each metric that some run has, with a line a run."""
+    drawn = []
+    for key, title, label, metric in CURVES:
+        lines = [(one.run.name, *series(one.points, metric)) for one in compared]
+        if any(len(steps) for _, steps, _ in lines):
+            drawn.append(curves(key, title, lines, label))
+    return drawn
+
+
+def text(figures: Sequence[dict[str, Any]]) -> str:
+    """A table for a terminal: names at the left, numbers at the right of their columns."""
+    rows = [HEADER, *map(row, figures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = [
+        [cell.ljust(w) if n < 3 else cell.rjust(w) for n, (cell, w) in enumerate(zip(r, widths, strict=True))]
+        for r in rows
+    ]
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)

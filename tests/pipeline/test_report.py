@@ -1,0 +1,185 @@
+"""`pipeline report` and `pipeline compare`: pages on runs, and what stands in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.dataset import Split
+from pipeline.engine.filters import filter_sheet, first_filters
+from pipeline.engine.network import layers
+from pipeline.engine.outcomes import Outcomes
+from pipeline.engine.pictures import confusion, curves, short
+from pipeline.engine.run import Run
+from pipeline.engine.summary import BINS, distribution, summarize
+from pipeline.report import SECTIONS
+from tests.conftest import run_command
+from tests.pages import check
+from tests.pipeline.helpers import image_folder
+from tests.trainings import points
+
+HOSTILE = ("<script>alert(1)<script>", "\"quoted' & <b>", "right\u202eto left", "x" * 200, "$\\alpha_$")
+
+
+@pytest.fixture(scope="module")
+def reported(project: Path) -> Path:
+    """The run of `project` with its report."""
+    run_command(project, "pipeline", "report", "digits")
+    return project / "runs/digits"
+
+
+def test_a_report_has_all_its_sections_from_real_data(reported: Path) -> None:
+    page = check(reported / "report.html")
+    assert page.texts("h2") == list(SECTIONS)
+    precision = json.loads((reported / "parity.json").read_text())["precision_at_1"]["pytorch"]
+    assert f"{precision:.2%}" in page.texts("dd") and "53,002" in page.texts("dd")
+    titles = {text for tag, text in page.text if tag == "p"}
+    drawn = {"Loss", "Learning rate", "Precision @ 1 of the averaged weights", "Confusion matrix", "Calibration"}
+    assert drawn | {"Before training", "After training", "Sparsity of activations", "conv1", "fc2"} <= titles
+    assert len(page.all("img")) >= 60 + 24 + 2  # examples, least confident hits, filters
+    assert Run.open(reported).info["id"] in page.texts("td")
+
+
+def test_the_pictures_of_a_report_are_files_too(reported: Path) -> None:
+    names = {path.stem for path in (reported / "pictures").iterdir()}
+    assert {"loss", "confusion", "calibration", "network", "filters-after", "narrow-hits", "layer-conv1"} <= names
+    for path in (reported / "pictures").iterdir():
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 1, f"{path} is empty"
+
+
+def test_a_run_without_model_summaries_and_evaluations_has_a_report(tmp_path: Path) -> None:
+    names = [name for name in HOSTILE if name.isprintable()]  # the others are refused
+    image_folder(tmp_path / "source", dict.fromkeys(names, 6), size=(8, 8))
+    run_command(tmp_path, "pipeline", "preprocess", "odd", "--source", "source")
+    options = ("--steps", 2, "--tracking", "none", "--set", "train.summary_every=0", "--set", "augment.flip=true")
+    quiet = ("--set", "train.evaluate_every=0", "--set", "data.validation=0", "--set", "train.batch_size=4")
+    run_command(tmp_path, "pipeline", "train", "digits", "--dataset", "odd", "--run", "odd", *options, *quiet)
+    run_command(tmp_path, "pipeline", "report", "odd")
+    page = check(tmp_path / "runs/odd/report.html")
+    told = " ".join(text for _, text in page.text)
+    assert "has no summaries" in told and "not exported yet" in told and "what training may see" in told
+    named = page.texts("bdi")
+    assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 119 + "…"} <= set(named)
+
+
+def test_runs_are_compared_in_a_table_and_on_the_same_axes(project: Path, tmp_path: Path) -> None:
+    run_command(project, "pipeline", "train", "mlp", "--dataset", "digits", "--run", "other", "--steps", 20,
+                "--tracking", "none", "--set", "data.validation=0")  # fmt: skip
+    page = tmp_path / "page.html"
+    told = run_command(project, "pipeline", "compare", "digits", "other", "--output", page).stdout.splitlines()
+    assert told[0].split() == [
+        "run",
+        "network",
+        "dataset",
+        "steps",
+        "time",
+        "train",
+        "test",
+        "parameters",
+        "multiply-adds",
+    ]
+    assert told[1].startswith("digits") and "53,002" in told[1] and told[2].startswith("other")
+    assert "Smoothed loss" in check(page).texts("p") and told[-1] == str(page)
+    figures = json.loads(
+        run_command(project, "pipeline", "compare", "digits", "other", "--output", page, "--json").stdout
+    )
+    assert figures[0]["precision_at_1"] == points(project / "runs/digits")[-2]["precision_at_1"]
+    assert (figures[0]["parameters"], figures[0]["multiply_adds"], figures[1]["steps"]) == (53_002, 347_392, 20)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 3)
+    )
+
+
+def test_a_summary_counts_what_the_layers_hold_and_changes_nothing() -> None:
+    net, inputs = network().train(), torch.randn(40, 1, 8, 8)
+    F.cross_entropy(net(inputs), torch.zeros(40, dtype=torch.long)).backward()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    told = summarize(net, inputs)
+    assert net.training and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+    assert list(told) == ["0", "5"] and set(told["0"]) == {"weights", "gradients", "activations"}
+    counts = np.histogram(net[0].weight.detach().numpy(), BINS)[0]
+    assert np.abs(np.array(told["0"]["weights"]["counts"]) - counts).sum() <= 2  # a value on an edge
+    activations = F.relu(net.eval()[1](net[0](inputs[:16])))  # after the nonlinearity
+    assert told["0"]["activations"]["zeros"] == pytest.approx((activations == 0).float().mean().item())
+    assert told["0"]["gradients"]["std"] == pytest.approx(net[0].weight.grad.std(correction=0).item())
+
+
+@pytest.mark.parametrize("values", [[1.0, float("nan")], [1.0, float("inf")]])
+def test_values_that_are_not_finite_have_no_histogram(values: list[float]) -> None:
+    assert distribution(torch.tensor(values)) == {"zeros": 0.0}
+
+
+def test_values_that_are_all_the_same_have_one() -> None:
+    assert sum(distribution(torch.zeros(7))["counts"]) == 7
+
+
+def test_summaries_of_a_resumed_training_stand_once_each(tmp_path: Path) -> None:
+    train = ("pipeline", "train", "digits", "--tracking", "none", "--set", "train.checkpoint_every=10")
+    run_command(tmp_path, *train, "--steps", 25, "--set", "train.summary_every=5")
+    run = tmp_path / "runs/digits"
+    whole = [line["step"] for line in map(json.loads, (run / "summaries.jsonl").read_text().splitlines())]
+    (run / "checkpoints/step-25.pt").unlink()  # as if it had been killed on its way there
+    run_command(tmp_path, *train, "--steps", 25, "--set", "train.summary_every=5", "--resume")
+    steps = [line["step"] for line in map(json.loads, (run / "summaries.jsonl").read_text().splitlines())]
+    assert steps == sorted(set(steps)) and whole[0] == steps[0] == 0
+
+
+def outcomes() -> Outcomes:
+    """Of six images of two classes; the network's answers are fixed."""
+    answers = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.95, 0.05], [0.3, 0.7], [0.45, 0.55]], np.float32)
+    split = Split("test", np.zeros((6, 1, 1, 1), np.uint8), np.array([0, 0, 0, 1, 1, 1]), np.arange(6))
+    return Outcomes.of(lambda images: (answers[: len(images)], np.log(answers[: len(images)])), split, ["a", "b"])
+
+
+def test_mistakes_and_hits_come_in_the_order_of_confidence() -> None:
+    found = outcomes()
+    assert found.mistakes(9).tolist() == [3, 2] and found.narrow_hits(2).tolist() == [5, 1]
+    assert found.confused(5) == [(0, 1, 1), (1, 0, 1)]
+    assert found.own == pytest.approx([0.9, 0.6, 0.2, 0.05, 0.7, 0.55])
+
+
+def test_calibration_is_the_distance_of_confidence_from_hits() -> None:
+    confidence, hits, counts, error = outcomes().calibration()
+    assert counts.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert confidence[9] == pytest.approx(0.925) and hits.tolist()[5:] == [1, 1, 1, 0, 0.5]
+    # (|0.55 - 1| + |0.6 - 1| + |0.7 - 1| + |0.8 - 0| + 2 * |0.925 - 0.5|) / 6
+    assert error == pytest.approx(2.8 / 6)
+
+
+def test_layers_tell_their_shapes_and_costs() -> None:
+    first, last = layers(network(), (1, 8, 8))
+    assert (first.kind, first.takes, first.returns, first.parameters) == ("conv 3×3", (1, 8, 8), (4, 6, 6), 40)
+    assert (first.multiply_adds, last.multiply_adds, last.kind) == (9 * 4 * 36, 144 * 3, "linear")
+
+
+def test_filters_are_shown_each_on_its_own_scale() -> None:
+    weights = np.stack([np.full((3, 2, 2), -7.0), np.arange(12).reshape(3, 2, 2)]).astype(np.float32)
+    sheet = np.asarray(filter_sheet(weights).convert("RGBA"))
+    assert sheet[0, 0, :3].tolist() == [0, 0, 0] and sheet[-1, -1].tolist() == [69, 162, 255, 255]
+    assert first_filters(nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (3, 2, 2)).shape == (5, 3, 2, 2)
+    assert first_filters(nn.Sequential(nn.Linear(7, 5)), (3, 2, 2)) is None
+
+
+@pytest.mark.parametrize("classes", [2, 15, 40])
+def test_figures_hold_hostile_names_as_text(classes: int) -> None:
+    names = [f"{HOSTILE[number % len(HOSTILE)]}{number}" for number in range(classes)]
+    drawn = confusion(np.eye(classes, dtype=np.int64), names)
+    assert "<script>" not in drawn.svg() and drawn.png().startswith(b"\x89PNG")
+    line = (HOSTILE[0], np.arange(3), np.ones(3))
+    assert "<script>" not in curves("loss", "Loss", [line, line], "loss").svg()
+    assert short(HOSTILE[2]) == "rightto left" and len(short(HOSTILE[3])) == 14
