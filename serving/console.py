@@ -109,21 +109,30 @@ class _NoBar:
 
 @contextmanager
 def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Bar]:
-    """A rich progress bar on stderr with one task, off when stderr is not a terminal."""
+    """A rich progress bar on stderr with one task, off when stderr is not a terminal.
+
+    What the task's field `below` is updated to stands in a line of its own.
+    """
     if _is_muted or not sys.stderr.isatty():
         yield _NoBar()
         return
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    console = Console(stderr=True)
+    class TwoLines(Progress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                yield Text(task.fields["below"], no_wrap=True, overflow="ellipsis")
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit + "{task.fields[note]}"),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        bar.add_task(description, total=total, note="")
+    with TwoLines(*columns, console=Console(stderr=True)) as bar:
+        bar.add_task(description, total=total, below="")
         yield bar

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from serving.console import Bar
 
 SMOOTHING = 0.9
+BARS = "▁▂▃▄▅▆▇█"
+SPARKS = 30  # points of the loss that are shown on a terminal
 SUMMARY_SHARE = 0.015  # of the training time, at most
 
 
@@ -43,6 +47,7 @@ class Monitor:
         self._began = time.perf_counter()
         self._seconds_to_first_step: float | None = None
         self._smoothed: Tensor | None = None
+        self._losses: deque[float] = deque(maxlen=SPARKS)
         self._note = ""
         self._tracking_seconds = 0.0  # that writing points and lines took
         self._summary_seconds = 0.0
@@ -103,9 +108,9 @@ class Monitor:
             seconds_per_batch=seconds,
             elapsed=self.elapsed,
         )
-        self._bar.update(
-            self._bar.task_ids[0], completed=step + 1, note=f" · loss {loss:.4g} · {rate:.0f} images/s{self._note}"
-        )
+        self._losses.append(means["smoothed_loss"])
+        below = f"loss {sparkline(self._losses)} {loss:.4g} · {rate:,.0f} images/s{self._note}"
+        self._bar.update(self._bar.task_ids[0], completed=step + 1, below=below)
         self._line(
             f"step {step}, loss = {loss:.4g}, accuracy = {accuracy:.3f} ({rate:.1f} images/s; {seconds:.3g} s/batch)"
         )
@@ -166,6 +171,17 @@ class Monitor:
     def _line(self, text: str) -> None:
         if self._bar.disable:
             log(f"{datetime.now():%Y-%m-%d %H:%M:%S.%f}: {text}")
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A character a value, the higher the larger, from the least to the greatest of them."""
+    # while a bar is shown, sys.stderr is rich's, which does not say
+    is_utf = sys.__stderr__ is not None and sys.__stderr__.encoding.lower().startswith("utf")
+    if not (is_utf and all(map(math.isfinite, values))):
+        return ""
+    lowest, highest = min(values), max(values)
+    step = (highest - lowest) / (len(BARS) - 1) or 1.0
+    return "".join(BARS[round((value - lowest) / step)] for value in values)
 
 
 def _metric(split: str) -> str:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from pipeline.dataset import Dataset, Split
 from pipeline.preprocess import preprocess
+from pipeline.recipe import read
 from pipeline.samples import write_samples
 from tests.conftest import Cli
 from tests.pipeline.helpers import contents, image_folder, png, refused
@@ -144,3 +145,14 @@ def test_a_users_picture_beside_the_folder_is_not_replaced(pets: Dataset, tmp_pa
         write_samples(pets, pets.split("test"), 1, tmp_path / "out")
     assert (tmp_path / "out.png").read_bytes() == mine
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_sheet_shows_what_a_network_sees(cli: Cli, digits: Dataset, tmp_path: Path) -> None:
+    options = ("--data-dir", digits.folder.parent, "--count", 20, "--output", "out")
+    crop = tmp_path / "mine.toml"
+    crop.write_text(read("digits").replace("[preprocess]", "[preprocess]\ncrop = 4"))
+    printed = cli("pipeline", "samples", "digits", *options, "--recipe", crop).stdout.split()
+    assert printed == ["out", "out.png", "out.seen.png"]
+    whole, seen = (pixels(tmp_path / name) for name in printed[1:])
+    assert seen.shape == whole.shape  # four pixels are enlarged as far as eight
+    assert seen.min() == 0 and seen.max() == 255

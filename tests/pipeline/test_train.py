@@ -1,14 +1,17 @@
 import os
+import pty
 import re
 import signal
 import subprocess
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.engine.checkpoint import load_newest, paths
+from pipeline.engine.monitor import sparkline
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
@@ -240,3 +243,23 @@ def test_memory_stays_bounded_on_cifar10(cli: Cli, tmp_path: Path, test_data: Pa
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     assert usage.ru_maxrss * 1024 < 1.2e9
+
+
+def test_a_terminal_shows_the_loss_as_it_falls(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    arguments = command("pipeline", "train", "digits", "--steps", 300, "--tracking", "none")
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:
+        os.close(follower)
+        shown = b""
+        with suppress(OSError):  # how Linux tells that the last process has closed a terminal
+            while data := os.read(leader, 4096):
+                shown += data
+        os.close(leader)
+    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert process.returncode == 0 and "300/300 steps" in told and "images/s" in told
+    assert re.search("loss [▁▂▃▄▅▆▇█]{20,30} [0-9.e-]+ · [0-9,]+ images/s · test 0.9", told)
+
+
+def test_a_sparkline_has_a_bar_a_value() -> None:
+    assert (sparkline([7.0]), sparkline([0, 1, 7]), sparkline([1, float("nan")])) == ("▁", "▁▂█", "")
