@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.curves import curves, series
 from pipeline.engine.exhibits import duration
 from pipeline.engine.network import build_served, layers
-from pipeline.engine.pictures import Picture, curves, series
+from pipeline.engine.pictures import Picture
 from pipeline.engine.points import Point, read_points
 from pipeline.engine.run import Run
 from serving.files import atomic_write

@@ -281,7 +281,8 @@ def _log(client: Any, mlflow_run: str, points: Sequence[Point]) -> None:
 
 def draw_layers(run: Run) -> None:
     """The run's summaries as pictures."""
-    from pipeline.engine.pictures import layer_pictures, save
+    from pipeline.engine.layer_pictures import layer_pictures
+    from pipeline.engine.pictures import save
 
     save(run.pictures, {picture.name: picture.png() for picture in layer_pictures(list(read_points(run.summaries)))})
 

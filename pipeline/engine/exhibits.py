@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pipeline.engine import pictures
+from pipeline.engine import diagrams
+from pipeline.engine.curves import training_curves
+from pipeline.engine.layer_pictures import layer_pictures
 from pipeline.engine.points import read_points
 from pipeline.engine.subject import Subject
 from serving.files import sha256
@@ -21,7 +23,7 @@ def head(subject: Subject) -> Content:
     told: list[tuple[str, Content]] = [
         ("precision @ 1 on test", f"{subject.outcomes.evaluation.precision_at(1):.2%}"),
         ("parameters", f"{parameters:,}"),
-        ("multiply-adds an image", pictures.count(sum(layer.multiply_adds for layer in subject.layers))),
+        ("multiply-adds an image", diagrams.count(sum(layer.multiply_adds for layer in subject.layers))),
         ("steps", f"{subject.step:,}"),
         *([("training", duration(seconds))] if seconds is not None else []),
         *([("images/s", f"{speed:,.0f}")] if speed is not None else []),
@@ -53,8 +55,8 @@ def trained(subject: Subject) -> Content:
 
 
 def network(subject: Subject) -> Content:
-    picture = pictures.network(subject.layers, subject.image_shape, len(subject.run.classes))
-    shape = pictures.shape
+    picture = diagrams.network(subject.layers, subject.image_shape, len(subject.run.classes))
+    shape = diagrams.shape
     rows = [
         (
             name(one.name),
@@ -71,7 +73,7 @@ def network(subject: Subject) -> Content:
 
 
 def learning(subject: Subject) -> Content:
-    return cards(*map(subject.card, pictures.training_curves(subject.points)))
+    return cards(*map(subject.card, training_curves(subject.points)))
 
 
 def judged(subject: Subject) -> Content:
@@ -87,8 +89,8 @@ def judged(subject: Subject) -> Content:
     pairs = [(name(classes[true]), name(classes[other]), f"{n:,}") for true, other, n in outcomes.confused(CONFUSED)]
     confused = table(("true", "taken for", "images"), pairs, "Most often confused") if pairs else note("Nothing was.")
     return cards(
-        subject.card(pictures.confusion(outcomes.evaluation.confusion, classes)),
-        subject.card(pictures.calibration(*outcomes.calibration())),
+        subject.card(diagrams.confusion(outcomes.evaluation.confusion, classes)),
+        subject.card(diagrams.calibration(*outcomes.calibration())),
         card("Precision and recall of each class", of_classes),
         card("Most often confused", confused),
     )
@@ -103,7 +105,7 @@ def insides(subject: Subject) -> Content:
     if not summaries:
         return note("The run has no summaries: train.summary_every in its recipe is 0, or it is older than they are.")
     told = "The stronger the colour, the more values; the first step is at the left, the last one at the right."
-    return [note(told), cards(*map(subject.card, pictures.layer_pictures(summaries)))]
+    return [note(told), cards(*map(subject.card, layer_pictures(summaries)))]
 
 
 def provenance(subject: Subject) -> Content:

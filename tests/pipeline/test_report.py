@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.dataset import Split
+from pipeline.engine.curves import curves
+from pipeline.engine.diagrams import confusion
 from pipeline.engine.filters import filter_sheet, first_filters
 from pipeline.engine.network import layers
 from pipeline.engine.outcomes import Outcomes
-from pipeline.engine.pictures import confusion, curves, short
+from pipeline.engine.pictures import short
 from pipeline.engine.run import Run
 from pipeline.engine.summary import BINS, distribution, summarize
 from pipeline.report import SECTIONS
