@@ -25,6 +25,7 @@ LONGEST = 30.0  # between two attempts, where the server does not answer
 POINTS = 100  # in one request, which takes 1,000 values at most
 EXPERIMENT = "convline"
 ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx", "report.html", "pictures/*.png")
+DIGEST = 8  # characters, as of those that MLflow makes itself
 REDRAWN = 60.0  # seconds between two looks at the summaries
 
 
@@ -206,10 +207,16 @@ def _open_run(client: Any, run: Run, cursor: Cursor) -> Cursor:
     experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), cursor.uri)
     # an answer that was lost on its way must not make a second run
     made = client.search_runs([experiment], f"tags.`convline.run_id` = '{run.info['id']}'", max_results=1)
-    tags = {"convline.run": run.name, "convline.run_id": run.info["id"]}
+    tags = {
+        "convline.run": run.name,
+        "convline.run_id": run.info["id"],
+        "network": run.recipe.model.name,
+        "mlflow.note.content": f"`pipeline report {run.name}` makes report.html, which stands below Artifacts.",
+    }
     created = made[0] if made else client.create_run(experiment, run_name=run.name, tags=tags)
     parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
     client.log_batch(created.info.run_id, params=[_param(key, value) for key, value in parameters.items()])
+    client.log_inputs(created.info.run_id, datasets=[_dataset(run)])
     fresh = Cursor(cursor.uri, cursor.run_id, created.info.run_id)
     _keep(run, fresh)
     return fresh
@@ -233,6 +240,15 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     local = uri.startswith("sqlite:///")
     location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
     return str(client.create_experiment(name, artifact_location=location))
+
+
+def _dataset(run: Run) -> Any:
+    """What MLflow shows in its column of datasets."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    name, digest = (run.info["dataset"][key] for key in ("name", "fingerprint"))
+    dataset = Dataset(name, digest[:DIGEST], source_type="local", source=json.dumps({"uri": name}))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def _param(key: str, value: object) -> Any:

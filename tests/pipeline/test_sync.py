@@ -56,6 +56,9 @@ def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
     pictures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
     assert {"pictures/sparsity.png", "pictures/layer-conv1.png"} <= pictures
     assert "sparsity/conv1" in run.data.metrics
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "digits" and run.data.tags["network"] == "digits_convnet"
+    assert run.data.params["dataset.fingerprint"].startswith(used.dataset.digest)
     assert list(tmp_path.glob("mlartifacts/*"))
 
 
