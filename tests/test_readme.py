@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import ROOT, run_command
 from tests.pipeline.helpers import image_folder
 from tests.test_documents import TEXTS, code_lines
+from tests.trainings import points
 
 # what needs other machines, more devices, or an hour; test_documents parses them, and other tests run what is behind
 ELSEWHERE = re.compile(r"torchrun|--devices|--address|^make test")
@@ -62,12 +63,13 @@ def lines() -> Iterator[str]:
             yield command
         if command.startswith("pipeline preprocess pets"):
             yield "pipeline train my.toml --run mine"  # which the text mentions
+            yield "pipeline export mine"
 
 
 def test_the_commands_of_the_readme_work_one_after_the_other(home: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}
-    done = []
+    printed = {}
     for line in lines():
         for pattern, small in SMALL:
             line = re.sub(pattern, small, line)
@@ -75,6 +77,7 @@ def test_the_commands_of_the_readme_work_one_after_the_other(home: Path) -> None
             ["bash", "-c", line], cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-        done.append(line)
-    assert len(done) >= 20
+        printed[line] = result.stdout
+    assert len(printed) >= 25 and "parity passed" in printed["pipeline export mine"]
+    assert any("validation_precision_at_1" in point for point in points(home / "runs/mine"))
     assert (home / "sorted").is_dir() and (home / "seen.html").exists() and (home / "part-3.csv").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,18 @@ HOSTILE = ("<script>alert(1)<script>", "\"quoted' & <b>", "right\u202eto left", 
 
 
 @pytest.fixture(scope="module")
-def reported(project: Path) -> Path:
-    """The run of `project` with its report."""
-    run_command(project, "pipeline", "report", "digits")
-    return project / "runs/digits"
+def mine(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `project`."""
+    folder = tmp_path_factory.mktemp("mine") / "project"
+    shutil.copytree(project, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reported(mine: Path) -> Path:
+    """Its run, with a report."""
+    run_command(mine, "pipeline", "report", "digits")
+    return mine / "runs/digits"
 
 
 def test_a_report_has_all_its_sections_from_real_data(reported: Path) -> None:
@@ -72,11 +81,11 @@ def test_a_run_without_model_summaries_and_evaluations_has_a_report(tmp_path: Pa
     assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 119 + "…"} <= set(named)
 
 
-def test_runs_are_compared_in_a_table_and_on_the_same_axes(project: Path, tmp_path: Path) -> None:
-    run_command(project, "pipeline", "train", "mlp", "--dataset", "digits", "--run", "other", "--steps", 20,
+def test_runs_are_compared_in_a_table_and_on_the_same_axes(mine: Path, tmp_path: Path) -> None:
+    run_command(mine, "pipeline", "train", "mlp", "--dataset", "digits", "--run", "other", "--steps", 20,
                 "--tracking", "none", "--set", "data.validation=0")  # fmt: skip
     page = tmp_path / "page.html"
-    told = run_command(project, "pipeline", "compare", "digits", "other", "--output", page).stdout.splitlines()
+    told = run_command(mine, "pipeline", "compare", "digits", "other", "--output", page).stdout.splitlines()
     assert told[0].split() == [
         "run",
         "network",
@@ -90,10 +99,8 @@ def test_runs_are_compared_in_a_table_and_on_the_same_axes(project: Path, tmp_pa
     ]
     assert told[1].startswith("digits") and "53,002" in told[1] and told[2].startswith("other")
     assert "Smoothed loss" in check(page).texts("p") and told[-1] == str(page)
-    figures = json.loads(
-        run_command(project, "pipeline", "compare", "digits", "other", "--output", page, "--json").stdout
-    )
-    assert figures[0]["precision_at_1"] == points(project / "runs/digits")[-2]["precision_at_1"]
+    figures = json.loads(run_command(mine, "pipeline", "compare", "digits", "other", "--output", page, "--json").stdout)
+    assert figures[0]["precision_at_1"] == points(mine / "runs/digits")[-2]["precision_at_1"]
     assert (figures[0]["parameters"], figures[0]["multiply_adds"], figures[1]["steps"]) == (53_002, 347_392, 20)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.engine.checkpoint import load_newest, paths
 from pipeline.engine.monitor import sparkline
-from tests.conftest import ROOT, Cli, command, run_command
+from tests.conftest import Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
 
@@ -134,18 +134,6 @@ def test_a_batch_larger_than_an_independent_draw_is_refused(cli: Cli) -> None:
 
 def test_a_dataset_without_a_source_is_explained(cli: Cli) -> None:
     assert "--source" in cli(*TRAIN, "--dataset", "pets", status=1).stderr
-
-
-def test_the_readmes_own_recipe_trains_on_other_data_network_and_schedule(
-    cli: Cli, tmp_path: Path, samples: Path
-) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "my.toml").write_text(re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[0])
-    cli("pipeline", "preprocess", "pets", "--source", samples, "--image-size", "64", "--channels", "3")
-    shorter = ("--steps", 4, "--set", "train.batch_size=16", "--set", "train.evaluate_every=2")
-    cli("pipeline", "train", "my.toml", "--tracking", "none", *shorter)
-    assert len([p for p in points(tmp_path / "runs/my") if "validation_precision_at_1" in p]) == 3
-    assert "parity passed" in cli("pipeline", "export").stdout
 
 
 @pytest.mark.parametrize("device", ["cpu:0", "meta", "mps", "gpu", "cuda:99"])
