@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.dataset import Dataset
 from pipeline.engine import exhibits, showcase
-from pipeline.engine.network import load_served
+from pipeline.engine.network import choose_device, load_served
 from pipeline.engine.pictures import save
 from pipeline.engine.run import Run
 from pipeline.engine.subject import Subject
@@ -34,7 +34,7 @@ def report(run: Run, dataset: Dataset) -> Path:
     yet.
     """
     served, step = load_served(run)
-    subject = Subject(run, dataset, served, step)
+    subject = Subject(run, dataset, served.to(choose_device("auto")), step)
     sections = [(title, [show(subject) for show in shown]) for title, shown in SECTIONS.items()]
     text = page(f"{run.name}: an image classifier", exhibits.head(subject), sections)
     save(run.pictures, subject.pictures)

@@ -11,7 +11,6 @@ from serving.classifier import Classifier, Entry
 from serving.errors import ConvlineError
 from serving.foreign import Foreign
 from serving.found import Found, OnDisk
-from serving.gallery import Gallery
 from serving.listing import STDIN, find
 from serving.model import Provider
 from serving.results import Tally, before_path, partial_path, rejects_path, shards_path
@@ -164,7 +163,11 @@ def part(job: Job) -> tuple[Iterator[Found], Survey | None]:
 
 def open_onlookers(job: Job) -> list[Onlooker]:
     """What --sort-into and --report ask for. Raises ConvlineError for a folder that will not do."""
-    onlookers: list[Onlooker] = [Gallery(job.report, str(job.model))] if job.report else []
+    onlookers: list[Onlooker] = []
+    if job.report is not None:
+        from serving.gallery import Gallery
+
+        onlookers.append(Gallery(job.report, str(job.model)))
     if job.sort_into is not None:
         partial = partial_path(job.output) if job.output else None
         is_rescan = job.rescan or (partial is not None and before_path(partial).exists())

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 
-import torch
 from PIL import Image
 
 from models.served import Served
@@ -37,7 +36,8 @@ class Subject:
     def outcomes(self) -> Outcomes:
         """Of the whole test split."""
         test = self.run.split(self.dataset, "test")
-        return Outcomes.of(predictor(self.served, torch.device("cpu")), test, self.run.classes)
+        device = next(self.served.parameters()).device
+        return Outcomes.of(predictor(self.served, device), test, self.run.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
