@@ -60,6 +60,7 @@ bench: setup ## measure how fast MODEL classifies on this machine, on IMAGES if 
 	@$(BIN)/serving bench $(MODEL) $(if $(IMAGES),--images "$(IMAGES)")
 
 ui: setup ## open MLflow on http://127.0.0.1:5000
+	@echo "the runs, the best first: http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=convline"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
 test: setup ## run the tests

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.engine.points import Point, read_points
 from pipeline.engine.run import Run
+from pipeline.engine.runs_view import experiment_tags
 from pipeline.recipe import flat
 from serving.console import log
 from serving.errors import ConvlineError
@@ -239,7 +240,7 @@ def _experiment(client: Any, name: str, uri: str) -> str:
         return str(there.experiment_id)
     local = uri.startswith("sqlite:///")
     location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
 
 
 def _dataset(run: Run) -> Any:

@@ -1,9 +1,11 @@
+import base64
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,10 @@ def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
     pictures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
     assert {"pictures/sparsity.png", "pictures/layer-conv1.png"} <= pictures
     assert "sparsity/conv1" in run.data.metrics
+    view = client.get_experiment(run.info.experiment_id).tags["mlflow.sharedViewState.convline"]
+    columns = json.loads(zlib.decompress(base64.b64decode(view.removeprefix("deflate;"))))["selectedColumns"]
+    metrics = {name.split("`")[1] for name in columns if name.startswith("metrics")} - {"train_precision_at_1"}
+    assert metrics <= set(run.data.metrics)
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "digits" and run.data.tags["network"] == "digits_convnet"
     assert run.data.params["dataset.fingerprint"].startswith(used.dataset.digest)
