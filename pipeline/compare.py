@@ -14,10 +14,15 @@ from pipeline.engine.network import build_served, layers
 from pipeline.engine.pictures import Picture
 from pipeline.engine.points import Point, read_points
 from pipeline.engine.run import Run
+from serving.errors import ConvlineError
 from serving.files import atomic_write
-from serving.page import card, cards, name, page, table
+from serving.page import card, cards, element, name, page, table
 
 HEADER = ("run", "network", "dataset", "steps", "time", "train", "test", "parameters", "multiply-adds")
+NOTE = (
+    "Precision @ 1 is that of the averaged weights: on the whole test split where `pipeline evaluate` was run at the "
+    "end, else on as many images as the recipe's evaluate_limit says."
+)
 CURVES = (
     ("precision", "Precision @ 1 on test", "precision @ 1", "precision_at_1"),
     ("train-precision", "Precision @ 1 on train", "precision @ 1", "train_precision_at_1"),
@@ -42,34 +47,41 @@ class Compared:
         training, `multiply_adds` for one image."""
         served = build_served(self.run.recipe, self.run.info["dataset"])
         shape = (self.run.spec.channels, *served.preprocessing.output_size)
-        test = self.last("precision_at_1")
+        steps = max((point.step for point in self.points), default=0)
+        test, evaluated = self.last("precision_at_1"), self._evaluated(steps)
         return {
             "run": self.run.name,
             "network": self.run.recipe.model.name,
             "dataset": self.run.recipe.data.dataset,
-            "steps": max((point.step for point in self.points), default=0),
+            "steps": steps,
             "seconds": self.last("training_seconds") or self.last("elapsed"),
             "train_precision_at_1": self.last("train_precision_at_1"),
-            "precision_at_1": self._evaluated() if test is None else test,
+            "precision_at_1": test if evaluated is None else evaluated,
             "parameters": sum(parameter.numel() for parameter in served.network.parameters()),
             "multiply_adds": sum(layer.multiply_adds for layer in layers(served.network, shape)),
         }
 
-    def _evaluated(self) -> float | None:
-        """What `pipeline evaluate` found, of a run that did not evaluate itself."""
+    def _evaluated(self, step: int) -> float | None:
+        """What `pipeline evaluate` found on the whole test split, if that is of the last step."""
         path = self.run.folder / "evaluation.json"
-        return json.loads(path.read_text(encoding="utf-8"))["precision_at_1"] if path.exists() else None
+        evaluation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return evaluation["precision_at_1"] if evaluation.get("step") == step else None
 
 
 def compare(runs: Sequence[Run], output: Path) -> list[dict[str, Any]]:
-    """The figures of each run; the page `output` has them too, with the curves."""
+    """The figures of each run; the page `output` has them too, with the curves.
+
+    Raises ConvlineError for an output that is no page.
+    """
+    if output.suffix != ".html":
+        raise ConvlineError(f"--output {output}: name a file that ends in .html")
     compared = [Compared(run, list(read_points(run.metrics))) for run in runs]
     figures = [one.figures() for one in compared]
     shown = [card(one.title, one.svg()) for one in overlays(compared)]
     named = [(*map(name, cells[:3]), *cells[3:]) for cells in map(row, figures)]
     sections = [("The runs", table(HEADER, named, "The runs")), ("Curves", cards(*shown))]
     with atomic_write(output, "w", encoding="utf-8") as file:
-        file.write(page("Runs compared", "Precision @ 1 is that of the averaged weights.", sections))
+        file.write(page("Runs compared", element("p", NOTE), sections))
     return figures
 
 

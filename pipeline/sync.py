@@ -27,7 +27,8 @@ POINTS = 100  # in one request, which takes 1,000 values at most
 EXPERIMENT = "convline"
 ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx", "report.html", "pictures/*.png")
 DIGEST = 8  # characters, as of those that MLflow makes itself
-REDRAWN = 60.0  # seconds between two looks at the summaries
+REDRAWN = 60.0  # seconds between two looks at the summaries, at least
+DRAWING_SHARE = 0.01  # of the time, at most
 
 
 @dataclass
@@ -71,22 +72,24 @@ def sync(run: Run, follow: bool = False) -> str:
         if follow:
             os.nice(10)  # training comes first
             _follow(run, sender, stack)
-            draw_layers(run)
         sender.send_points()
+        if follow:
+            draw_layers(run)
         return sender.finish()
 
 
 def _follow(run: Run, sender: Sender, stack: ExitStack) -> None:
     """Send again and again while the run is being trained; ever more seldom while the server fails."""
     pause = INTERVAL
-    drawn = time.monotonic()
+    next_drawing = time.monotonic() + REDRAWN
     while run.is_training() and run.is_current():
         try:
             sender.send_points()
             sender.sample_system(stack)
-            if time.monotonic() > drawn + REDRAWN:
+            if (began := time.monotonic()) > next_drawing:
                 sender.send_pictures()
-                drawn = time.monotonic()
+                took = time.monotonic() - began
+                next_drawing = began + max(REDRAWN, took / DRAWING_SHARE)
             pause = INTERVAL
         except ConvlineError as error:
             log(f"{error}; trying again")
@@ -237,6 +240,9 @@ def _exists(client: Any, mlflow_run: str) -> bool:
 def _experiment(client: Any, name: str, uri: str) -> str:
     """The experiment's id; in a store of our own its artifacts go to mlartifacts/ beside the database."""
     if (there := client.get_experiment_by_name(name)) is not None:
+        for key, value in experiment_tags().items():
+            if key not in there.tags:
+                client.set_experiment_tag(there.experiment_id, key, value)
         return str(there.experiment_id)
     local = uri.startswith("sqlite:///")
     location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
@@ -297,11 +303,16 @@ def _log(client: Any, mlflow_run: str, points: Sequence[Point]) -> None:
 
 
 def draw_layers(run: Run) -> None:
-    """The run's summaries as pictures."""
+    """The run's summaries as pictures; where that fails, it is told, and the points are sent all the same."""
     from pipeline.engine.layer_pictures import layer_pictures
     from pipeline.engine.pictures import save
 
-    save(run.pictures, {picture.name: picture.png() for picture in layer_pictures(list(read_points(run.summaries)))})
+    try:
+        pictures = layer_pictures(list(read_points(run.summaries)))
+        save(run.pictures, {picture.name: picture.png() for picture in pictures})
+    # a full disk, or whatever matplotlib meets
+    except Exception as error:
+        log(f"warning: the layers of {run.folder} could not be drawn: {error}")
 
 
 def _send_artifacts(client: Any, run: Run, cursor: Cursor) -> None:

@@ -118,6 +118,11 @@ def _open_zip(archive: str) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
+def forget_archives() -> None:
+    """Have archives opened anew: in a process that closes the files it was born with."""
+    _open_zip.cache_clear()
+
+
 def _read_zipped(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     try:
         return archive.read(member)

@@ -11,10 +11,9 @@ from typing import Any
 
 from serving.classify import complete
 from serving.errors import ConvlineError
-from serving.job import Job, Summary
+from serving.job import Job, Summary, check
 from serving.remote import open_system
 from serving.results import rejects_path
-from serving.tables import table_format
 
 
 def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
@@ -24,7 +23,9 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
     """
     system, path = open_system(url)
     name = PurePosixPath(path)
-    table_format(name.name)
+    here = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
+    job = replace(job, output=here)
+    check(job)
     try:
         exists = system.exists(path)
     # every file system has exceptions of its own
@@ -34,8 +35,7 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
         return summary
     if exists and not job.overwrite:
         raise ConvlineError(f"{url} exists: choose another name, or replace it with --overwrite")
-    here = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
-    summary = run(replace(job, output=here))
+    summary = run(job)
     try:
         for local, remote in ((rejects_path(here), f"{path}.rejects.jsonl"), (here, path)):  # the table says "done"
             system.put_file(str(local), remote)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from serving.errors import ImageError
 from serving.files import atomic_write
 from serving.found import Found
 from serving.images import ImageSpec, decode
-from serving.page import Content, Html, element, figures, name, page, table, tile, tiles, uri
+from serving.page import Content, Html, element, figures, name, note, page, table, tile, tiles, uri
 
 if TYPE_CHECKING:
     from serving.job import Summary
@@ -49,6 +50,8 @@ class Gallery:
                 self._rejects.append(entry)
             return
         label, probability = entry.labels[0], entry.probabilities[0]
+        if not math.isfinite(probability):
+            entry, probability = Prediction(entry.path, entry.labels[:1], (0.0,)), 0.0
         if label not in self._of_classes:
             self._begin(label)
         self._confidence[label] += probability
@@ -109,20 +112,20 @@ class Gallery:
         return table(("class", "images", "share", "mean confidence"), rows, "Images of each class")
 
     def _by_confidence(self) -> Content:
-        note = f"Of each tenth of the probability up to {EACH} images, drawn at random."
+        told = f"Of each tenth of the probability up to {EACH} images, drawn at random."
         rows = [
             [element("h3", f"{10 * tenth} to {10 * tenth + 10}%"), shelf.drawn()]
             for tenth, shelf in enumerate(self._of_tenths)
             if shelf
         ]
-        return [element("p", note, class_="muted"), rows]
+        return [note(told), rows]
 
     def _by_class(self, tally: Tally) -> Content:
         shown = [label for label, _ in tally.labels.most_common(IMAGES)]
-        note = f"A sample: of each class up to {self._each} images a row."
+        told = f"A sample: of each class up to {self._each} images a row."
         if left := len(tally.labels) - len(shown):
-            note += f" The {left:,} rarest classes are left out."
-        return [element("p", note, class_="muted"), [self._of_class(label, tally.labels[label]) for label in shown]]
+            told += f" The {left:,} rarest classes are left out."
+        return [note(told), [self._of_class(label, tally.labels[label]) for label in shown]]
 
     def _of_class(self, label: str, images: int) -> Content:
         shelves = self._of_classes[label].items()
@@ -136,7 +139,7 @@ class Gallery:
         told = f"The first {len(rows)} of {tally.rejected:,}:" if len(rows) < tally.rejected else "All of them:"
         return [
             table(("reason", "files"), counts, "Reasons"),
-            element("p", told, class_="muted"),
+            note(told),
             table(("file", "reason", "detail"), rows, "Rejected files"),
         ]
 
@@ -154,7 +157,8 @@ def _thumbnail(file: Found) -> str:
 
 
 def _tenth(probability: float) -> int:
-    return min(9, int(10 * probability))
+    """Models made elsewhere may tell scores that are no probabilities."""
+    return max(0, min(9, int(10 * probability)))
 
 
 def _at_random(entry: Prediction) -> float:
@@ -192,4 +196,6 @@ class _Shelf:
 
 def _drawn(entry: Prediction, picture: str) -> Html:
     label, percent = entry.labels[0], f"{entry.probabilities[0]:.1%}"
-    return tile(picture, f"{label}, {percent}: {entry.path}", [name(label), f" {percent}"], name(entry.path))
+    is_photograph = picture.startswith("data:image/jpeg")
+    told = [name(label), f" {percent}"], name(entry.path)
+    return tile(picture, f"{label}, {percent}: {entry.path}", *told, smooth=is_photograph)

@@ -109,6 +109,8 @@ def check(job: Job) -> None:
         raise ConvlineError("standard input comes but once, so it can neither be resumed nor divided; use @FILE")
     if job.shard and job.batch_size == "auto":
         raise ConvlineError("--shard needs a --batch-size, as every part must use the same")
+    if job.report is not None and job.shard and (holds := folder_with(job.inputs, job.report)):
+        raise ConvlineError(f"with --shard the report must lie outside of the input {holds}: other parts would find it")
     if job.report is not None:
         _check_report(job.report, is_ours=job.overwrite or job.continues)
     if job.output is None:
@@ -127,6 +129,8 @@ def check(job: Job) -> None:
 def _check_report(report: Path, is_ours: bool) -> None:
     if report.suffix.lower() not in (".html", ".htm") or report.is_dir():
         raise ConvlineError(f"--report {report}: name a file that ends in .html")
+    if not report.parent.is_dir():
+        raise ConvlineError(f"--report {report}: there is no folder {report.parent}; make it first")
     if report.exists() and not is_ours:
         raise ConvlineError(f"{report} exists: choose another name, or replace it with --overwrite")
 

@@ -8,6 +8,7 @@ a job that was not.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -100,7 +101,7 @@ def read_finished(output: Path, files: Iterable[Found]) -> Iterator[tuple[Found,
                     raise ConvlineError(other)
             if row or reject:
                 raise ConvlineError(other)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ConvlineError(
             f"{output} was not finished by `serving classify` ({error}); start from the beginning with --overwrite"
         ) from error

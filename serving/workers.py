@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any
 
+from serving.archives import forget_archives
 from serving.errors import ConvlineError, ImageError
 from serving.found import Found, InMemory, Unusable
 
@@ -182,6 +183,7 @@ class Workers:
 
     def _serve(self, pipe: Connection) -> None:
         """What a worker does until its parent closes the pipe, or dies."""
+        forget_archives()  # the parent's are closed below
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -13,6 +13,7 @@ from pipeline.engine.points import Point
 
 SERIES = ("accent", "second", "third", "good", "muted")
 EACH_BATCH = "each batch"
+LONGEST_NAME = 28  # characters of a line's name
 FEW = 30  # points of a curve, that are marked each
 GREAT_RANGE = 20
 POINTS = 600  # of a curve that are drawn
@@ -42,7 +43,7 @@ def curves(name: str, title: str, lines: Sequence[Line], label: str) -> Picture:
             is_raw = called == EACH_BATCH
             axes.plot(
                 *(steps, values),
-                label=short(called),
+                label=short(called, LONGEST_NAME),
                 color=COLORS["muted" if is_raw else SERIES[index % len(SERIES)]],
                 linewidth=0.7 if is_raw else 1.5,
                 linestyle="-" if index < len(SERIES) else ":",

@@ -10,6 +10,7 @@ from pipeline.engine.curves import training_curves
 from pipeline.engine.layer_pictures import layer_pictures
 from pipeline.engine.points import read_points
 from pipeline.engine.subject import Subject
+from serving.errors import ConvlineError
 from serving.files import sha256
 from serving.model import open_model
 from serving.page import Content, Html, card, cards, element, facts, figures, name, note, table
@@ -117,16 +118,34 @@ def provenance(subject: Subject) -> Content:
     ]
     if run.recipe.published.source:
         told += [("source", run.recipe.published.source), ("published", _share(run.recipe.published.precision_at_1))]
-    if run.model.exists():
-        versions = open_model(run.model, "cpu").metadata["versions"]
-        told += [("model.onnx", f"SHA-256 {sha256(run.model)}")]
-        told += [("made by", ", ".join(f"{library} {version}" for library, version in versions.items()))]
+    told += _exported(subject)
     return [facts(told, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(subject)]
+
+
+def _exported(subject: Subject) -> list[tuple[str, Content]]:
+    """What the run's model.onnx is, and whether it is of the weights that the report is on."""
+    path = subject.run.model
+    if not path.exists():
+        return []
+    told: list[tuple[str, Content]] = [("model.onnx", f"SHA-256 {sha256(path)}")]
+    try:
+        metadata = open_model(path, "cpu").metadata
+    except ConvlineError as error:
+        return [*told, ("cannot be used", str(error))]
+    step = metadata["run"]["step"]
+    is_older = "" if step == subject.step else f", not of step {subject.step:,} as this page: export the run again"
+    versions = ", ".join(f"{library} {version}" for library, version in metadata["versions"].items())
+    return [*told, ("made by", versions), ("its weights", f"of step {step:,}{is_older}")]
+
+
+def _tolerance(proof: dict[str, Any]) -> str:
+    """fp16 and int8 are judged by precision @ 1 alone."""
+    return "" if proof["tolerance"] is None else f", tolerance {proof['tolerance']:g}"
 
 
 def _parity(subject: Subject) -> Html:
     path = subject.run.folder / "parity.json"
-    if not path.exists():
+    if not (path.exists() and subject.run.model.exists()):
         return note(
             "The run is not exported yet: `pipeline export` writes the file, and proves that it is this network."
         )
@@ -134,9 +153,9 @@ def _parity(subject: Subject) -> Html:
     logit, probability, precision = proof["logit_difference"], proof["probability_difference"], proof["precision_at_1"]
     told = [
         ("passed", "yes" if proof["passed"] else "no"),
-        ("compared", f"{proof['images']:,} images, on {proof['provider']}"),
+        ("compared", f"{proof['images']:,} images, in {proof.get('precision', 'fp32')}, on {proof['provider']}"),
         ("largest |Δlogit|", f"{logit['largest']:.2g}"),
-        ("largest |Δprobability|", f"{probability['largest']:.2g}, tolerance {proof['tolerance']:g}"),
+        ("largest |Δprobability|", f"{probability['largest']:.2g}{_tolerance(proof)}"),
         ("other top-1", f"{proof['top1_differences']:,} images"),
         ("precision @ 1", f"{precision['pytorch']:.4f} PyTorch, {precision['onnx']:.4f} ONNX"),
     ]

@@ -26,7 +26,7 @@ def distributions(summaries: Sequence[Point], layer: str) -> Picture:
             _draw_distribution(axes, chosen, layer, kind)
             axes.set_title(kind, fontsize=8, color=COLORS["muted"])
     zeros = chosen[-1].values["layers"][layer]["activations"]["zeros"]
-    caption = f"{zeros:.0%} of the activations are 0 at the end."
+    caption = f"{zeros:.0%} of the activations are 0 at step {chosen[-1].step:,}."
     alt = f"Distribution of activations, weights and gradients of {layer} over training. {caption}"
     return Picture(f"layer-{layer}", layer, figure, alt, caption)
 
@@ -50,8 +50,11 @@ def _draw_distribution(axes: Axes, summaries: Sequence[Point], layer: str, kind:
     if bottom >= top:
         bottom, top = bottom - 0.5, bottom + 0.5
     edges = np.linspace(bottom, top, 49)
-    image = np.stack([_rebinned(one, edges) for _, one in found], 1)
-    first, last = found[0][0], found[-1][0]
+    columns = np.stack([_rebinned(one, edges) for _, one in found], 1)
+    steps = np.array([step for step, _ in found])
+    first, last = steps[0], steps[-1]
+    # some summaries may have been left out: each is shown until the next one
+    image = columns[:, np.searchsorted(steps, np.linspace(first, last, COLUMNS), side="right") - 1]
     axes.imshow(
         np.sqrt(image / image.max(0, keepdims=True).clip(1e-12)),  # the root shows what is rare as well
         cmap=shade("accent"),

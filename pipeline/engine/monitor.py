@@ -57,6 +57,7 @@ class Monitor:
         """Go on, on `device`, from what `state` returned at `step`."""
         self._smoothed = torch.tensor(state["smoothed_loss"], device=device)
         self._began -= state["elapsed"]
+        self._summary_seconds = state.get("summary_seconds", 0.0)
         self._mark(step)
         self._bar.update(self._bar.task_ids[0], completed=step)
 
@@ -68,6 +69,7 @@ class Monitor:
             "smoothed_loss": smoothed,
             "metrics_size": self._points.durable_size(),
             "summaries_size": self._summaries.durable_size(),
+            "summary_seconds": self._summary_seconds,
         }
 
     @property

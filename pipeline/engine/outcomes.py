@@ -18,15 +18,14 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Outcomes:
-    """By image of `split`: int64 [n] `labels` and `predicted`, float32 [n] `confidence` in what was predicted and
-    the probability of the true class, `own`. `evaluation` counts them."""
+    """By image of `split`: int64 [n] `labels` and `predicted`, float32 [n] `confidence` in what was predicted.
+    `evaluation` counts them."""
 
     split: Split
     evaluation: Evaluation
     labels: NDArray[np.int64]
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
-    own: NDArray[np.float32]
 
     @classmethod
     def of(cls, predict: Predict, split: Split, classes: Sequence[str]) -> Outcomes:
@@ -37,9 +36,9 @@ class Outcomes:
             evaluation.add(logit, labels)
             rows = np.arange(len(labels))
             predicted = logit.argmax(1)
-            columns.append((labels, predicted, probability[rows, predicted], probability[rows, labels]))
-        labels, predicted, confidence, own = map(np.concatenate, zip(*columns, strict=True))
-        return cls(split, evaluation, labels, predicted, confidence, own)
+            columns.append((labels, predicted, probability[rows, predicted]))
+        labels, predicted, confidence = map(np.concatenate, zip(*columns, strict=True))
+        return cls(split, evaluation, labels, predicted, confidence)
 
     def mistakes(self, count: int) -> NDArray[np.int64]:
         """Positions of the images that were taken for another class, the most confident first."""
@@ -61,9 +60,12 @@ class Outcomes:
 
     def calibration(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], float]:
         """For BINS equal bins of confidence its mean, the share of hits and the number of images, and the expected
-        calibration error: the mean difference of the two, each bin by its images (Naeini et al., 2015)."""
-        bins = np.minimum((self.confidence * BINS).astype(np.int64), BINS - 1)
+        calibration error: the mean difference of the two, each bin by its images (Naeini et al., 2015). Images whose
+        confidence is no number are left out."""
+        there = np.isfinite(self.confidence)
+        confidences, right = self.confidence[there], (self.predicted == self.labels)[there]
+        bins = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
         counts = np.bincount(bins, minlength=BINS)
-        sums = (np.bincount(bins, values, BINS) for values in (self.confidence, self.predicted == self.labels))
+        sums = (np.bincount(bins, values, BINS) for values in (confidences, right))
         confidence, hits = (total / np.maximum(1, counts) for total in sums)
-        return confidence, hits, counts, float((counts * np.abs(confidence - hits)).sum() / counts.sum())
+        return confidence, hits, counts, float((counts * np.abs(confidence - hits)).sum() / max(1, counts.sum()))

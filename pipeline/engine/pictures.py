@@ -102,10 +102,11 @@ def axes_of(width: float = 4.4, height: float = 2.9, columns: int = 1, rows: int
         yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def short(name: str) -> str:
-    """A class's name for an axis: what has a width, and not too much of it."""
+def short(name: str, longest: int = LONGEST_LABEL) -> str:
+    """A name for an axis or a legend: what has a width, and of a long one its two ends."""
     kept = "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp"))
-    return kept if len(kept) <= LONGEST_LABEL else kept[: LONGEST_LABEL - 1] + "…"
+    begin = (longest - 1) // 2
+    return kept if len(kept) <= longest else f"{kept[:begin]}…{kept[begin + 1 - longest :]}"
 
 
 def save(folder: Path, pictures: Mapping[str, bytes]) -> None:

@@ -13,6 +13,7 @@ from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.subject import Subject
 from pipeline.recipe import Augment
 from pipeline.samples import grid, pixels
+from serving.errors import ConvlineError
 from serving.page import Content, Html, card, cards, element, name, note, tile, tiles, uri
 
 SHOWN_CLASSES, EXAMPLES = 20, 6
@@ -75,9 +76,14 @@ def _outcome(subject: Subject, image: Pixels, position: int) -> Html:
 def first_layer(subject: Subject) -> Content:
     """The first layer's weights as images, as they began and as they ended."""
     begun = build_served(subject.run.recipe, subject.run.info["dataset"])
-    load_pretrained(begun.network, subject.run.recipe.model)
+    networks = {"before": begun.network, "after": subject.served.network}
     shown = []
-    for key, network in (("before", begun.network), ("after", subject.served.network)):
+    try:
+        load_pretrained(begun.network, subject.run.recipe.model)
+    except ConvlineError as error:
+        shown.append(note(f"How it began cannot be shown: {error}"))
+        del networks["before"]
+    for key, network in networks.items():
         weights = first_filters(network, subject.image_shape)
         if weights is None:
             return note("The first layer's weights are no images.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,16 +56,24 @@ def _is_weighted(layer: nn.Module) -> bool:
 def distribution(values: Tensor) -> Distribution:
     """`counts` in BINS equal bins between `lowest` and `highest`, the share of `zeros`, `mean` and `std`.
 
-    Of very many values evenly chosen ones; no counts where there are some that are not finite.
+    Of very many values some drawn at random, always at the same places; no counts where some are not finite.
     """
     flat = values.detach().flatten()
-    flat = flat[:: -(-flat.numel() // VALUES)].float()
+    if flat.numel() > VALUES:
+        flat = flat[_places(flat.numel(), flat.device)]
+    flat = flat.float()
     lowest, highest = flat.aminmax()
     figures = torch.stack([lowest, highest, (flat == 0).float().mean(), flat.mean(), flat.std(correction=0)]).tolist()
     told = dict(zip(("lowest", "highest", "zeros", "mean", "std"), figures, strict=True))
     if not figures[1] - figures[0] < float("inf"):
         return {"zeros": told["zeros"]}
     return {**told, "counts": torch.histc(flat, BINS, figures[0], figures[1]).int().tolist()}
+
+
+@lru_cache(maxsize=3 * LAYERS)
+def _places(count: int, device: torch.device) -> Tensor:
+    """VALUES of `count` places. Evenly spaced ones would fall into the same columns of every image."""
+    return torch.randint(count, (VALUES,), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class _Activations(TorchFunctionMode):
@@ -75,16 +84,22 @@ class _Activations(TorchFunctionMode):
         self.values: dict[str, Tensor] = {}
         self._open: str | None = None  # the layer whose nonlinearity may come
 
-    def hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+    def hook(self, name: str | None) -> Callable[[nn.Module, Any, Tensor], None]:
+        """For the layer of that name; None for one whose activations are not wanted."""
+
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            self._open, self.values[name] = name, output
+            self._open = name
+            if name is not None:
+                self.values[name] = output
 
         return keep
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if self._open is not None and getattr(function, "__name__", "") in NONLINEAR:
-            self.values[self._open], self._open = result, None
+            if result.shape == self.values[self._open].shape:
+                self.values[self._open] = result
+            self._open = None
         return result
 
 
@@ -92,7 +107,11 @@ class _Activations(TorchFunctionMode):
 def _activations(network: nn.Module, layers: dict[str, Any], inputs: Tensor) -> dict[str, Tensor]:
     """In inference: nothing is drawn, no statistics are moved."""
     watch = _Activations()
-    hooks = [layer.register_forward_hook(watch.hook(name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_hook(watch.hook(name if name in layers else None))
+        for name, layer in network.named_modules()
+        if _is_weighted(layer)
+    ]
     was_training = network.training
     try:
         with watch:

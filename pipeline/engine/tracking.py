@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pipeline.sync import has_failed
 from serving.console import log
 
 PATIENCE = 60  # seconds that a finished training waits for the rest to be sent
+RANK = "TORCHELASTIC_RUN_ID"  # which the ranks of torchrun have in their environment
 LIVES = 3  # a follower that is killed is started again
 
 
@@ -32,7 +34,12 @@ class Follower:
             with open(self._log, "ab") as output:
                 # in a session of its own: Ctrl-C stops the training, and the follower sends what there is
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if name != RANK},
                 )
             self._status = process.wait()
             if self._status >= 0:  # else a signal ended it

@@ -159,7 +159,6 @@ def test_mistakes_and_hits_come_in_the_order_of_confidence() -> None:
     found = outcomes()
     assert found.mistakes(9).tolist() == [3, 2] and found.narrow_hits(2).tolist() == [5, 1]
     assert found.confused(5) == [(0, 1, 1), (1, 0, 1)]
-    assert found.own == pytest.approx([0.9, 0.6, 0.2, 0.05, 0.7, 0.55])
 
 
 def test_calibration_is_the_distance_of_confidence_from_hits() -> None:
@@ -192,3 +191,38 @@ def test_figures_hold_hostile_names_as_text(classes: int) -> None:
     line = (HOSTILE[0], np.arange(3), np.ones(3))
     assert "<script>" not in curves("loss", "Loss", [line, line], "loss").svg()
     assert short(HOSTILE[2]) == "rightto left" and len(short(HOSTILE[3])) == 14
+
+
+def test_a_large_tensor_is_sampled_everywhere() -> None:
+    border = torch.zeros(16, 4, 64, 64)
+    border[..., 0] = 1.0  # one column of 64
+    told = distribution(border)
+    assert told["zeros"] == pytest.approx(63 / 64, abs=0.005)
+    assert told["std"] == pytest.approx(border.std().item(), rel=0.05)
+
+
+def test_activations_are_those_of_the_layer_itself() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(1, 2, 3), nn.Linear(18, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(F.relu(F.max_pool2d(self.one(x), 2)).flatten(1))
+
+    told = summarize(Pooled(), torch.randn(4, 1, 8, 8))["one"]["activations"]
+    assert told["lowest"] < 0  # what is pooled before its nonlinearity is another shape
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_report_on_an_export_of_another_precision_says_so(mine: Path, precision: str) -> None:
+    run_command(mine, "pipeline", "export", "digits", "--precision", precision)
+    run_command(mine, "pipeline", "report", "digits")
+    assert any(f"in {precision}, on cpu" in text for text in check(mine / "runs/digits/report.html").texts("td"))
+
+
+def test_images_without_a_finite_confidence_are_left_out_of_calibration() -> None:
+    split = Split("test", np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]), np.arange(2))
+    answers = np.array([[np.nan, np.nan], [0.25, 0.75]], np.float32)
+    found = Outcomes.of(lambda images: (answers[: len(images)], answers[: len(images)]), split, ["a", "b"])
+    assert found.calibration()[2].sum() == 1 and found.calibration()[3] == pytest.approx(0.25)

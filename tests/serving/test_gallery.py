@@ -107,3 +107,14 @@ def test_the_surest_and_the_least_sure_are_shown(tmp_path: Path) -> None:
     start = names.index("000.png", names.index("499.png") - 3 * EACH if "499.png" in names else 0)
     assert names[start : start + EACH] == [f"{n:03}.png" for n in range(EACH)]
     assert {f"{n:03}.png" for n in range(500 - EACH, 500)} <= set(names)
+
+
+def test_scores_that_are_no_probabilities_are_shown_too(tmp_path: Path) -> None:
+    scores = [float("nan"), float("inf"), -1.2, 7.0]
+    page = check(made(tmp_path, [(f"{n}.png", "cat", score) for n, score in enumerate(scores)]))
+    assert {f"{n}.png" for n in range(4)} <= set(page.texts("bdi"))
+
+
+def test_a_page_that_other_parts_would_find_is_refused(cli: Cli, folder: Path, model: Path) -> None:
+    options = ("--model", model, "--output", "part.csv", "--shard", "1/2", "--report", folder / "p.html")
+    assert "the report must lie outside of the input" in cli("serving", "classify", folder, *options, status=1).stderr
