@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from serving.classifier import Classifier, Prediction, Reject, batched
 from serving.errors import ConvlineError, ImageError
 from serving.found import Found, InMemory, OnDisk
+from serving.listing import find
 from serving.predict import _on_accelerator, predictor
 from serving.workers import AHEAD, Workers
 from tests.serving.helpers import encode, noise, write
@@ -186,3 +188,13 @@ def test_every_way_of_dividing_the_work_gives_the_same_entries(
             entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
     assert entries == expected
     assert [type(entry) for entry in entries] == [Prediction if number % 7 else Reject for number in range(30)]
+
+
+def test_an_archive_that_the_parent_holds_open_is_read_by_whoever_replaces_the_dead(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a", "SIGKILL", "b", "c"):
+            archive.writestr(name, name)
+    found = list(find([str(tmp_path / "a.zip")]))
+    assert found[0].read() == b"a"  # as for a thumbnail
+    first, died, *rest = [entry for batch in run([[file] for file in found], processes=1) for entry in batch]
+    assert (first, rest) == ("A", ["B", "C"]) and "SIGKILL" in died
