@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ DRAWING_SHARE = 0.01  # of the time, at most
 @dataclass
 class Cursor:
     """How far the run `run_id` has been sent to the server at `uri`: of metrics.jsonl everything before `step`, and
-    `points` of it (it may be cut back and written again); of watched.jsonl the first `watched` points.
+    `points` of it (it may be cut back and written again); of summaries.jsonl everything up to `summarized`; of
+    watched.jsonl the first `watched` points.
 
     `mlflow_run` is empty until there is one; `problem` is what the last attempt met, None where it went well."""
 
@@ -44,6 +45,7 @@ class Cursor:
     step: int = -1
     points: int = 0
     watched: int = 0
+    summarized: int = -1
     artifacts: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
 
@@ -284,11 +286,22 @@ def _send_points(client: Any, run: Run, cursor: Cursor) -> None:
         _log(client, cursor.mlflow_run, points)
         cursor.step, cursor.points = points[-1].step, points[-1].nth + 1
         _keep(run, cursor)
+    summaries = (point for point in read_points(run.summaries) if point.step > cursor.summarized)
+    while points := list(islice(summaries, POINTS)):
+        _log(client, cursor.mlflow_run, [sparsities(point) for point in points])
+        cursor.summarized = points[-1].step
+        _keep(run, cursor)
     watched = islice(read_points(run.watched), cursor.watched, None)
     while points := list(islice(watched, POINTS)):
         _log(client, cursor.mlflow_run, points)
         cursor.watched += len(points)
         _keep(run, cursor)
+
+
+def sparsities(summary: Point) -> Point:
+    """By layer the share of activations that are 0."""
+    layers = summary.values["layers"].items()
+    return replace(summary, values={f"sparsity/{name}": kinds["activations"]["zeros"] for name, kinds in layers})
 
 
 def _log(client: Any, mlflow_run: str, points: Sequence[Point]) -> None:

@@ -128,9 +128,7 @@ class Monitor:
         if not (is_due and self._world.is_main) or self._summary_seconds > SUMMARY_SHARE * self.elapsed:
             return
         began = time.perf_counter()
-        layers = summarize(network, inputs)
-        self._summaries.write(step, {"layers": layers})
-        self._write(step, **{f"sparsity/{name}": kinds["activations"]["zeros"] for name, kinds in layers.items()})
+        self._summaries.write(step, {"layers": summarize(network, inputs)})
         self._summary_seconds += time.perf_counter() - began
 
     def evaluated(self, step: int, precision: dict[str, float]) -> None:
