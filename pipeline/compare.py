@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.curves import curves, series
+from pipeline.engine.curves import draw_curves, series
 from pipeline.engine.exhibits import duration
-from pipeline.engine.network import build_served, layers
+from pipeline.engine.network import build_served, count_parameters, multiply_adds, seen_shape
 from pipeline.engine.pictures import Picture
-from pipeline.engine.points import Point, read_points
+from pipeline.engine.points import Point, last_value, read_points
 from pipeline.engine.run import Run
 from serving.errors import ConvlineError
 from serving.files import atomic_write
@@ -23,6 +23,7 @@ NOTE = (
     "Precision @ 1 is that of the averaged weights: on the whole test split where `pipeline evaluate` was run at the "
     "end, else on as many images as the recipe's evaluate_limit says."
 )
+LAST = ("precision_at_1", "train_precision_at_1", "training_seconds", "elapsed")
 CURVES = (
     ("precision", "Precision @ 1 on test", "precision @ 1", "precision_at_1"),
     ("train-precision", "Precision @ 1 on train", "precision @ 1", "train_precision_at_1"),
@@ -39,26 +40,23 @@ class Compared:
     run: Run
     points: list[Point]
 
-    def last(self, key: str) -> float | None:
-        return next((point.values[key] for point in reversed(self.points) if key in point.values), None)
-
     def figures(self) -> dict[str, Any]:
         """What is compared: precision @ 1 of the averaged weights (None where it was not looked at), `seconds` of
         training, `multiply_adds` for one image."""
         served = build_served(self.run.recipe, self.run.info["dataset"])
-        shape = (self.run.spec.channels, *served.preprocessing.output_size)
         steps = max((point.step for point in self.points), default=0)
-        test, evaluated = self.last("precision_at_1"), self._evaluated(steps)
+        evaluated = self._evaluated(steps)
+        test, train, trained, elapsed = (last_value(self.points, key) for key in LAST)
         return {
             "run": self.run.name,
             "network": self.run.recipe.model.name,
             "dataset": self.run.recipe.data.dataset,
             "steps": steps,
-            "seconds": self.last("training_seconds") or self.last("elapsed"),
-            "train_precision_at_1": self.last("train_precision_at_1"),
+            "seconds": trained or elapsed,
+            "train_precision_at_1": train,
             "precision_at_1": test if evaluated is None else evaluated,
-            "parameters": sum(parameter.numel() for parameter in served.network.parameters()),
-            "multiply_adds": sum(layer.multiply_adds for layer in layers(served.network, shape)),
+            "parameters": count_parameters(served.network),
+            "multiply_adds": multiply_adds(served.network, seen_shape(self.run, served)),
         }
 
     def _evaluated(self, step: int) -> float | None:
@@ -100,12 +98,10 @@ def row(figures: dict[str, Any]) -> list[str]:
 
 def overlays(compared: Sequence[Compared]) -> list[Picture]:
     """Each metric that some run has, with a line a run."""
-    drawn = []
-    for key, title, label, metric in CURVES:
-        lines = [(one.run.name, *series(one.points, metric)) for one in compared]
-        if any(len(steps) for _, steps, _ in lines):
-            drawn.append(curves(key, title, lines, label))
-    return drawn
+    return draw_curves(
+        (key, title, [(one.run.name, *series(one.points, metric)) for one in compared], label)
+        for key, title, label, metric in CURVES
+    )
 
 
 def text(figures: Sequence[dict[str, Any]]) -> str:

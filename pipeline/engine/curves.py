@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.ticker import NullFormatter
@@ -75,9 +75,12 @@ def training_curves(points: Sequence[Point]) -> list[Picture]:
         ("learning-rate", "Learning rate", "learning rate", {"rate": "learning_rate"}),
         ("speed", "Images a second", "images/s", {"speed": "images_per_second"}),
     ]
-    drawn = []
-    for name, title, label, keys in wanted:
-        lines = [(called, *series(points, key)) for called, key in keys.items()]
-        if any(len(steps) for _, steps, _ in lines):
-            drawn.append(curves(name, title, lines, label))
-    return drawn
+    return draw_curves(
+        (name, title, [(called, *series(points, key)) for called, key in keys.items()], label)
+        for name, title, label, keys in wanted
+    )
+
+
+def draw_curves(wanted: Iterable[tuple[str, str, Sequence[Line], str]]) -> list[Picture]:
+    """What `curves` takes, each; without those that have no points at all."""
+    return [curves(*one) for one in wanted if any(len(steps) for _, steps, _ in one[2])]

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline.engine import diagrams
 from pipeline.engine.curves import training_curves
 from pipeline.engine.layer_pictures import layer_pictures
-from pipeline.engine.points import read_points
+from pipeline.engine.network import count_parameters
+from pipeline.engine.points import last_value, read_points
 from pipeline.engine.subject import Subject
 from serving.errors import ConvlineError
 from serving.files import sha256
@@ -19,11 +20,11 @@ CONFUSED = 10  # pairs of classes
 
 
 def head(subject: Subject) -> Content:
-    recipe, seconds, speed = subject.run.recipe, subject.value("training_seconds"), subject.value("images_per_second")
-    parameters = sum(parameter.numel() for parameter in subject.served.network.parameters())
+    recipe = subject.run.recipe
+    seconds, speed = (last_value(subject.points, key) for key in ("training_seconds", "images_per_second"))
     told: list[tuple[str, Content]] = [
         ("precision @ 1 on test", f"{subject.outcomes.evaluation.precision_at(1):.2%}"),
-        ("parameters", f"{parameters:,}"),
+        ("parameters", f"{count_parameters(subject.served.network):,}"),
         ("multiply-adds an image", diagrams.count(sum(layer.multiply_adds for layer in subject.layers))),
         ("steps", f"{subject.step:,}"),
         *([("training", duration(seconds))] if seconds is not None else []),

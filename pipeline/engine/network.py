@@ -156,6 +156,16 @@ def _kind(layer: nn.Module) -> str:
     return f"{'conv' if isinstance(layer, nn.Conv2d) else 'locally connected'} {height}×{width}"
 
 
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def seen_shape(run: Run, served: Served) -> tuple[int, int, int]:
+    """Of what a run's network sees of an image: channels, height, width."""
+    height, width = served.preprocessing.output_size
+    return run.spec.channels, height, width
+
+
 def multiply_adds(network: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Those of convolutions and linear layers together, for one image."""
     return sum(layer.multiply_adds for layer in layers(network, image_shape))

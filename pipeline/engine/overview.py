@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from models import build
 from pipeline.download import officials
-from pipeline.engine.network import multiply_adds
+from pipeline.engine.network import count_parameters, multiply_adds
 from pipeline.recipe import Recipe, load, names
 
 HEADER = ("recipe", "dataset", "network", "parameters", "multiply-adds", "published")
@@ -22,7 +22,7 @@ def overview() -> Iterator[tuple[str, ...]]:
             recipe.name,
             recipe.data.dataset,
             recipe.model.name,
-            f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+            f"{count_parameters(network):,}",
             f"{multiply_adds(network, shape):,}",
             "-" if figure is None else f"{figure:.2%}",
         )

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ def read_points(path: Path) -> Iterator[Point]:
                 nth = nth + 1 if step == last else 0
                 last = step
                 yield Point(step, nth, seconds, values)
+
+
+def last_value(points: Sequence[Point], key: str) -> Any:
+    """The newest value of a metric; None where there is none."""
+    return next((point.values[key] for point in reversed(points) if key in point.values), None)
 
 
 def cut_back(path: Path, size: int) -> None:

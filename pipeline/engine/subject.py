@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.served import Served
 from pipeline.dataset import Dataset
-from pipeline.engine.network import Layer, layers, predictor
+from pipeline.engine.network import Layer, layers, predictor, seen_shape
 from pipeline.engine.outcomes import Outcomes
 from pipeline.engine.pictures import Picture
 from pipeline.engine.points import Point, read_points
@@ -41,17 +41,11 @@ class Subject:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Of what the network sees: channels, height, width."""
-        height, width = self.served.preprocessing.output_size
-        return self.run.spec.channels, height, width
+        return seen_shape(self.run, self.served)
 
     @cached_property
     def layers(self) -> list[Layer]:
         return layers(self.served.network, self.image_shape)
-
-    def value(self, key: str) -> float | None:
-        """The last one of a metric."""
-        return next((point.values[key] for point in reversed(self.points) if key in point.values), None)
 
     def card(self, picture: Picture) -> Html:
         """A picture to be shown, and kept."""
