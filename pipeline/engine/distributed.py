@@ -10,11 +10,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from serving import console
 from serving.errors import ConvlineError
 from serving.machine import usable_cpus
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 T = TypeVar("T")
 
@@ -215,11 +218,24 @@ def launch(devices: int, max_restarts: int, device: str, arguments: Sequence[str
     except SignalException as signaled:
         return 128 + signaled.sigval.value
     except ChildFailedError as failed:
-        rank, first = failed.get_first_failure()
-        if first.exitcode < 0:
-            name = signal.Signals(-first.exitcode).name
+        rank = first_to_end(failed.failures)
+        status = failed.failures[rank].exitcode
+        if status < 0:
+            name = signal.Signals(-status).name
             raise ConvlineError(
                 f"rank {rank} was ended by {name}; --resume goes on from the last checkpoint"
             ) from failed
-        return first.exitcode
+        return status
     return 0
+
+
+def first_to_end(failures: Mapping[int, ProcessFailure]) -> int:
+    """The rank that took the others with it.
+
+    One that a signal ends is gone at once, and the others may be before torchrun looks again: it sees them together,
+    in any order. Whom it finds alive it ends itself: by SIGTERM, and by SIGKILL after 30 seconds.
+    """
+    first = min(failures, key=lambda rank: failures[rank].timestamp)
+    together = [rank for rank in failures if failures[rank].timestamp <= failures[first].timestamp + 1]
+    killed = [rank for rank in together if failures[rank].exitcode < 0 and failures[rank].exitcode != -signal.SIGTERM]
+    return killed[0] if killed else first

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from pipeline.engine.checkpoint import load_newest
-from pipeline.engine.distributed import World
+from pipeline.engine.distributed import World, first_to_end
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
 
@@ -126,6 +127,22 @@ def test_a_rank_that_dies_ends_the_job_soon_and_it_resumes(tmp_path: Path, rank:
     saved = load_newest(tmp_path / "runs/digits/checkpoints")["step"]
     assert saved >= 20
     stop(start(tmp_path, "--resume"), beyond=saved)
+
+
+@pytest.mark.parametrize(
+    ("ends", "first"),
+    [
+        ({0: (1, 0), 1: (-signal.SIGKILL, 0)}, 1),  # seen at once: 0 ended because 1 was gone
+        ({1: (-signal.SIGSEGV, 0), 0: (1, 0)}, 1),
+        ({0: (1, 0), 1: (-signal.SIGTERM, 0)}, 0),  # torchrun ended 1
+        ({1: (1, 0), 0: (-signal.SIGKILL, 30)}, 1),  # and did not wait any longer for 0
+    ],
+)
+def test_the_rank_that_is_named_took_the_others_with_it(ends: dict[int, tuple[int, int]], first: int) -> None:
+    failures = {rank: ProcessFailure(rank, pid=0, exitcode=status, error_file="") for rank, (status, _) in ends.items()}
+    for rank, (_, later) in ends.items():
+        failures[rank].timestamp += later
+    assert first_to_end(failures) == first
 
 
 def stop(process: subprocess.Popen[str], beyond: int) -> None:
