@@ -42,7 +42,7 @@ def run_command(folder: Path, *arguments: object, status: int = 0, **env: str) -
 # of the test files, those that take minutes: begun last, they would leave the other CPUs waiting for one
 LONGEST = (
     "test_faults",
-    "test_readme",
+    "test_walkthrough",
     "test_tracking",
     "test_cluster",
     "test_distributed",

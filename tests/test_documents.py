@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 import pipeline.cli
 import serving.cli
@@ -19,15 +20,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS: dict[str, Any] = {
     name: typer.main.get_command(module.app) for name, module in (("pipeline", pipeline.cli), ("serving", serving.cli))
 }
-FENCED = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)  # language and block
 PROGRAMS = re.compile(r"(?:^|\| |-m )((?:pipeline|serving|make) .*)")
 
 
 def code_lines(text: str) -> Iterator[str]:
-    """The lines of code blocks; those that go on are joined."""
+    """The lines of code blocks, those that go on joined; of YAML the command that the container runs."""
     text = text.replace("\\\n", " ")
-    for block in FENCED.findall(text):
-        yield from block.splitlines()
+    for language, block in FENCED.findall(text):
+        yield from [yaml.safe_load(block)["command"][-1]] if language == "yaml" else block.splitlines()
     yield from re.findall(r"^    (.*)$", FENCED.sub("", text), re.MULTILINE)
 
 

@@ -1,0 +1,110 @@
+"""The commands of README and docs, run one after the other in one folder as a user runs them, with small steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import CPUS, ROOT, run_command
+from tests.pipeline.helpers import image_folder
+from tests.test_documents import FENCED, TEXTS, code_lines, quoted
+from tests.trainings import points
+
+pytestmark = pytest.mark.usefixtures("all_cpus")
+
+# what needs other machines, serves until it is stopped, or is the tests themselves: test_documents parses these
+ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test)")
+RUN = re.compile(r"(find .*\| )?(pipeline|serving|make) ")
+INCOMPLETE = re.compile(r" [A-Z]{3,}|^(pipeline|serving) \w+$")  # quoted, without what it needs
+SMALL = (
+    (r"make train export( report)?", r"\g<0> STEPS=20"),
+    (r"pipeline train \S+", r"\g<0> --steps 2 --overwrite --tracking none"),
+    (r"train (softmax-regression-1000|deep-mnist) ", r"\g<0>--set data.validation=32 "),  # of 5,000
+    (r"--devices \d", f"--devices {min(2, len(CPUS))}"),
+    (r"--interval \d+", "--interval 0.1"),
+    (r"/models/|/shared/(?=model)", ""),
+    (r"(?<![\w~])/shared", "shared"),
+    (r"s3://", ""),
+)
+SCHEDULERS = {"I": "3", "SLURM_ARRAY_TASK_ID": "3", "JOB_COMPLETION_INDEX": "2"}  # array jobs tell tasks their number
+NAMED_ELSEWHERE = "import numpy\nimages = numpy.zeros((2, 8, 8, 1), numpy.uint8)\n"  # by the text around Python blocks
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
+    """A user's folder: a checkout with its environment, photographs of pets, the datasets that would be downloaded
+    (made from digits), and the README's recipe."""
+    folder = tmp_path_factory.mktemp("home")
+    image_folder(folder / "pets", {"cat": 15, "dog": 15, "fish": 15}, size=(70, 90))
+    for name in ("new-photos", "photos", "shared/photos"):
+        shutil.copytree(folder / "pets/cat", folder / name)
+    for name in ("a.png", "b.jpg"):
+        Image.new("L", (8, 8)).save(folder / name)
+    (folder / "last-run").touch()
+    os.utime(folder / "last-run", (0, 0))
+    shutil.copytree(project / "data", folder / "data")
+    for name in ("m.onnx", "model.onnx"):
+        shutil.copy(project / "runs/digits/model.onnx", folder / name)
+    run_command(folder, "pipeline", "samples", "digits", "--split", "train", "--count", 400, "--output", "like")
+    for name, size, channels in (("mnist", 28, 1), ("cifar10", 32, 3)):
+        options = ("--image-size", size, "--channels", channels)
+        run_command(folder, "pipeline", "preprocess", f"{name}-like", "--source", "like", *options)
+        meta = folder / f"data/{name}-like/meta.json"
+        meta.write_text(meta.read_text().replace(f"{name}-like", name))
+        meta.parent.rename(folder / "data" / name)
+    (folder / "my.toml").write_text(re.search(r"```toml\n(.*?)```", TEXTS[0], re.DOTALL).group(1))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".venv").mkdir()
+    (folder / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    (folder / ".venv/.installed").touch()
+    return folder
+
+
+def lines() -> Iterator[str]:
+    """What is shown in code blocks, and then what the texts mention."""
+    for line in (line for text in TEXTS for line in code_lines(text)):
+        command = line.removeprefix("$ ").strip()
+        if RUN.match(command) and not ELSEWHERE.search(command):
+            yield command
+        if command.startswith("pipeline preprocess pets"):
+            yield "pipeline train my.toml --run mine"  # which the text mentions
+            yield "pipeline export mine"
+    for command in (command for text in TEXTS for command in quoted(text)):
+        if RUN.match(command) and not ELSEWHERE.search(command) and not INCOMPLETE.search(command):
+            yield command
+
+
+def test_the_commands_work_one_after_the_other(home: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, **SCHEDULERS, "HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}
+    printed: dict[str, str] = {}
+    for line in lines():
+        for pattern, small in SMALL:
+            line = re.sub(pattern, small, line)
+        if line in printed:
+            continue
+        result = subprocess.run(
+            ["bash", "-c", line], cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
+        printed[line] = result.stdout
+    assert len(printed) >= 45 and "parity passed" in printed["pipeline export mine"]
+    assert any("validation_precision_at_1" in point for point in points(home / "runs/mine"))
+    made = ("sorted", "seen.html", "part-3.csv", "shared/out/3.jsonl", "results/2.jsonl", "runs/digits/report.html")
+    assert [name for name in made if not (home / name).exists()] == []
+
+    programs = [block for text in TEXTS for language, block in FENCED.findall(text) if language == "python"]
+    for program in programs:
+        command = [sys.executable, "-c", NAMED_ELSEWHERE + program]
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{program}\n{done.stderr}"
+    assert len(programs) >= 2
