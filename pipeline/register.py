@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from pipeline.engine.run import Run
 from pipeline.sync import Sender
 from serving.errors import ConvlineError
 from serving.model import Model, open_model, probe_images
-from serving.registry import public, read_registered, tracking_uri
+from serving.registry import asking, read_registered, tracking_uri
 from serving.source import PREFIX
 
 CHAMPION = "champion"
@@ -30,24 +28,13 @@ def register(path: Path, run: Run, name: str) -> str:
     sender = Sender(run, uri)
     mlflow_run = sender.finish()
     model = open_model(path, "cpu")
-    with _told(f"{path} is published, but MLflow at {public(uri)} did not register it as {name}", uri):
+    with asking(uri, f"did not register {path}, which is published, as {name}"):
         version = _log(model, path, mlflow_run, name, uri)
         if read_registered(f"models:/{name}/{version}") != path.read_bytes():
             raise ConvlineError(f"version {version} of {name} is not the file {path}: MLflow changed it")
         said = _crown(model, name, version, uri)
     sender.finish()  # logging took the run up again
     return said
-
-
-@contextmanager
-def _told(what: str, uri: str) -> Iterator[None]:
-    try:
-        yield
-    except ConvlineError:
-        raise
-    # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
-    except Exception as error:
-        raise ConvlineError(f"{what}: {str(error).replace(uri, public(uri))}") from error
 
 
 def _log(model: Model, path: Path, mlflow_run: str, name: str, uri: str) -> str:

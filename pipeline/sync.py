@@ -5,28 +5,26 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine import mlflow_runs
 from pipeline.engine.points import Point, read_points
 from pipeline.engine.run import Run
-from pipeline.engine.runs_view import experiment_tags
 from pipeline.recipe import flat
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write, sha256
-from serving.registry import prepare_mlflow, public, tracking_uri
+from serving.registry import asking, prepare_mlflow, public, tracking_uri
 
 INTERVAL = 2.0  # seconds between two looks at the file
 LONGEST = 30.0  # between two attempts, where the server does not answer
 POINTS = 100  # in one request, which takes 1,000 values at most
-EXPERIMENT = "convline"
 ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx", "report.html", "pictures/*.png")
-DIGEST = 8  # characters, as of those that MLflow makes itself
 REDRAWN = 60.0  # seconds between two looks at the summaries, at least
 DRAWING_SHARE = 0.01  # of the time, at most
 
@@ -115,17 +113,18 @@ class Sender:
         self._client: Any = None
         self._known = ""  # the MLflow run that is certainly there
         self._is_sampling = False
+        self._sent: dict[Path, Point] = {}  # of each file the last point that is certainly there
 
     def send_points(self, wait: bool = True) -> None:
         """The points that are new. Without `wait` BlockingIOError is raised where another process is sending."""
         with self._server(wait) as cursor:
-            _send_points(self._client, self._run, cursor)
+            self._send_points(cursor)
 
     def sample_system(self, stack: ExitStack) -> None:
         """From the first call on, until the stack unwinds: CPU, memory, disk, network and GPU of the machine."""
         if not self._is_sampling:
             with self._server() as cursor:
-                stack.enter_context(_system_metrics(cursor.mlflow_run, self._uri))
+                stack.enter_context(mlflow_runs.system_metrics(cursor.mlflow_run, self._uri))
                 self._is_sampling = True
 
     def send_pictures(self) -> None:
@@ -155,45 +154,70 @@ class Sender:
             cursor = _read_cursor(self._run, public(self._uri))
             met = cursor.problem
             try:
-                if self._client is None:
-                    _create_database(self._uri)
-                    self._client = mlflow.MlflowClient(self._uri)
-                if cursor.mlflow_run != self._known or not self._known:
-                    cursor = _open_run(self._client, self._run, cursor)
-                    self._known = cursor.mlflow_run
-                yield cursor
+                with asking(self._uri, f"did not take the run {self._run.folder}, `pipeline sync` sends the rest"):
+                    if self._client is None:
+                        mlflow_runs.create_database(self._uri)
+                        self._client = mlflow.MlflowClient(self._uri)
+                    if cursor.mlflow_run != self._known or not self._known:
+                        cursor = self._open_run(cursor)
+                        self._known = cursor.mlflow_run
+                    yield cursor
                 met = None
-            # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
-            except Exception as error:
-                met = str(error).replace(self._uri, public(self._uri))
-                raise ConvlineError(
-                    f"MLflow at {public(self._uri)} did not take the run: {met}; `pipeline sync` sends the rest"
-                ) from error
+            except ConvlineError as error:
+                met = str(error)
+                raise
             finally:
                 if (met is not None or cursor.problem is not None) and self._run.is_current():
                     cursor.problem = met
                     _keep(self._run, cursor)
 
+    def _open_run(self, cursor: Cursor) -> Cursor:
+        """The cursor, if its MLflow run is there; else one at the start of a new run."""
+        if cursor.mlflow_run and mlflow_runs.exists(self._client, cursor.mlflow_run):
+            self._client.update_run(cursor.mlflow_run, status="RUNNING")
+            return cursor
+        self._sent.clear()
+        fresh = Cursor(cursor.uri, cursor.run_id, mlflow_runs.open_run(self._client, self._run, cursor.uri))
+        _keep(self._run, fresh)
+        return fresh
+
+    def _send_points(self, cursor: Cursor) -> None:
+        """The points that are new; the cursor moves after each request."""
+        for points in self._new(self._run.metrics, lambda point: cursor.is_new(point.step, point.nth)):
+            self._log(cursor, points)
+            cursor.step, cursor.points = points[-1].step, points[-1].nth + 1
+            _keep(self._run, cursor)
+        for points in self._new(self._run.summaries, lambda point: point.step > cursor.summarized):
+            self._log(cursor, [_sparsities(point) for point in points])
+            cursor.summarized = points[-1].step
+            _keep(self._run, cursor)
+        watched = islice(read_points(self._run.watched), cursor.watched, None)
+        while points := list(islice(watched, POINTS)):
+            self._log(cursor, points)
+            cursor.watched += len(points)
+            _keep(self._run, cursor)
+
+    def _new(self, path: Path, is_new: Callable[[Point], bool]) -> Iterator[list[Point]]:
+        """The points that are new, POINTS at a time. What was sent is not read again: a file may be megabytes."""
+        new = filter(is_new, read_points(path, self._sent.get(path)))
+        while points := list(islice(new, POINTS)):
+            yield points
+            self._sent[path] = points[-1]
+
+    def _log(self, cursor: Cursor, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, round(1000 * point.seconds), point.step)
+            for point in points
+            for name, value in point.values.items()
+        ]
+        self._client.log_batch(cursor.mlflow_run, metrics=metrics)
+
 
 def _is_complete(run: Run) -> bool:
     *_, last = (-1, *(point.step for point in read_points(run.metrics)))
     return last >= run.recipe.train.steps
-
-
-def _create_database(uri: str) -> None:
-    """A new SQLite store, made beside and linked into place: one that is torn while being made stays torn."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path.exists():
-        return
-    import mlflow
-
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments()
-        with suppress(FileExistsError):  # another training was faster
-            os.link(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_cursor(run: Run, uri: str) -> Cursor:
@@ -205,114 +229,10 @@ def _read_cursor(run: Run, uri: str) -> Cursor:
     return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else Cursor(uri, run.info["id"])
 
 
-def _open_run(client: Any, run: Run, cursor: Cursor) -> Cursor:
-    """The cursor, if its MLflow run is there; else one at the start of a new run, with the recipe as its parameters."""
-    if cursor.mlflow_run and _exists(client, cursor.mlflow_run):
-        client.update_run(cursor.mlflow_run, status="RUNNING")
-        return cursor
-    experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT), cursor.uri)
-    # an answer that was lost on its way must not make a second run
-    made = client.search_runs([experiment], f"tags.`convline.run_id` = '{run.info['id']}'", max_results=1)
-    tags = {
-        "convline.run": run.name,
-        "convline.run_id": run.info["id"],
-        "network": run.recipe.model.name,
-        "mlflow.note.content": f"`pipeline report {run.name}` makes report.html, which stands below Artifacts.",
-    }
-    created = made[0] if made else client.create_run(experiment, run_name=run.name, tags=tags)
-    parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
-    client.log_batch(created.info.run_id, params=[_param(key, value) for key, value in parameters.items()])
-    client.log_inputs(created.info.run_id, datasets=[_dataset(run)])
-    fresh = Cursor(cursor.uri, cursor.run_id, created.info.run_id)
-    _keep(run, fresh)
-    return fresh
-
-
-def _exists(client: Any, mlflow_run: str) -> bool:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return bool(client.get_run(mlflow_run).info.lifecycle_stage == "active")
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
-def _experiment(client: Any, name: str, uri: str) -> str:
-    """The experiment's id; in a store of our own its artifacts go to mlartifacts/ beside the database."""
-    if (there := client.get_experiment_by_name(name)) is not None:
-        for key, value in experiment_tags().items():
-            if key not in there.tags:
-                client.set_experiment_tag(there.experiment_id, key, value)
-        return str(there.experiment_id)
-    local = uri.startswith("sqlite:///")
-    location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
-    return str(client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
-
-
-def _dataset(run: Run) -> Any:
-    """What MLflow shows in its column of datasets."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    name, digest = (run.info["dataset"][key] for key in ("name", "fingerprint"))
-    dataset = Dataset(name, digest[:DIGEST], source_type="local", source=json.dumps({"uri": name}))
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-
-def _param(key: str, value: object) -> Any:
-    from mlflow.entities import Param
-
-    return Param(key, str(value))
-
-
-@contextmanager
-def _system_metrics(mlflow_run: str, uri: str) -> Iterator[None]:
-    """Sampled every ten seconds."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    sampler = SystemMetricsMonitor(mlflow_run, resume_logging=True, tracking_uri=uri)
-    sampler.start()
-    try:
-        yield
-    finally:
-        sampler.finish()
-
-
-def _send_points(client: Any, run: Run, cursor: Cursor) -> None:
-    """The points that are new, a request for every POINTS of them; the cursor moves after each."""
-    new = (point for point in read_points(run.metrics) if cursor.is_new(point.step, point.nth))
-    while points := list(islice(new, POINTS)):
-        _log(client, cursor.mlflow_run, points)
-        cursor.step, cursor.points = points[-1].step, points[-1].nth + 1
-        _keep(run, cursor)
-    summaries = (point for point in read_points(run.summaries) if point.step > cursor.summarized)
-    while points := list(islice(summaries, POINTS)):
-        _log(client, cursor.mlflow_run, [sparsities(point) for point in points])
-        cursor.summarized = points[-1].step
-        _keep(run, cursor)
-    watched = islice(read_points(run.watched), cursor.watched, None)
-    while points := list(islice(watched, POINTS)):
-        _log(client, cursor.mlflow_run, points)
-        cursor.watched += len(points)
-        _keep(run, cursor)
-
-
-def sparsities(summary: Point) -> Point:
+def _sparsities(summary: Point) -> Point:
     """By layer the share of activations that are 0."""
     layers = summary.values["layers"].items()
     return replace(summary, values={f"sparsity/{name}": kinds["activations"]["zeros"] for name, kinds in layers})
-
-
-def _log(client: Any, mlflow_run: str, points: Sequence[Point]) -> None:
-    from mlflow.entities import Metric
-
-    metrics = [
-        Metric(name, value, round(1000 * point.seconds), point.step)
-        for point in points
-        for name, value in point.values.items()
-    ]
-    client.log_batch(mlflow_run, metrics=metrics)
 
 
 def draw_layers(run: Run) -> None:

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from serving.errors import ConvlineError, ModelError
@@ -29,6 +31,21 @@ def tracking_uri() -> str:
 def public(uri: str) -> str:
     """Without user name and password."""
     return re.sub(r"//[^/@]*@", "//", uri)
+
+
+@contextmanager
+def asking(uri: str, failed: str, error: type[ConvlineError] = ConvlineError) -> Iterator[None]:
+    """Turn whatever MLflow's client meets at `uri` into one `error`: "MLflow at … <failed>: …".
+
+    It raises its own, requests', urllib3's and SQLAlchemy's exceptions alike.
+    """
+    try:
+        yield
+    except ConvlineError:
+        raise
+    except Exception as problem:
+        met = str(problem).replace(uri, public(uri)).strip().partition("\n")[0]
+        raise error(f"MLflow at {public(uri)} {failed}: {met}") from problem
 
 
 def prepare_mlflow(what: str) -> None:
@@ -55,12 +72,8 @@ def read_registered(name: str) -> bytes:
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with asking(uri, f"did not give {name}", ModelError):
             there = Path(download_artifacts(artifact_uri=name, dst_path=folder, tracking_uri=uri, registry_uri=uri))
-        # MLflow's client raises its own, requests', urllib3's and SQLAlchemy's exceptions alike
-        except Exception as error:
-            met = str(error).replace(uri, public(uri)).strip().partition("\n")[0]
-            raise ModelError(f"MLflow at {public(uri)} did not give {name}: {met}") from error
         files = sorted(there.rglob("*.onnx"))
         if len(files) != 1:
             raise ModelError(f"{name} holds {len(files)} ONNX files, not one; `pipeline export --register` makes such")

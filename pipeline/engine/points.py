@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from serving.errors import ConvlineError
 
 @dataclass(frozen=True)
 class Point:
-    """A line of a file of points, the `nth` (from 0) of its step in a row; `seconds` since the epoch."""
+    """A line of a file of points, `offset` bytes into it, the `nth` (from 0) of its step in a row; `seconds` since
+    the epoch."""
 
     step: int
     nth: int
     seconds: float
     values: dict[str, Any]
+    offset: int
 
 
 class PointWriter:
@@ -51,19 +53,41 @@ class PointWriter:
         self._file.close()
 
 
-def read_points(path: Path) -> Iterator[Point]:
-    """The whole lines; none where there is no file."""
+def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
+    """The whole lines; those `after` a point that was read before, if it still is where it was. None without a file."""
     if not path.exists():
         return
-    last, nth = -1, 0
     with path.open("rb") as file:
+        last = after
+        if after is not None:
+            file.seek(after.offset)
+            if not _is(file.readline(), after):  # cut back and written again
+                file.seek(0)
+                last = None
+        offset = file.tell()
         for line in file:
-            if line.endswith(b"\n"):
-                values = json.loads(line)
-                step, seconds = values.pop("step"), values.pop("time")
-                nth = nth + 1 if step == last else 0
-                last = step
-                yield Point(step, nth, seconds, values)
+            if (point := _point(line, offset, 0)) is None:
+                return
+            if last is not None and point.step == last.step:
+                point = replace(point, nth=last.nth + 1)
+            yield point
+            last = point
+            offset += len(line)
+
+
+def _point(line: bytes, offset: int, nth: int) -> Point | None:
+    """None for a line that is not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    values = json.loads(line)
+    return Point(values.pop("step"), nth, values.pop("time"), values, offset)
+
+
+def _is(line: bytes, point: Point) -> bool:
+    try:
+        return _point(line, point.offset, point.nth) == point
+    except ValueError:  # it begins within another line
+        return False
 
 
 def last_value(points: Sequence[Point], key: str) -> Any:

@@ -14,8 +14,8 @@ import pytest
 
 from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
-from pipeline.sync import Cursor, sync
-from serving.registry import public
+from pipeline.sync import Cursor, Sender, sync
+from serving.registry import public, tracking_uri
 from tests.conftest import Cli, QuietHandler, command, run_command
 from tests.pipeline.helpers import refused, write_files
 from tests.tracking_server import Server
@@ -170,6 +170,16 @@ def test_a_run_that_the_server_has_lost_is_sent_anew(untracked: Path) -> None:
     assert losses(untracked) == points(untracked)
 
 
+def test_a_run_that_the_server_loses_meanwhile_is_sent_anew_from_its_first_point(untracked: Path) -> None:
+    sender = Sender(Run.open(untracked / "runs/digits"), tracking_uri())
+    sender.send_points()
+    client, first = tracked(untracked)
+    client.delete_run(first.info.run_id)
+    (untracked / "runs/digits/sync.json").unlink()
+    sender.send_points()
+    assert losses(untracked) == points(untracked)
+
+
 def test_a_run_that_was_stopped_is_not_called_finished(untracked: Path) -> None:
     run = Run.open(untracked / "runs/digits")
     whole = run.metrics.read_bytes()
@@ -207,6 +217,20 @@ def test_a_torn_line_is_cut_before_the_next(tmp_path: Path) -> None:
     assert [point.step for point in read_points(path)] == [1]
     append_point(path, {"step": 2, "time": 2.0, "a": 0.6})
     assert [point.values for point in read_points(path)] == [{"a": 0.5}, {"a": 0.6}]
+
+
+def test_points_are_read_on_from_one_that_still_stands_there(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step}, "time": 1.0, "a": {step / 7}}}\n' for step in (1, 10, 10, 20)]
+    path.write_text("".join(lines[:2]))
+    *_, last = read_points(path)
+    assert list(read_points(path, last)) == []
+    path.write_text("".join(lines))
+    assert list(read_points(path, last)) == list(read_points(path))[2:]
+    assert [(point.step, point.nth) for point in read_points(path, last)] == [(10, 1), (20, 0)]
+    for cut_back in (lines[:1], [lines[0], lines[3], lines[2]], ['{"step": 5, "time": 2.0}\n', *lines]):
+        path.write_text("".join(cut_back))
+        assert list(read_points(path, last)) == list(read_points(path)) != []
 
 
 def test_what_belongs_to_a_run_that_was_replaced_is_not_sent(untracked: Path) -> None:
