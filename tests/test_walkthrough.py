@@ -26,6 +26,7 @@ RUN = re.compile(r"(find .*\| )?(pipeline|serving|make) ")
 INCOMPLETE = re.compile(r" [A-Z]{3,}|^(pipeline|serving) \w+$")  # quoted, without what it needs
 SMALL = (
     (r"make train export( report)?", r"\g<0> STEPS=20"),
+    (r" --steps \d+", ""),
     (r"pipeline train \S+", r"\g<0> --steps 2 --overwrite --tracking none"),
     (r"train (softmax-regression-1000|deep-mnist) ", r"\g<0>--set data.validation=32 "),  # of 5,000
     (r"--devices \d", f"--devices {min(2, len(CPUS))}"),
@@ -75,9 +76,6 @@ def lines() -> Iterator[str]:
         command = line.removeprefix("$ ").strip()
         if RUN.match(command) and not ELSEWHERE.search(command):
             yield command
-        if command.startswith("pipeline preprocess pets"):
-            yield "pipeline train my.toml --run mine"  # which the text mentions
-            yield "pipeline export mine"
     for command in (command for text in TEXTS for command in quoted(text)):
         if RUN.match(command) and not ELSEWHERE.search(command) and not INCOMPLETE.search(command):
             yield command
