@@ -23,8 +23,8 @@ def summarize(network: nn.Module, inputs: Tensor) -> dict[str, dict[str, Distrib
     """By layer the distributions of its "weights", "gradients" and "activations", those of the first of `inputs`,
     float32 [batch, channels, height, width].
 
-    The activations are what the nonlinearity after the layer returns, or the layer itself where there is none. The
-    network is left as it was.
+    The activations are what the nonlinearity after the layer makes of its output, or that itself where there is none.
+    The network is left as it was.
     """
     layers = watched_layers(network)
     activations = _activations(network, layers, inputs[:IMAGES])
@@ -97,8 +97,11 @@ class _Activations(TorchFunctionMode):
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if self._open is not None and getattr(function, "__name__", "") in NONLINEAR:
-            if result.shape == self.values[self._open].shape:
+            output = self.values[self._open]
+            if result.shape == output.shape:
                 self.values[self._open] = result
+            elif result.shape[:2] == output.shape[:2]:  # pooled first, for speed: a maximum is the same either way
+                self.values[self._open] = function(output.clone(), *args[1:], **(kwargs or {}))
             self._open = None
         return result
 

@@ -201,17 +201,21 @@ def test_a_large_tensor_is_sampled_everywhere() -> None:
     assert told["std"] == pytest.approx(border.std().item(), rel=0.05)
 
 
-def test_activations_are_those_of_the_layer_itself() -> None:
+def test_activations_are_those_of_the_whole_layer_where_it_is_pooled_first() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Conv2d(1, 2, 3), nn.Linear(18, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.two(F.relu(F.max_pool2d(self.one(x), 2)).flatten(1))
+            return self.two(F.relu(F.max_pool2d(self.one(x), 2), inplace=True).flatten(1))
 
-    told = summarize(Pooled(), torch.randn(4, 1, 8, 8))["one"]["activations"]
-    assert told["lowest"] < 0  # what is pooled before its nonlinearity is another shape
+    net, images = Pooled(), torch.randn(4, 1, 8, 8)
+    told = summarize(net, images)["one"]["activations"]
+    with torch.no_grad():
+        after = net.one(images).clamp(min=0)
+    assert told["zeros"] == pytest.approx((after == 0).float().mean().item())
+    assert told["lowest"] == 0 and told["highest"] == pytest.approx(after.max().item())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
