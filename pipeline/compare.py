@@ -20,8 +20,9 @@ from serving.page import card, cards, element, name, page, table
 
 HEADER = ("run", "network", "dataset", "steps", "time", "train", "test", "parameters", "multiply-adds")
 NOTE = (
-    "Precision @ 1 is that of the averaged weights: on the whole test split where `pipeline evaluate` was run at the "
-    "end, else on as many images as the recipe's evaluate_limit says."
+    "Precision @ 1 is that of the averaged weights: on the whole test split where ",
+    element("code", "pipeline evaluate"),
+    " was run at the end, else on as many images as the recipe's evaluate_limit says.",
 )
 LAST = ("precision_at_1", "train_precision_at_1", "training_seconds", "elapsed")
 CURVES = (

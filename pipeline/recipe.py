@@ -228,6 +228,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     fields.setdefault("name", path.stem)
     for override in overrides:
         _override(fields, override)
+    if any(override.partition("=")[0].strip() == "data.dataset" for override in overrides):
+        fields.pop("published", None)  # a figure on other images
     return parse(fields, f"recipe {name}")
 
 

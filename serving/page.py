@@ -101,7 +101,7 @@ def cards(*members: Html) -> Html:
     return element("div", members, class_="cards")
 
 
-def note(told: str) -> Html:
+def note(told: Content) -> Html:
     return element("p", told, class_="muted")
 
 

@@ -147,9 +147,8 @@ def _tolerance(proof: dict[str, Any]) -> str:
 def _parity(subject: Subject) -> Html:
     path = subject.run.folder / "parity.json"
     if not (path.exists() and subject.run.model.exists()):
-        return note(
-            "The run is not exported yet: `pipeline export` writes the file, and proves that it is this network."
-        )
+        export = element("code", "pipeline export")
+        return note(["The run is not exported yet: ", export, " writes the file, and proves that it is this network."])
     proof: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     logit, probability, precision = proof["logit_difference"], proof["probability_difference"], proof["precision_at_1"]
     told = [

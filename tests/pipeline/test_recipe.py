@@ -318,6 +318,11 @@ def test_every_difference_is_named() -> None:
     assert differences(load("digits"), changed) == ["schedule.floor", "schedule.name", "train.seed"]
 
 
+def test_a_figure_published_on_other_images_is_not_kept() -> None:
+    assert load("cifar10", ["train.steps=5"]).published.precision_at_1 == 0.86
+    assert load("cifar10", ['data.dataset="pets"']).published.precision_at_1 is None
+
+
 def test_every_system_of_the_sources_is_listed_with_its_size_and_published_figure(cli: Cli) -> None:
     header, *rows = (line.split() for line in cli("pipeline", "recipes").stdout.splitlines())
     assert header == ["recipe", "dataset", "network", "parameters", "multiply-adds", "published"]
