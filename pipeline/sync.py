@@ -140,7 +140,10 @@ class Sender:
             if self._run.is_training():
                 self._client.update_run(cursor.mlflow_run, status="RUNNING")
             else:
-                self._client.set_terminated(cursor.mlflow_run, "FINISHED" if _is_complete(self._run) else "KILLED")
+                *_, last = (None, *read_points(self._run.metrics))
+                is_complete = last is not None and last.step >= self._run.recipe.train.steps
+                ended = None if last is None else last.milliseconds  # not when it was exported, say
+                self._client.set_terminated(cursor.mlflow_run, "FINISHED" if is_complete else "KILLED", ended)
             return cursor.mlflow_run
 
     @contextmanager
@@ -208,16 +211,11 @@ class Sender:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(name, value, round(1000 * point.seconds), point.step)
+            Metric(name, value, point.milliseconds, point.step)
             for point in points
             for name, value in point.values.items()
         ]
         self._client.log_batch(cursor.mlflow_run, metrics=metrics)
-
-
-def _is_complete(run: Run) -> bool:
-    *_, last = (-1, *(point.step for point in read_points(run.metrics)))
-    return last >= run.recipe.train.steps
 
 
 def _read_cursor(run: Run, uri: str) -> Cursor:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.engine.points import read_points
 from pipeline.engine.run import Run
 from pipeline.recipe import flat
 
@@ -68,7 +69,9 @@ def open_run(client: Any, run: Run, uri: str) -> str:
         "network": run.recipe.model.name,
         "mlflow.note.content": f"`pipeline report {run.name}` makes report.html, which stands below Artifacts.",
     }
-    mlflow_run = (made[0] if made else client.create_run(experiment, run_name=run.name, tags=tags)).info.run_id
+    first = next(read_points(run.metrics), None)
+    began = None if first is None else first.milliseconds
+    mlflow_run = (made[0] if made else client.create_run(experiment, began, tags, run.name)).info.run_id
     parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
     client.log_batch(mlflow_run, params=[_param(key, value) for key, value in parameters.items()])
     client.log_inputs(mlflow_run, datasets=[_dataset(run)])

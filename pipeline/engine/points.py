@@ -25,6 +25,11 @@ class Point:
     values: dict[str, Any]
     offset: int
 
+    @property
+    def milliseconds(self) -> int:
+        """Since the epoch."""
+        return round(1000 * self.seconds)
+
 
 class PointWriter:
     """Appends points to a file. Raises ConvlineError where the disk is full."""

@@ -191,6 +191,15 @@ def test_a_run_that_was_stopped_is_not_called_finished(untracked: Path) -> None:
     assert tracked(untracked)[1].info.status == "FINISHED"
 
 
+def test_a_run_lasted_as_long_as_it_was_trained_whenever_it_is_sent(untracked: Path) -> None:
+    run = Run.open(untracked / "runs/digits")
+    sync(run)
+    sync(run)
+    told = tracked(untracked)[1].info
+    first, *_, last = read_points(run.metrics)
+    assert (told.start_time, told.end_time) == (first.milliseconds, last.milliseconds)
+
+
 def test_credentials_are_not_kept() -> None:
     assert public("https://me:secret@mlflow.example/path") == "https://mlflow.example/path"
     assert public("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
