@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine import mlflow_runs
-from pipeline.engine.points import Point, read_points
+from pipeline.engine.points import Point, read_points, unpacked
 from pipeline.engine.run import Run
 from pipeline.recipe import flat
+from pipeline.samples import grid, pixels
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write, sha256
@@ -32,8 +33,8 @@ DRAWING_SHARE = 0.01  # of the time, at most
 @dataclass
 class Cursor:
     """How far the run `run_id` has been sent to the server at `uri`: of metrics.jsonl everything before `step`, and
-    `points` of it (it may be cut back and written again); of summaries.jsonl everything up to `summarized`; of
-    watched.jsonl the first `watched` points.
+    `points` of it (it may be cut back and written again); of summaries.jsonl everything up to `summarized`, its
+    images up to `imaged`; of watched.jsonl the first `watched` points.
 
     `mlflow_run` is empty until there is one; `problem` is what the last attempt met, None where it went well."""
 
@@ -44,6 +45,7 @@ class Cursor:
     points: int = 0
     watched: int = 0
     summarized: int = -1
+    imaged: int = -1
     artifacts: dict[str, str] = field(default_factory=dict)
     problem: str | None = None
 
@@ -132,11 +134,13 @@ class Sender:
         draw_layers(self._run)
         with self._server() as cursor:
             _send_artifacts(self._client, self._run, cursor)
+            _send_images(self._client, self._run, cursor)
 
     def finish(self) -> str:
         """Files that are new, and how the run ended; returns its id."""
         with self._server() as cursor:
             _send_artifacts(self._client, self._run, cursor)
+            _send_images(self._client, self._run, cursor)
             if self._run.is_training():
                 self._client.update_run(cursor.mlflow_run, status="RUNNING")
             else:
@@ -255,6 +259,17 @@ def _send_artifacts(client: Any, run: Run, cursor: Cursor) -> None:
             if name == "parity.json":
                 _send_proof(client, cursor, json.loads(path.read_text(encoding="utf-8")))
             cursor.artifacts[name] = digest
+            _keep(run, cursor)
+
+
+def _send_images(client: Any, run: Run, cursor: Cursor) -> None:
+    """Those of the batches that the summaries have."""
+    for point in read_points(run.summaries):
+        if point.step > cursor.imaged and "images" in point.values:
+            row = grid([("", list(map(pixels, unpacked(point.values["images"]))))])
+            at = {"step": point.step, "timestamp": point.milliseconds}
+            client.log_image(cursor.mlflow_run, row, key="batch", **at, synchronous=True)
+            cursor.imaged = point.step
             _keep(run, cursor)
 
 

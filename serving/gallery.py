@@ -112,7 +112,7 @@ class Gallery:
         return table(("class", "images", "share", "mean confidence"), rows, "Images of each class")
 
     def _by_confidence(self) -> Content:
-        told = f"Of each tenth of the probability up to {EACH} images, drawn at random."
+        told = f"Of each tenth of the probability up to {EACH} images, drawn at random; of large files the middle."
         rows = [
             [element("h3", f"{10 * tenth} to {10 * tenth + 10}%"), shelf.drawn()]
             for tenth, shelf in enumerate(self._of_tenths)

@@ -9,7 +9,7 @@ from pipeline.engine import diagrams
 from pipeline.engine.curves import training_curves
 from pipeline.engine.layer_pictures import layer_pictures
 from pipeline.engine.network import count_parameters
-from pipeline.engine.points import last_value, read_points
+from pipeline.engine.points import last_value
 from pipeline.engine.subject import Subject
 from serving.errors import ConvlineError
 from serving.files import sha256
@@ -103,11 +103,10 @@ def _share(value: float | None) -> str:
 
 
 def insides(subject: Subject) -> Content:
-    summaries = list(read_points(subject.run.summaries))
-    if not summaries:
+    if not subject.summaries:
         return note("The run has no summaries: train.summary_every in its recipe is 0, or it is older than they are.")
     told = "The stronger the colour, the more values; the first step is at the left, the last one at the right."
-    return [note(told), cards(*map(subject.card, layer_pictures(summaries)))]
+    return [note(told), cards(*map(subject.card, layer_pictures(subject.summaries)))]
 
 
 def provenance(subject: Subject) -> Content:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.engine.distributed import World
-from pipeline.engine.points import PointWriter
+from pipeline.engine.points import PointWriter, packed
 from pipeline.engine.run import Run
-from pipeline.engine.summary import summarize
+from pipeline.engine.summary import sample, summarize
 from serving.console import log, progress
 
 if TYPE_CHECKING:
@@ -119,16 +119,20 @@ class Monitor:
         self._tracking_seconds += time.perf_counter() - now
 
     def summarize(self, step: int, network: nn.Module, inputs: Tensor) -> None:
-        """Every so many steps, after the backward pass: how the values of each layer are distributed.
+        """Every so many steps, after the backward pass: how the values of each layer are distributed, and at the first
+        of them, the second, the fourth and so on, and the last, images of the batch.
 
         Left out while summaries have taken more than SUMMARY_SHARE of the time.
         """
-        every, steps = self._settings.summary_every, self._settings.steps
-        is_due = every and (step % every == 0 or step == steps - 1)
+        every, is_last = self._settings.summary_every, step == self._settings.steps - 1
+        is_due = every and (step % every == 0 or is_last)
         if not (is_due and self._world.is_main) or self._summary_seconds > SUMMARY_SHARE * self.elapsed:
             return
         began = time.perf_counter()
-        self._summaries.write(step, {"layers": summarize(network, inputs)})
+        number = step // every
+        has_images = is_last or number & (number - 1) == 0
+        images = {"images": packed(sample(inputs))} if has_images else {}
+        self._summaries.write(step, {"layers": summarize(network, inputs), **images})
         self._summary_seconds += time.perf_counter() - began
 
     def evaluated(self, step: int, precision: dict[str, float]) -> None:

@@ -6,10 +6,14 @@ import errno
 import json
 import os
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serving.errors import ConvlineError
 
@@ -98,6 +102,16 @@ def _is(line: bytes, point: Point) -> bool:
 def last_value(points: Sequence[Point], key: str) -> Any:
     """The newest value of a metric; None where there is none."""
     return next((point.values[key] for point in reversed(points) if key in point.values), None)
+
+
+def packed(images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Images as a value of a point."""
+    return {"shape": images.shape, "bytes": b64encode(images.tobytes()).decode()}
+
+
+def unpacked(value: dict[str, Any]) -> NDArray[np.uint8]:
+    """The images that were packed."""
+    return np.frombuffer(b64decode(value["bytes"]), np.uint8).reshape(value["shape"])
 
 
 def cut_back(path: Path, size: int) -> None:

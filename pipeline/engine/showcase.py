@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pipeline.engine.augment import Distortions
 from pipeline.engine.filters import filter_sheet, first_filters
 from pipeline.engine.network import build_served
+from pipeline.engine.points import last_value, unpacked
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.subject import Subject
 from pipeline.recipe import Augment
@@ -96,7 +97,11 @@ def first_layer(subject: Subject) -> Content:
 
 
 def distortions(subject: Subject) -> Content:
-    """The same image several times, as training sees it."""
+    """The same image several times, as training sees it; then a batch that it saw."""
+    return [_drawn_again(subject), _batch(subject)]
+
+
+def _drawn_again(subject: Subject) -> Content:
     recipe, split = subject.run.recipe, subject.run.split(subject.dataset, "train")
     if recipe.augment == Augment():
         return note("Training images were not distorted.")
@@ -111,3 +116,13 @@ def distortions(subject: Subject) -> Content:
         for row in rows
     ]
     return [note("The first of each row is the image as stored, the others what training may see of it."), shown]
+
+
+def _batch(subject: Subject) -> Content:
+    """The newest images among the run's summaries."""
+    if (newest := last_value(subject.summaries, "images")) is None:
+        return []
+    images = list(unpacked(newest))
+    subject.keep("batch", grid([("", list(map(pixels, images)))]))
+    told = "Of one of the last batches, as the network saw it, each scaled to the range from black to white:"
+    return [note(told), tiles(_tile(image, f"in a batch, {number}") for number, image in enumerate(images, 1))]

@@ -33,6 +33,10 @@ class Subject:
         return list(read_points(self.run.metrics))
 
     @cached_property
+    def summaries(self) -> list[Point]:
+        return list(read_points(self.run.summaries))
+
+    @cached_property
     def outcomes(self) -> Outcomes:
         """Of the whole test split."""
         test = self.run.split(self.dataset, "test")

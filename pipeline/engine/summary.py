@@ -6,12 +6,18 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pipeline.engine.view import visible
+
 BINS = 40
 IMAGES = 16  # of the batch, for activations
+SAMPLE = 8  # images of the batch, to look at
+SIDE = 64  # pixels of them, at most
 LAYERS = 16  # at most
 VALUES = 2**15  # of a tensor, at most
 NONLINEAR = {"relu", "relu_", "relu6", "sigmoid", "tanh", "gelu", "silu", "elu", "leaky_relu", "hardswish"}
@@ -37,6 +43,12 @@ def summarize(network: nn.Module, inputs: Tensor) -> dict[str, dict[str, Distrib
         for name, layer in layers.items()
         if name in activations
     }
+
+
+def sample(inputs: Tensor) -> NDArray[np.uint8]:
+    """The first few of `inputs`, to look at; of large ones every so many pixels."""
+    stride = -(-max(inputs.shape[2:]) // SIDE)
+    return visible(inputs[:SAMPLE, :, ::stride, ::stride])
 
 
 def watched_layers(network: nn.Module) -> dict[str, Any]:

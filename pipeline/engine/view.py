@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.dataset import Dataset
 from pipeline.engine.network import build_served
@@ -19,9 +20,12 @@ def seen_by(recipe: str, dataset: Dataset) -> View:
     """
     preprocessing = build_served(load(recipe), dataset.meta).preprocessing
 
-    def view(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        seen = preprocessing(torch.from_numpy(images)).permute(0, 2, 3, 1)
-        lowest, highest = (edge(seen, (1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
-        return (255 * (seen - lowest) / (highest - lowest).clamp(min=1e-12)).to(torch.uint8).numpy()
+    return lambda images: visible(preprocessing(torch.from_numpy(images)))
 
-    return view
+
+def visible(seen: Tensor) -> NDArray[np.uint8]:
+    """What goes into a network, float32 [batch, channels, height, width], as images to look at, uint8 [batch, height,
+    width, channels]: each scaled to the range from black to white."""
+    lowest, highest = (edge(seen, (1, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
+    scaled = (255 * (seen - lowest) / (highest - lowest).clamp(min=1e-12)).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()

@@ -20,8 +20,9 @@ from pipeline.engine.filters import filter_sheet, first_filters
 from pipeline.engine.network import layers
 from pipeline.engine.outcomes import Outcomes
 from pipeline.engine.pictures import short
+from pipeline.engine.points import packed, read_points, unpacked
 from pipeline.engine.run import Run
-from pipeline.engine.summary import BINS, distribution, summarize
+from pipeline.engine.summary import BINS, distribution, sample, summarize
 from pipeline.report import SECTIONS
 from tests.conftest import run_command
 from tests.pages import check
@@ -60,7 +61,16 @@ def test_a_report_has_all_its_sections_from_real_data(reported: Path) -> None:
 
 def test_the_pictures_of_a_report_are_files_too(reported: Path) -> None:
     names = {path.stem for path in (reported / "pictures").iterdir()}
-    assert {"loss", "confusion", "calibration", "network", "filters-after", "narrow-hits", "layer-conv1"} <= names
+    assert {
+        "loss",
+        "confusion",
+        "calibration",
+        "network",
+        "filters-after",
+        "narrow-hits",
+        "layer-conv1",
+        "batch",
+    } <= names
     for path in (reported / "pictures").iterdir():
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 1, f"{path} is empty"
@@ -146,6 +156,24 @@ def test_summaries_of_a_resumed_training_stand_once_each(tmp_path: Path) -> None
     run_command(tmp_path, *train, "--steps", 25, "--set", "train.summary_every=5", "--resume")
     steps = [line["step"] for line in map(json.loads, (run / "summaries.jsonl").read_text().splitlines())]
     assert steps == sorted(set(steps)) and whole[0] == steps[0] == 0
+
+
+def test_summaries_have_images_of_the_batch_as_the_network_saw_them(project: Path) -> None:
+    run = Run.open(project / "runs/digits")
+    first = unpacked(next(read_points(run.summaries)).values["images"])
+    assert first.shape == (8, 8, 8, 1) and {image.max() for image in first} == {255}
+    stored = np.asarray(run.dataset(project / "data").split("train").images)
+    for image in first:  # digits are pixels from 0 to 255 and neither cropped nor distorted
+        assert (np.abs(stored.astype(int) - image).max(axis=(1, 2, 3)) <= 1).any()
+
+
+def test_images_of_a_batch_are_few_small_and_of_the_whole_range() -> None:
+    inputs = torch.randn(20, 3, 130, 50) + 7
+    seen = sample(inputs)
+    assert seen.shape == (8, 44, 17, 3) and seen.dtype == np.uint8
+    one = inputs[3, :, ::3, ::3].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(seen[3] / 255, (one - one.min()) / (one.max() - one.min()), atol=1 / 255)
+    assert (unpacked(json.loads(json.dumps(packed(seen)))) == seen).all()
 
 
 def outcomes() -> Outcomes:

@@ -54,7 +54,11 @@ def test_a_training_arrives_whole_in_mlflow(cli: Cli, tmp_path: Path) -> None:
     assert run.data.params["optimizer.name"] == "adam"
     assert "precision_at_1" in run.data.metrics
     files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
-    assert files == ["pictures", "recipe.toml", "run.json"]
+    assert files == ["images", "pictures", "recipe.toml", "run.json"]
+    images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
+    assert sum("batch+step+0+" in path and path.endswith(".png") for path in images) == 1
+    assert cli("pipeline", "sync").stdout.strip() == run.info.run_id
+    assert [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")] == images
     pictures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "pictures")}
     assert {"pictures/sparsity.png", "pictures/layer-conv1.png"} <= pictures
     assert "sparsity/conv1" in run.data.metrics
