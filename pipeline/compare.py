@@ -18,15 +18,16 @@ from serving.errors import ConvlineError
 from serving.files import atomic_write
 from serving.page import card, cards, element, name, page, table
 
-HEADER = ("run", "network", "dataset", "steps", "time", "train", "test", "parameters", "multiply-adds")
+HEADER = ("run", "network", "dataset", "steps", "time", "train", "validation", "test", "parameters", "multiply-adds")
 NOTE = (
     "Precision @ 1 is that of the averaged weights: on the whole test split where ",
     element("code", "pipeline evaluate"),
     " was run at the end, else on as many images as the recipe's evaluate_limit says.",
 )
-LAST = ("precision_at_1", "train_precision_at_1", "training_seconds", "elapsed")
+LAST = ("precision_at_1", "validation_precision_at_1", "train_precision_at_1", "training_seconds", "elapsed")
 CURVES = (
     ("precision", "Precision @ 1 on test", "precision @ 1", "precision_at_1"),
+    ("validation-precision", "Precision @ 1 on validation", "precision @ 1", "validation_precision_at_1"),
     ("train-precision", "Precision @ 1 on train", "precision @ 1", "train_precision_at_1"),
     ("loss", "Smoothed loss", "loss", "smoothed_loss"),
     ("learning-rate", "Learning rate", "learning rate", "learning_rate"),
@@ -47,7 +48,7 @@ class Compared:
         served = build_served(self.run.recipe, self.run.info["dataset"])
         steps = max((point.step for point in self.points), default=0)
         evaluated = self._evaluated(steps)
-        test, train, trained, elapsed = (last_value(self.points, key) for key in LAST)
+        test, validation, train, trained, elapsed = (last_value(self.points, key) for key in LAST)
         return {
             "run": self.run.name,
             "network": self.run.recipe.model.name,
@@ -55,6 +56,7 @@ class Compared:
             "steps": steps,
             "seconds": trained or elapsed,
             "train_precision_at_1": train,
+            "validation_precision_at_1": validation,
             "precision_at_1": test if evaluated is None else evaluated,
             "parameters": count_parameters(served.network),
             "multiply_adds": multiply_adds(served.network, seen_shape(self.run, served)),
@@ -86,12 +88,12 @@ def compare(runs: Sequence[Run], output: Path) -> list[dict[str, Any]]:
 
 def row(figures: dict[str, Any]) -> list[str]:
     """As text, under HEADER."""
-    train, test = (figures[key] for key in ("train_precision_at_1", "precision_at_1"))
+    shares = (figures[key] for key in ("train_precision_at_1", "validation_precision_at_1", "precision_at_1"))
     return [
         *(figures[key] for key in ("run", "network", "dataset")),
         f"{figures['steps']:,}",
         "-" if figures["seconds"] is None else duration(figures["seconds"]),
-        *("-" if share is None else f"{share:.2%}" for share in (train, test)),
+        *("-" if share is None else f"{share:.2%}" for share in shares),
         f"{figures['parameters']:,}",
         f"{figures['multiply_adds']:,}",
     ]

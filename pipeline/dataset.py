@@ -73,7 +73,10 @@ class Dataset:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ConvlineError(f"no dataset {name} in {data_dir}; `pipeline preprocess {name}` prepares it") from error
+            raise ConvlineError(
+                f"no dataset {name} in {data_dir}; `pipeline preprocess {name}` prepares it (images of your own with "
+                "--source FOLDER|ARCHIVE)"
+            ) from error
         except ValueError as error:
             raise ConvlineError(f"{folder}/meta.json is damaged ({error}); prepare the dataset again") from error
         if not isinstance(meta, dict):

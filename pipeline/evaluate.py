@@ -27,9 +27,11 @@ from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write
 from serving.model import Provider, open_model
+from serving.page import elided
 from serving.registry import tracking_uri
 
 BATCH_SIZE = 256
+CLASS_WIDTH = 24  # characters of a class's name in a table
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,10 @@ def table(report: dict[str, Any]) -> str:
         for key, value in report.items()
         if key.startswith("precision_at_")
     ]
-    lines.append(f"{'class':20}{'images':>8}{'precision':>11}{'recall':>8}")
+    lines.append(f"{'class':{CLASS_WIDTH}}{'images':>8}{'precision':>11}{'recall':>8}")
     for name, figures in report["classes"].items():
         precision, recall = (f"{v:.3f}" if v is not None else "-" for v in (figures["precision"], figures["recall"]))
-        lines.append(f"{name[:19]:20}{figures['count']:>8}{precision:>11}{recall:>8}")
+        lines.append(f"{elided(name, CLASS_WIDTH - 1):{CLASS_WIDTH}}{figures['count']:>8}{precision:>11}{recall:>8}")
     return "\n".join(lines)
 
 

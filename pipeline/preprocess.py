@@ -105,7 +105,10 @@ def _official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Prepared:
     table = officials()
     if name not in table:
         known = ", ".join(table)
-        raise ConvlineError(f"{name} is not one of {known}; for images of your own give --source FOLDER|ARCHIVE")
+        raise ConvlineError(
+            f"{name} is not one of {known}; images of your own are prepared by "
+            f"`pipeline preprocess {name} --source FOLDER|ARCHIVE`"
+        )
     official = table[name]
     return READERS[official.format](official, download(official, data_dir, mirrors))
 

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipeline.dataset import Dataset, Split
 from serving.errors import ConvlineError
 from serving.files import atomic_write
+from serving.page import elided
 
 SHEET_COLUMNS = 10  # images a class on the contact sheet
 TILE = 48  # pixels, at least
@@ -112,7 +113,7 @@ def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for number, (label, images) in enumerate(rows):
         top = number * tile_height
-        draw.text((MARGIN, top + tile_height // 2 - 6), label[:16], fill="black")
+        draw.text((MARGIN, top + tile_height // 2 - 6), elided(label, 16), fill="black")
         for column, image in enumerate(images):
             enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from pipeline.dataset import Dataset
+from pipeline.download import officials
 from pipeline.engine import checkpoint
 from pipeline.engine.distributed import World, join, restarts
 from pipeline.engine.interrupts import stop_request
@@ -107,10 +108,12 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
 
 
 def _open_dataset(recipe: Recipe, data_dir: Path) -> Dataset:
-    if not (data_dir / recipe.data.dataset / "meta.json").exists():
-        log(f"the dataset {recipe.data.dataset} is not in {data_dir} yet: preparing it")
-        preprocess(recipe.data.dataset, data_dir)
-    return Dataset.open(data_dir, recipe.data.dataset)
+    name = recipe.data.dataset
+    if not (data_dir / name / "meta.json").exists():
+        if name in officials():
+            log(f"the dataset {name} is not in {data_dir} yet: preparing it")
+        preprocess(name, data_dir)
+    return Dataset.open(data_dir, name)
 
 
 def _check_fit(recipe: Recipe, dataset: Dataset, world: World, is_new: bool) -> None:

@@ -86,7 +86,8 @@ def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
     summary = Summary("nothing", onlookers=open_onlookers(replace(job, sort_into=None)))
     for file, entry in read_finished(output, part(job)[0]):
         summary.add(file, entry)
-    log(f"{name or output} is complete; there is nothing to resume")
+    made = f", but to make {job.report} again" if job.report else ""
+    log(f"{name or output} is complete; there is nothing to resume{made}")
     summary.resumed = summary.tally.found
     summary.finish(0)
     return summary

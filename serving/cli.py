@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -181,20 +182,24 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report, indent=2))
         return
-    for section, content in report.items():
-        if not isinstance(content, dict):
-            print(f"{section:12}{_text(content)}")
-            continue
-        print(section)
-        for name, value in content.items():
-            print(f"  {_text(name):24}{_text(value)}")
+    print("\n".join(_lines(report)))
+
+
+def _lines(content: dict[str, Any], depth: int = 0) -> Iterator[str]:
+    for name, value in content.items():
+        told = f"{'  ' * depth}{_text(name)}"
+        if isinstance(value, dict) and value:
+            yield told
+            yield from _lines(value, depth + 1)
+        else:
+            yield f"{told:26}{_text(value)}".rstrip()
 
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{_text(name)} {_text(inner)}" for name, inner in value.items())
+        return ", ".join(f"{_text(name)} {_text(inner)}" for name, inner in value.items()) or "none"
     if isinstance(value, int) and abs(value) >= 10_000:
         return f"{value:,}"
     if isinstance(value, float):

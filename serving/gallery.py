@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -27,6 +27,7 @@ SMALL = 2**15  # bytes of a file that is decoded whole
 EACH = 8  # images in a row, at most
 IMAGES = 240  # in the rows of one kind over all classes: with many classes each has fewer, and the rarest none
 REJECTS = 100  # that are named
+LONGEST = 40  # characters of a name below a thumbnail
 
 
 class Gallery:
@@ -36,8 +37,9 @@ class Gallery:
     their names alone, so a job that was stopped and resumed ends with the same.
     """
 
-    def __init__(self, path: Path, model: str) -> None:
+    def __init__(self, path: Path, inputs: Sequence[str], model: str) -> None:
         self._path = path
+        self._inputs = inputs
         self._model = model
         self._of_classes: dict[str, dict[str, _Shelf]] = {}
         self._of_tenths = [_Shelf(EACH, _at_random) for _ in range(10)]
@@ -99,7 +101,8 @@ class Gallery:
             ]
         if tally.rejected:
             sections.append(("Rejected", self._rejected(tally)))
-        head = [element("p", "Classified by ", name(self._model), "."), figures(facts)]
+        inputs = [[", " if number else "", name(one)] for number, one in enumerate(self._inputs)]
+        head = [element("p", "Those of ", inputs, ", classified by ", name(self._model), "."), figures(facts)]
         return page("What the images show", head, sections)
 
     def _classes(self, tally: Tally) -> Html:
@@ -197,5 +200,5 @@ class _Shelf:
 def _drawn(entry: Prediction, picture: str) -> Html:
     label, percent = entry.labels[0], f"{entry.probabilities[0]:.1%}"
     is_photograph = picture.startswith("data:image/jpeg")
-    told = [name(label), f" {percent}"], name(entry.path)
+    told = [name(label, LONGEST), f" {percent}"], name(entry.path, LONGEST)
     return tile(picture, f"{label}, {percent}: {entry.path}", *told, smooth=is_photograph)

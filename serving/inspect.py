@@ -44,7 +44,7 @@ def inspect(name: Path | str) -> dict[str, Any]:
             "parameters": _parameters(graph),
             "multiply_adds": _multiply_adds(graph, shapes[1]),
         },
-        "memory": {
+        "memory_bytes": {
             "weights": weights,
             **{f"batch_{batch}": weights + _peak(graph, shapes[batch]) for batch in BATCHES},
         },

@@ -99,7 +99,8 @@ class Summary:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.reasons.items()))
         return (
             f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
-            f"{f' ({reasons})' if reasons else ''}; {self.images_per_second:.0f} images/s on {self.provider}"
+            f"{f' ({reasons})' if reasons else ''}"
+            f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.seconds else ''}"
         )
 
 
@@ -171,7 +172,7 @@ def open_onlookers(job: Job) -> list[Onlooker]:
     if job.report is not None:
         from serving.gallery import Gallery
 
-        onlookers.append(Gallery(job.report, str(job.model)))
+        onlookers.append(Gallery(job.report, job.inputs, str(job.model)))
     if job.sort_into is not None:
         partial = partial_path(job.output) if job.output else None
         is_rescan = job.rescan or (partial is not None and before_path(partial).exists())

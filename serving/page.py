@@ -11,6 +11,7 @@ from io import BytesIO
 
 from PIL import Image
 
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # classes of Unicode's bidi algorithm
 LONGEST_NAME = 120  # characters of a file's or class's name that are shown
 
 
@@ -41,17 +42,28 @@ def text(content: Content) -> Html:
     return Html("".join(map(text, content)))
 
 
-def name(given: str) -> Html:
+def name(given: str, longest: int = LONGEST_NAME) -> Html:
     """A name that may be anything: isolated, so that its direction does not reach its neighbours, and not endless."""
     whole = printable(given)
-    shown = whole if len(whole) <= LONGEST_NAME else whole[: LONGEST_NAME - 1] + "…"
+    shown = elided(whole, longest)
     return element("bdi", shown, **({"title": whole} if shown != whole else {}))
 
 
+def elided(text: str, longest: int) -> str:
+    """Of a long text its two ends: a path ends with what it is of."""
+    begin = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:begin]}…{text[begin + 1 - longest :]}"
+
+
 def printable(given: str) -> str:
-    """Without what no page can hold (surrogates, of a name that is not UTF-8) or show (control characters)."""
-    kept = "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in ("Cc", "Cs") else c for c in given)
+    """Without what no page can hold (surrogates, of a name that is not UTF-8), or shows as what it is not (control
+    characters, those that turn the direction of a text among them)."""
+    kept = "".join("\N{REPLACEMENT CHARACTER}" if _is_unfit(character) else character for character in given)
     return kept[:1000]
+
+
+def _is_unfit(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in TURNING
 
 
 def section(title: str, *content: Content) -> Html:

@@ -36,6 +36,7 @@ REQUIRED = {
 }
 PROOF = ("evaluation", "parity")  # what a file that is still to be proven lacks
 
+MODEL = "model.onnx"  # of a run's folder
 MAX_BYTES = 2**31 - 1  # what protocol buffers can hold; external data counts too
 
 
@@ -45,7 +46,10 @@ def read_model(name: Path | str) -> bytes:
         return read_registered(str(name))
     path = Path(name)
     if not path.is_file():
-        raise ModelError(f"no model at {path}; `pipeline export` makes one")
+        if (path / MODEL).is_file():
+            raise ModelError(f"{path} is a folder; did you mean {path / MODEL}?")
+        run = path.parent.name if path.name == MODEL else ""
+        raise ModelError(f"no model at {path}; `pipeline export {run or 'RUN'}` makes one")
     _check_size(path, path.stat().st_size)
     return path.read_bytes()
 

@@ -12,6 +12,8 @@ from pipeline.engine.pictures import COLORS, Picture, axes_of, short
 from pipeline.engine.points import Point
 
 SERIES = ("accent", "second", "third", "good", "muted")
+# lines are told apart without their colours as well: of another number, so that both together repeat late
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (2, 1)))
 EACH_BATCH = "each batch"
 LONGEST_NAME = 28  # characters of a line's name
 FEW = 30  # points of a curve, that are marked each
@@ -37,6 +39,7 @@ def curves(name: str, title: str, lines: Sequence[Line], label: str) -> Picture:
     Losses and norms are on a logarithmic scale where they span a great range.
     """
     with axes_of() as (figure, ((axes,),)):
+        smoothed = int(lines[0][0] == EACH_BATCH)  # the number of the first line that is not raw
         for index, (called, steps, values) in enumerate(lines):
             if not len(steps):
                 continue
@@ -46,9 +49,8 @@ def curves(name: str, title: str, lines: Sequence[Line], label: str) -> Picture:
                 label=short(called, LONGEST_NAME),
                 color=COLORS["muted" if is_raw else SERIES[index % len(SERIES)]],
                 linewidth=0.7 if is_raw else 1.5,
-                linestyle="-" if index < len(SERIES) else ":",
-                marker="o" if len(steps) < FEW else "",
-                markersize=3,
+                linestyle="-" if is_raw else DASHES[(index - smoothed) % len(DASHES)],
+                marker="." if len(steps) < FEW else "",
             )
         everything = np.concatenate([values for _, _, values in lines])
         is_great = everything.min() > 0 and everything.max() > GREAT_RANGE * everything.min()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from pipeline.engine import diagrams
 from pipeline.engine.curves import training_curves
 from pipeline.engine.layer_pictures import layer_pictures
 from pipeline.engine.network import count_parameters
-from pipeline.engine.points import last_value
+from pipeline.engine.points import Point, last_value
 from pipeline.engine.subject import Subject
 from serving.errors import ConvlineError
 from serving.files import sha256
@@ -21,14 +24,15 @@ CONFUSED = 10  # pairs of classes
 
 def head(subject: Subject) -> Content:
     recipe = subject.run.recipe
-    seconds, speed = (last_value(subject.points, key) for key in ("training_seconds", "images_per_second"))
+    seconds = last_value(subject.points, "training_seconds")
+    speeds = [point.values["images_per_second"] for point in subject.points if "images_per_second" in point.values]
     told: list[tuple[str, Content]] = [
         ("precision @ 1 on test", f"{subject.outcomes.evaluation.precision_at(1):.2%}"),
         ("parameters", f"{count_parameters(subject.served.network):,}"),
         ("multiply-adds an image", diagrams.count(sum(layer.multiply_adds for layer in subject.layers))),
         ("steps", f"{subject.step:,}"),
         *([("training", duration(seconds))] if seconds is not None else []),
-        *([("images/s", f"{speed:,.0f}")] if speed is not None else []),
+        *([("images/s, median", f"{median(speeds):,.0f}")] if speeds else []),
     ]
     network, dataset = name(recipe.model.name), name(recipe.data.dataset)
     return [element("p", "The network ", network, " on the dataset ", dataset, "; averaged weights."), figures(told)]
@@ -115,11 +119,17 @@ def provenance(subject: Subject) -> Content:
         ("run", run.info["id"]),
         ("dataset", [name(run.info["dataset"]["name"]), ", fingerprint ", run.info["dataset"]["fingerprint"]]),
         ("seed", str(run.recipe.train.seed)),
+        *([("trained", _period(subject.points))] if subject.points else []),
     ]
     if run.recipe.published.source:
         told += [("source", run.recipe.published.source), ("published", _share(run.recipe.published.precision_at_1))]
     told += _exported(subject)
     return [facts(told, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(subject)]
+
+
+def _period(points: Sequence[Point]) -> str:
+    first, last = (datetime.fromtimestamp(points[end].seconds, UTC) for end in (0, -1))
+    return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
 
 
 def _exported(subject: Subject) -> list[tuple[str, Content]]:

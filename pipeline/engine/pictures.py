@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from serving.files import atomic_write
-from serving.page import Html
+from serving.page import Html, elided
 
 # by name those of serving/page.css, where each has another value in the dark
 COLORS = {
@@ -105,8 +105,7 @@ def axes_of(width: float = 4.4, height: float = 2.9, columns: int = 1, rows: int
 def short(name: str, longest: int = LONGEST_LABEL) -> str:
     """A name for an axis or a legend: what has a width, and of a long one its two ends."""
     kept = "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp"))
-    begin = (longest - 1) // 2
-    return kept if len(kept) <= longest else f"{kept[:begin]}…{kept[begin + 1 - longest :]}"
+    return elided(kept, longest)
 
 
 def save(folder: Path, pictures: Mapping[str, bytes]) -> None:

@@ -87,7 +87,7 @@ def test_the_cost_is_counted_alike_in_every_precision(files: dict[str, Path], pr
     full, lower = (inspect(files[name]) for name in ("fp32", precision))
     for what in ("parameters", "multiply_adds"):
         assert lower["graph"][what] == full["graph"][what]
-    assert lower["memory"]["weights"] < 0.6 * full["memory"]["weights"]
+    assert lower["memory_bytes"]["weights"] < 0.6 * full["memory_bytes"]["weights"]
 
 
 def cifar10() -> tuple[Served, ImageSpec]:

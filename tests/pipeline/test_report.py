@@ -88,7 +88,7 @@ def test_a_run_without_model_summaries_and_evaluations_has_a_report(tmp_path: Pa
     told = " ".join(text for _, text in page.text)
     assert "has no summaries" in told and "not exported yet" in told and "what training may see" in told
     named = page.texts("bdi")
-    assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 119 + "…"} <= set(named)
+    assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 59 + "…" + "x" * 60} <= set(named)
 
 
 def test_runs_are_compared_in_a_table_and_on_the_same_axes(mine: Path, tmp_path: Path) -> None:
@@ -103,6 +103,7 @@ def test_runs_are_compared_in_a_table_and_on_the_same_axes(mine: Path, tmp_path:
         "steps",
         "time",
         "train",
+        "validation",
         "test",
         "parameters",
         "multiply-adds",

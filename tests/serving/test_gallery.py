@@ -16,6 +16,7 @@ from tests.pages import check
 from tests.serving.helpers import encode, noise, write
 
 HOSTILE = ("<script>alert(1)</script>", "\"quoted' & <b>", "right\u202eto left", "x" * 300, "a\udcffb", "new\nline")
+GONE = "\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_what_is_no_page_is_refused(cli: Cli, folder: Path, model: Path, tmp_pat
 def made(tmp_path: Path, entries: list[tuple[str, str, float]]) -> Path:
     """A page of entries: path, label and probability."""
     summary = Summary("cpu")
-    summary.onlookers = [Gallery(tmp_path / "page.html", HOSTILE[0])]
+    summary.onlookers = [Gallery(tmp_path / "page.html", ["photos", HOSTILE[1]], HOSTILE[0])]
     image = InMemory(encode(noise(8, 8), "PNG"))
     for path, label, probability in entries:
         summary.add(Found(path, image), Prediction(path, (label,), (probability,)))
@@ -87,9 +88,17 @@ def made(tmp_path: Path, entries: list[tuple[str, str, float]]) -> Path:
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     page = check(made(tmp_path, [(name, name, 0.5) for name in HOSTILE]))
     told = page.texts("bdi")
-    assert HOSTILE[0] in told and HOSTILE[1] in told and HOSTILE[2] in told
-    assert "x" * 119 + "…" in told and "a?b" in "".join(told).replace("\N{REPLACEMENT CHARACTER}", "?")
+    assert HOSTILE[0] in told and HOSTILE[1] in told and HOSTILE[2].replace("\u202e", GONE) in told
+    assert "x" * 59 + "…" + "x" * 60 in told and f"a{GONE}b" in told
     assert not any("x" * 121 in text for text in told)
+
+
+def test_a_name_below_an_image_ends_as_the_file_does_and_never_turns_its_text(tmp_path: Path) -> None:
+    long = "Holiday in Sardinia 2024/Day 03 - Cala Goloritze/IMG_20240712_183000.png"
+    page = check(made(tmp_path, [(long, "cat", 0.5), ("\u202egnp.21.png", "cat", 0.5)]))
+    below = {text for text in page.texts("bdi") if text.endswith(".png")}
+    assert below == {"Holiday in Sardinia…" + long[-20:], f"{GONE}gnp.21.png"}
+    assert long in {attributes.get("title") for attributes in page.all("bdi")}
 
 
 def test_a_page_of_many_images_and_classes_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def test_parameters_and_multiply_adds_by_hand(model: Path) -> None:
 
 def test_memory_by_hand(model: Path) -> None:
     """The most is alive at the first ReLU: its input and output, 32 maps of 8x8 floats each."""
-    told = inspect(model)["memory"]
+    told = inspect(model)["memory_bytes"]
     for batch in (1, 64):
         assert told[f"batch_{batch}"] - told["weights"] == batch * 2 * 32 * 8 * 8 * 4
 
