@@ -83,7 +83,7 @@ def measure(planned: Planned, folder: Path) -> dict[str, Any]:
         "steps": recipe.train.steps,
         "decay": recipe.train.average_decay,
         "points": [{"step": step, **values} for step, values in sorted(seen.items())],
-        "hardware": hardware(torch.get_num_threads()),
+        "hardware": hardware(checkpoint.load_newest(folder / "runs" / planned.run / "checkpoints")["threads"]),
         "versions": versions("torch", "convline"),
     }
 

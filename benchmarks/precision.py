@@ -69,7 +69,7 @@ def rows(recipe: str, reports: dict[str, Any]) -> list[str]:
             f"`{recipe}`",
             precision,
             f"{size['bytes'] / 1000:,.0f} kB",
-            f"{size['bytes'] / size['fp32']:.0%}",
+            f"{size['bytes'] / reports['fp32']['size']['bytes']:.0%}",
             f"{report['precision_at_1']['onnx']:.2%}",
             f"{report['top1_differences']}",
             f"{report['probability_difference']['largest']:.1e}",
