@@ -81,6 +81,7 @@ def lines() -> Iterator[str]:
             yield command
 
 
+@pytest.mark.timeout(1800)  # four minutes, where nothing else runs
 def test_the_commands_work_one_after_the_other(home: Path) -> None:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, **SCHEDULERS, "HOME": str(home), "PATH": path, "PYTHONPATH": str(ROOT)}
