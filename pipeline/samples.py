@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.dataset import Dataset, Split
@@ -107,14 +107,23 @@ def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     width, height = (max(image.size[axis] for image in there) for axis in (0, 1))
     scale = max(1, -(-TILE // max(height, width)))
     tile_width, tile_height = width * scale + MARGIN, height * scale + MARGIN
-    left = LABEL_WIDTH if any(label for label, _ in rows) else MARGIN
+    is_labelled = any(label for label, _ in rows)
+    left = LABEL_WIDTH if is_labelled else MARGIN
+    font = _font() if is_labelled else None
     columns = max(len(images) for _, images in rows)
     sheet = Image.new("RGB", (left + columns * tile_width, len(rows) * tile_height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (label, images) in enumerate(rows):
         top = number * tile_height
-        draw.text((MARGIN, top + tile_height // 2 - 6), elided(label, 16), fill="black")
+        draw.text((MARGIN, top + tile_height // 2 - 6), elided(label, 16), fill="black", font=font)
         for column, image in enumerate(images):
             enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))
     return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """One that has more scripts than Pillow's own."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)
