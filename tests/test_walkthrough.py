@@ -20,11 +20,13 @@ from tests.trainings import points
 
 pytestmark = pytest.mark.usefixtures("all_cpus")
 
-# what needs other machines, serves until it is stopped, or is the tests themselves: test_documents parses these
-ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test)")
+# what needs other machines, serves until it is stopped, is the tests themselves, or is done by another line as well:
+# test_documents parses these
+ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test|report)")
 RUN = re.compile(r"(find .*\| )?(pipeline|serving|make) ")
 INCOMPLETE = re.compile(r" [A-Z]{3,}|^(pipeline|serving) \w+$")  # quoted, without what it needs
 SMALL = (
+    (r"make train export RECIPE=(\S+)", r"pipeline train \1 && pipeline export \1"),  # once through make is enough
     (r"make train export( report)?", r"\g<0> STEPS=20"),
     (r" --steps \d+", ""),
     (r"pipeline train \S+", r"\g<0> --steps 2 --overwrite --tracking none"),
