@@ -247,7 +247,7 @@ def test_activations_are_those_of_the_whole_layer_where_it_is_pooled_first() -> 
     assert told["lowest"] == 0 and told["highest"] == pytest.approx(after.max().item())
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_a_report_on_an_export_of_another_precision_says_so(mine: Path, precision: str) -> None:
     run_command(mine, "pipeline", "export", "digits", "--precision", precision)
     run_command(mine, "pipeline", "report", "digits")
