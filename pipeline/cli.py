@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pipeline.engine.torchrun import is_rank
 from serving import console
 from serving.errors import ConvlineError
 
@@ -159,7 +159,7 @@ def train(
     given = [f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None]
     loaded = load(recipe, [*(overrides or []), *given])
     folder = runs_dir / check_name(loaded.name if run is None else run, "run")
-    if devices > 1 and not _is_rank():
+    if devices > 1 and not is_rank():
         from pipeline.engine.distributed import launch
 
         raise typer.Exit(launch(devices, max_restarts, device, sys.argv[1:]))
@@ -354,14 +354,9 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
 
 def run() -> None:
     """The console script `pipeline`."""
-    if _is_rank():
+    if is_rank():
         from pipeline.engine.distributed import rank_process
 
         with rank_process():
             console.main(app)
     console.main(app)
-
-
-def _is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -144,7 +145,7 @@ class Sender:
             if self._run.is_training():
                 self._client.update_run(cursor.mlflow_run, status="RUNNING")
             else:
-                *_, last = (None, *read_points(self._run.metrics))
+                last = next(iter(deque(read_points(self._run.metrics), maxlen=1)), None)
                 is_complete = last is not None and last.step >= self._run.recipe.train.steps
                 ended = None if last is None else last.milliseconds  # not when it was exported, say
                 self._client.set_terminated(cursor.mlflow_run, "FINISHED" if is_complete else "KILLED", ended)

@@ -11,7 +11,7 @@ import torch
 from pipeline.dataset import Dataset
 from pipeline.download import officials
 from pipeline.engine import checkpoint
-from pipeline.engine.distributed import World, join, restarts
+from pipeline.engine.distributed import World, join
 from pipeline.engine.interrupts import stop_request
 from pipeline.engine.monitor import monitor
 from pipeline.engine.network import build_served, check_trains, choose_device
@@ -19,6 +19,7 @@ from pipeline.engine.optim import update
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.randomness import seed_step
 from pipeline.engine.run import Run
+from pipeline.engine.torchrun import restarts
 from pipeline.engine.tracking import Follower
 from pipeline.engine.training import Training
 from pipeline.preprocess import preprocess

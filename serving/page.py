@@ -59,7 +59,7 @@ def printable(given: str) -> str:
     """Without what no page can hold (surrogates, of a name that is not UTF-8), or shows as what it is not (control
     characters, those that turn the direction of a text among them)."""
     kept = "".join("\N{REPLACEMENT CHARACTER}" if _is_unfit(character) else character for character in given)
-    return kept[:1000]
+    return elided(kept, 1000)
 
 
 def _is_unfit(character: str) -> bool:

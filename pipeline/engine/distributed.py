@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.engine.torchrun import is_rank, restarts
 from serving import console
 from serving.errors import ConvlineError
 from serving.machine import usable_cpus
@@ -145,7 +146,7 @@ class SharedDropout(nn.Dropout):
 @contextmanager
 def join(device: str) -> Iterator[World]:
     """Meet the other ranks that torchrun has started; a world of one where it has not."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not is_rank():
         yield World()
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -183,11 +184,6 @@ def rank_process() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def restarts() -> int:
-    """How often torchrun has started the ranks again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def launch(devices: int, max_restarts: int, device: str, arguments: Sequence[str]) -> int:

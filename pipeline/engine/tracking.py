@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
 import time
 
 from pipeline.engine.run import Run
+from pipeline.engine.torchrun import environment_of_no_rank
 from pipeline.sync import has_failed
 from serving.console import log
 
 PATIENCE = 60  # seconds that a finished training waits for the rest to be sent
-RANK = "TORCHELASTIC_RUN_ID"  # which the ranks of torchrun have in their environment
 LIVES = 3  # a follower that is killed is started again
 
 
@@ -39,7 +38,7 @@ class Follower:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    env={name: value for name, value in os.environ.items() if name != RANK},
+                    env=environment_of_no_rank(),
                 )
             self._status = process.wait()
             if self._status >= 0:  # else a signal ended it

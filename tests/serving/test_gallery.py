@@ -11,6 +11,7 @@ from serving.classifier import Prediction, Reject
 from serving.found import Found, InMemory
 from serving.gallery import EACH, Gallery
 from serving.job import Summary
+from serving.page import printable
 from tests.conftest import Cli
 from tests.pages import check
 from tests.serving.helpers import encode, noise, write
@@ -98,6 +99,7 @@ def test_a_name_below_an_image_ends_as_the_file_does_and_never_turns_its_text(tm
     page = check(made(tmp_path, [(long, "cat", 0.5), ("\u202egnp.21.png", "cat", 0.5)]))
     below = {text for text in page.texts("bdi") if text.endswith(".png")}
     assert below == {"Holiday in Sardinia…" + long[-20:], f"{GONE}gnp.21.png"}
+    assert printable("x" * 3000 + "end.png").endswith("end.png")
     assert long in {attributes.get("title") for attributes in page.all("bdi")}
 
 
