@@ -63,7 +63,12 @@ def preprocess(
     source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz or .zip of images.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
-    fit: Annotated[Literal["crop", "stretch"], typer.Option(help="What resizing does to the aspect ratio.")] = "crop",
+    fit: Annotated[
+        Literal["crop", "stretch", "pad"], typer.Option(help="crop: cut off what is too long; pad: black beside it.")
+    ] = "crop",
+    resample: Annotated[
+        Literal["bilinear", "bicubic", "lanczos", "box"], typer.Option(help="The filter that resizes.")
+    ] = "bilinear",
     jpeg: Annotated[
         Literal["full", "reduced"], typer.Option(help="reduced: decode large JPEGs smaller, faster; compared first.")
     ] = "full",
@@ -76,7 +81,7 @@ def preprocess(
     from pipeline.engine.image_folder import Options
     from pipeline.preprocess import preprocess as prepare
 
-    folder_options = Options(_image_size(image_size), channels, fit, allow_rejects, jpeg)
+    folder_options = Options(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
     image = prepared.meta["image"]
     sizes = ", ".join(f"{sum(counts.values())} {split}" for split, counts in prepared.meta["counts"].items())

@@ -1,43 +1,39 @@
 """THE one way a file becomes pixels. Preparing a dataset and serving a model both call `decode`.
 
-In order: open and verify; EXIF orientation; 16 bits scaled to 8; alpha composited on white; palette,
-1-bit, CMYK and the like converted; to grey or RGB; shorter side resized with an antialiasing filter,
-then centre-cropped. Animations give their first frame.
+In order: open and verify; orientation by EXIF or XMP; 16 bits scaled to 8; alpha composited on white; palette,
+1-bit, CMYK and the like converted; to grey or RGB; shorter side resized with an antialiasing filter, then
+centre-cropped (or as the spec says). Animations give their first frame. Colour profiles and gamma are ignored.
 """
 
 from __future__ import annotations
 
-import warnings
+import re
 from dataclasses import asdict, dataclass
-from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from serving.errors import ConvlineError, ImageError, Reason
+from serving.decoders import MAX_PIXELS, load, open_image, refusal
+from serving.errors import ConvlineError, ImageError
 
-# a fixed list: Pillow would also start Ghostscript on an .eps that somebody dropped into the folder
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: 512 MiB as RGB
 MAX_BYTES = 512 * 2**20
 ORIENTATION = 0x112  # EXIF's tag
+XMP_ORIENTATION = re.compile(rb"""tiff:Orientation\s*(?:=\s*["']|>)\s*([1-8])\b""")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 REDUCED = 3  # times the size that is resized to: with 2, a pixel of a photograph moved by 1.8 of 255 on average
 
-SIGNATURES = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF8",
-    b"BM",
-    b"II*\x00",
-    b"MM\x00*",
-    b"\x00\x00\x00\x0cjP  ",
-    b"\xff\x4f\xff\x51",
-)
-
-# Pillow warns of what is decided here: sizes by MAX_PIXELS, damage by reason codes
-warnings.filterwarnings("ignore", module=r"PIL\.")
+Fit = Literal["crop", "stretch", "pad"]
+Resample = Literal["box", "bilinear", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -45,38 +41,53 @@ class ImageSpec:
     """How files become pixels. It travels in `meta.json` and in the ONNX file.
 
     `height` and `width` in pixels, None for the size as stored; `channels` 1 (grey) or 3 (RGB);
-    `fit`: "crop" resizes the shorter side, then crops the centre; "stretch" ignores the aspect ratio;
-    `resample`: Pillow's name of the (antialiasing) filter. `jpeg`: "reduced" has the JPEG decoder give a half, a
-    quarter or an eighth of the size where that is at least three times what is resized to, two to six times as fast.
+    `fit`: "crop" resizes until the image covers height x width (or its shorter side to `resize`, as torchvision's
+    Resize), then crops the centre, on black where it is smaller; "stretch" ignores the aspect ratio; "pad" resizes
+    until the image fits inside and centres it on black, as Pillow's ImageOps.pad;
+    `resample`: Pillow's name of the (antialiasing) filter; `version` 2 truncates the resized side and rounds the crop
+    as torchvision does, 1 the other way round. `jpeg`: "reduced" has the JPEG decoder give a half, a quarter or an
+    eighth of the size where that is at least three times what is resized to, two to six times as fast.
+
+    Raises ConvlineError for what this version of convline does not decode.
     """
 
     height: int | None
     width: int | None
     channels: int
-    fit: Literal["crop", "stretch"] = "crop"
-    resample: Literal["box", "bilinear", "bicubic", "lanczos"] = "bilinear"
-    version: int = 1
+    fit: Fit = "crop"
+    resample: Resample = "bilinear"
+    version: int = 2
     jpeg: Literal["full", "reduced"] = "full"
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_size(self.height, self.width):
+            raise ConvlineError(f"{self.height}x{self.width} is no size of an image")
+        known = self.version in (1, 2) and self.channels in (1, 3) and self.jpeg in ("full", "reduced")
+        if not known or self.fit not in get_args(Fit) or self.resample not in get_args(Resample):
+            raise ConvlineError(f"unknown image decoding spec {asdict(self)}; a newer convline may read it")
+        if self.version == 1 and (self.fit == "pad" or self.resize is not None):
+            raise ConvlineError("an image decoding spec of version 1 has no pad and no resize")
+        if self.resize is None:
+            return
+        if self.fit != "crop" or self.height is None:
+            raise ConvlineError(f"resize {self.resize} is the shorter side before a crop: it goes with a size and crop")
+        if not _is_size(self.resize, self.resize):
+            raise ConvlineError(f"{self.resize} is no side that an image can be resized to")
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ImageSpec:
         """Raises ConvlineError where this version of convline would decode differently."""
         try:
-            spec = cls(**fields)
+            return cls(**{"version": 1, **fields})
         except TypeError as error:
             raise ConvlineError(f"unknown image decoding spec {fields}; a newer convline may read it") from error
-        if not _is_size(spec.height, spec.width):
-            raise ConvlineError(f"{spec.height}x{spec.width} is no size of an image")
-        known = spec.version == 1 and spec.channels in (1, 3) and spec.fit in ("crop", "stretch")
-        known = known and spec.jpeg in ("full", "reduced")
-        if not known or spec.resample not in ("box", "bilinear", "bicubic", "lanczos"):
-            raise ConvlineError(f"unknown image decoding spec {fields}; a newer convline may read it")
-        return spec
 
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
-        if self.jpeg == "full":  # as files say that were written before there was a choice
-            del fields["jpeg"]
+        for field, default in (("jpeg", "full"), ("resize", None)):
+            if fields[field] == default:  # as files say that were written before there was a choice
+                del fields[field]
         return fields
 
 
@@ -97,36 +108,14 @@ def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
     if len(data) > MAX_BYTES:
         raise ImageError("too-large", f"{len(data)} bytes; the limit is {MAX_BYTES}")
     try:
-        image = _open(data)
+        image = open_image(data)
         full = _reduce(image, spec) if spec.jpeg == "reduced" else None
-        image = _convert(_upright(_load(image)), spec.channels)
+        image = _convert(_upright(load(image, data)), spec.channels)
         image = _fit(image, spec, full or image.size)
         return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
-    except ImageError:
-        raise
-    except MemoryError as error:
-        raise ImageError("too-large", "not enough memory to decode it") from error
     # Pillow's readers raise whatever a malformed file makes them stumble over
     except Exception as error:
-        raise ImageError(_reason(error, data), str(error) or type(error).__name__) from error
-
-
-def _open(data: bytes) -> Image.Image:
-    """The first frame, verified but not decoded; its size is checked."""
-    try:
-        image = _identify(data)
-        if image.format == "PNG":
-            image.verify()  # checksums, which decoding skips; ends the object's use
-            image = _identify(data)
-    except UnidentifiedImageError as error:
-        if data.startswith(SIGNATURES) or data[8:12] == b"WEBP" or data[4:12] in (b"ftypavif", b"ftypavis"):
-            raise ImageError("truncated", "the file ends or breaks inside its header") from error
-        raise ImageError("not-an-image", "no image format that is read here begins like this") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError("too-large", f"over {MAX_PIXELS} pixels") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError("too-large", f"{image.width}x{image.height}; the limit is {MAX_PIXELS} pixels")
-    return image
+        raise refusal(error, data) from error
 
 
 def _reduce(image: Image.Image, spec: ImageSpec) -> tuple[int, int] | None:
@@ -141,36 +130,24 @@ def _reduce(image: Image.Image, spec: ImageSpec) -> tuple[int, int] | None:
     return full
 
 
-def _load(image: Image.Image) -> Image.Image:
-    """The image with its pixels decoded."""
-    image.load()
-    # 16-bit PNG and PGM come as mode I too; any other file of 32-bit integers may mean anything by them
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-        raise ImageError("unsupported", "32-bit pixels have no defined range")
-    return image
-
-
-def _identify(data: bytes) -> Image.Image:
-    Image.init()
-    return Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
-
-
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; unreadable EXIF is as good as none, as in every viewer."""
-    try:
-        # exif_transpose copies what it need not turn: a tenth of the time that a photograph takes
-        return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
-    except Exception:
-        return image
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, from 1 (upright) to 8; from 5 on the sides change places."""
+    """As EXIF says, or else XMP, from 1 (upright) to 8; from 5 on the sides change places.
+
+    Unreadable EXIF is as good as none, as in every viewer.
+    """
     try:
-        orientation = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION)
     except Exception:
-        return 1
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+        orientation = None
+    xmp = image.info.get("xmp")
+    if orientation is None and isinstance(xmp, bytes) and (found := XMP_ORIENTATION.search(xmp)):
+        orientation = int(found[1])
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _convert(image: Image.Image, channels: int) -> Image.Image:
@@ -194,13 +171,15 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _fit(image: Image.Image, spec: ImageSpec, full: tuple[int, int]) -> Image.Image:
-    """Resized and cropped as `spec` says; `full` is the image's size before the decoder scaled it down."""
-    if spec.height is None or spec.width is None or image.size == (spec.width, spec.height):
+    """Resized and cropped or padded as `spec` says; `full` is the image's size before the decoder scaled it down."""
+    if spec.height is None or spec.width is None:
         return image
-    width, height = _resized(full, spec)
-    image = image.resize((width, height), Image.Resampling[spec.resample.upper()])
-    left, top = (width - spec.width) // 2, (height - spec.height) // 2
-    return image.crop((left, top, left + spec.width, top + spec.height))
+    size = _resized(full, spec)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling[spec.resample.upper()])
+    left, top = (_offset(side, wanted, spec) for side, wanted in zip(size, (spec.width, spec.height), strict=True))
+    # Pillow fills with black what a crop takes from outside of the image
+    return image if size == (spec.width, spec.height) else image.crop((left, top, left + spec.width, top + spec.height))
 
 
 def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
@@ -208,17 +187,36 @@ def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     assert spec.width is not None and spec.height is not None
     if spec.fit == "stretch":
         return spec.width, spec.height
-    scale = max(spec.width / size[0], spec.height / size[1])
-    width, height = max(spec.width, round(size[0] * scale)), max(spec.height, round(size[1] * scale))
+    if spec.fit == "pad":
+        width, height = _contained(size, (spec.width, spec.height))
+    elif spec.version == 1:
+        scale = max(spec.width / size[0], spec.height / size[1])
+        width, height = max(spec.width, round(size[0] * scale)), max(spec.height, round(size[1] * scale))
+    else:
+        width, height = _covering(size, (spec.resize or spec.width, spec.resize or spec.height))
     if width * height > MAX_PIXELS:  # a strip one pixel high would grow without bound
         raise ImageError("too-large", f"{size[0]}x{size[1]} would be resized to {width}x{height}")
     return width, height
 
 
-def _reason(error: Exception, data: bytes) -> Reason:
-    message = str(error).lower()
-    if isinstance(error, EOFError) or any(word in message for word in ("truncated", "end of", "not enough")):
-        return "truncated"
-    # WebP's decoder does not say why it failed, but the file says how long it should be
-    is_cut_webp = data[8:12] == b"WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    return "truncated" if is_cut_webp else "unreadable"
+def _covering(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """One side as wanted, the other truncated and at least as wanted; torchvision's Resize where both are equal."""
+    if wanted[0] * size[1] >= wanted[1] * size[0]:
+        return wanted[0], int(wanted[0] * size[1] / size[0])
+    return int(wanted[1] * size[0] / size[1]), wanted[1]
+
+
+def _contained(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """One side as wanted, the other rounded and at most as wanted, as Pillow's ImageOps.contain."""
+    if size[0] * wanted[1] >= size[1] * wanted[0]:
+        return wanted[0], max(1, round(size[1] / size[0] * wanted[0]))
+    return max(1, round(size[0] / size[1] * wanted[1])), wanted[1]
+
+
+def _offset(side: int, wanted: int, spec: ImageSpec) -> int:
+    """Where the centre of `wanted` pixels begins; how far before the image, as a negative, where a side has fewer."""
+    if spec.version == 1:
+        return (side - wanted) // 2
+    if spec.fit == "crop" and side < wanted:
+        return -((wanted - side) // 2)
+    return round((side - wanted) / 2)  # to even, as torchvision's CenterCrop and Pillow's ImageOps.pad

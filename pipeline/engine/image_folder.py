@@ -23,7 +23,7 @@ from serving.console import log, progress
 from serving.errors import ConvlineError, ImageError
 from serving.files import sha256
 from serving.found import Found
-from serving.images import ImageSpec, decode
+from serving.images import Fit, ImageSpec, Resample, decode
 from serving.listing import find, folders
 from serving.machine import usable_cpus
 
@@ -36,14 +36,15 @@ CHUNK = 256  # images a worker process decodes at once: passing them costs littl
 @dataclass(frozen=True)
 class Options:
     """`size` (height, width), None to keep the size that all images share; `channels` "auto" is 1 only
-    if every image is grey; more than 1% of unusable files is an error unless `allow_rejects`; `jpeg` is
-    as in `ImageSpec`."""
+    if every image is grey; more than 1% of unusable files is an error unless `allow_rejects`; `fit`,
+    `jpeg` and `resample` are as in `ImageSpec`."""
 
     size: tuple[int, int] | None = None
     channels: Literal["auto", "1", "3"] = "auto"
-    fit: Literal["crop", "stretch"] = "crop"
+    fit: Fit = "crop"
     allow_rejects: bool = False
     jpeg: Literal["full", "reduced"] = "full"
+    resample: Resample = "bilinear"
 
 
 @dataclass
@@ -73,7 +74,8 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     order = sorted(layout.places, key=lambda path: (layout.places[path], path.encode("utf-8", "surrogateescape")))
     rows = {path: row for row, path in enumerate(order)}
     height, width = options.size or _first_size(source, rows)
-    spec = ImageSpec(height, width, 1 if options.channels == "1" else 3, options.fit, jpeg=options.jpeg)
+    kept = 1 if options.channels == "1" else 3
+    spec = ImageSpec(height, width, kept, options.fit, options.resample, jpeg=options.jpeg)
     told: dict[str, Any] = {"reduced_jpegs": compare_reduced(source, rows, spec)} if options.jpeg == "reduced" else {}
     images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
     decoded = _decode_all(source, folder / "decoded.npy", rows, spec, native=options.size is None)
