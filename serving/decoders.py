@@ -10,7 +10,7 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from serving import file_types, jpeg2000, png, tiff
+from serving import file_types, jpeg2000, png, tiff, tiff_pixels
 from serving.errors import ImageError
 
 # a fixed list: Pillow would also start Ghostscript on an .eps that somebody dropped into the folder
@@ -32,10 +32,10 @@ def open_image(data: bytes) -> Image.Image:
     """The first frame, verified but usually not decoded yet; its size is checked."""
     if data.startswith(tiff.SIGNATURES) and (page := tiff.first_page(data)):
         if page.unsupported:
-            raise ImageError("unsupported", page.unsupported)
+            raise ImageError("truncated" if tiff.is_cut(data) else "unsupported", page.unsupported)
         check_size(page.width, page.height)
         if not page.is_for_pillow:
-            return page.read()
+            return tiff_pixels.read(page)
     image = _identify(data)
     if image.format == "PNG":
         image.verify()  # checksums, which decoding skips; ends the object's use
@@ -70,7 +70,7 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
 def refusal(error: Exception, data: bytes) -> ImageError:
     """Why `data` is not decoded, given what opening or decoding it raised."""
     if isinstance(error, ImageError):
-        return error
+        return ImageError("truncated", error.detail) if error.reason == "unreadable" and _is_cut(data) else error
     if isinstance(error, MemoryError):
         return ImageError("too-large", "not enough memory to decode it")
     if isinstance(error, Image.DecompressionBombError):
@@ -89,10 +89,10 @@ def refusal(error: Exception, data: bytes) -> ImageError:
 
 def _unidentified(data: bytes) -> ImageError:
     """Of a file of which Pillow cannot even read the header."""
-    if not data.startswith(SIGNATURES) and data[8:12] != b"WEBP":
+    is_begun = len(data) > 1 and any(signature.startswith(data) for signature in SIGNATURES)
+    if not data.startswith(SIGNATURES) and data[8:12] != b"WEBP" and not is_begun:
         return file_types.explain(data)
-    page = tiff.first_page(data) if data.startswith(tiff.SIGNATURES) else None
-    if page and not page.is_cut:
+    if data.startswith(tiff.SIGNATURES) and tiff.first_page(data) and not tiff.is_cut(data):
         return ImageError("unsupported", f"a TIFF of a layout that is not read here; {file_types.CONVERT}")
     end = next((end for begin, end in ENDS.items() if data.startswith(begin)), None)
     if end and data.rstrip(b"\0\r\n").endswith(end):
@@ -104,8 +104,7 @@ def _is_cut(data: bytes) -> bool:
     """Whether a file says itself that it should be longer, where its decoder does not."""
     if data[8:12] == b"WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    page = tiff.first_page(data) if data.startswith(tiff.SIGNATURES) else None
-    return page is not None and page.is_cut
+    return data.startswith(tiff.SIGNATURES) and tiff.is_cut(data)
 
 
 def _unread_kind(data: bytes) -> str | None:

@@ -45,7 +45,6 @@ UNSUPPORTED: tuple[tuple[int, bytes, str, str], ...] = (
     (128, b"DICM", "DICOM", "export its pictures as PNG, with the window that shows what matters"),
     (0, b"SIMPLE  =", "FITS", MAP),
     (0, b"\0\0\1\0", "Windows icon", CONVERT),
-    (0, b"\0\0\2\0", "Windows cursor", CONVERT),
     (0, b"icns", "Apple icon", CONVERT),
     (0, b"qoif", "QOI", CONVERT),
     (0, b"DDS ", "DirectDraw surface", CONVERT),
