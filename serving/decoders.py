@@ -23,6 +23,8 @@ ENDS = {JPEG: b"\xff\xd9", PNG: b"IEND\xae\x42\x60\x82", GIF: b";"}
 UNREAD_JPEGS = {0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xCB: "lossless",
                 0xCD: "hierarchical", 0xCE: "hierarchical", 0xCF: "hierarchical", 0xF7: "JPEG-LS"}  # fmt: skip
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers that begin one
+# what decoders say of a whole file that is beyond them, the last two of AVIF
+BEYOND = ("unsupported", "not supported", "cannot handle", "not implemented", "no codec", "missing or empty image item")
 
 # Pillow warns of what is decided here: sizes by MAX_PIXELS, damage by reason codes
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -82,7 +84,7 @@ def refusal(error: Exception, data: bytes) -> ImageError:
     message = str(error).lower()
     if isinstance(error, EOFError) or any(word in message for word in ("truncated", "end of", "not enough")):
         return ImageError("truncated", str(error) or "the file ends too early")
-    if any(word in message for word in ("unsupported", "not supported", "cannot handle", "no codec")):
+    if any(words in message for words in BEYOND):
         return ImageError("unsupported", f"{error}; {file_types.CONVERT}")
     return ImageError("truncated" if _is_cut(data) else "unreadable", str(error) or type(error).__name__)
 
@@ -104,6 +106,8 @@ def _is_cut(data: bytes) -> bool:
     """Whether a file says itself that it should be longer, where its decoder does not."""
     if data[8:12] == b"WEBP":
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data.startswith(jpeg2000.SIGNATURES):
+        return jpeg2000.is_cut(data)
     return data.startswith(tiff.SIGNATURES) and tiff.is_cut(data)
 
 

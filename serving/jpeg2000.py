@@ -78,6 +78,15 @@ def unread_kind(data: bytes) -> str | None:
         return None
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether a file that cannot be decoded ends before its codestream does."""
+    try:
+        end = len(data) if data.startswith(SIGNATURES[1]) else dict(_boxes(data, 0, len(data)))[b"jp2c"][1]
+    except (KeyError, ValueError, struct.error):
+        return True
+    return data[end - 2 : end] != b"\xff\xd9"
+
+
 def _unsupported(header: Header) -> str | None:
     """Why such a file's pixels are not given; None where they are."""
     depths = {component.bits for component in header.components}
