@@ -45,8 +45,8 @@ class ImageSpec:
     Resize), then crops the centre, on black where it is smaller; "stretch" ignores the aspect ratio; "pad" resizes
     until the image fits inside and centres it on black, as Pillow's ImageOps.pad;
     `resample`: Pillow's name of the (antialiasing) filter; `version` 2 truncates the resized side and rounds the crop
-    as torchvision does, 1 rounds the side and truncates the crop. `jpeg`: "reduced" has the JPEG decoder give a half, a quarter or an
-    eighth of the size where that is at least three times what is resized to, two to six times as fast.
+    as torchvision does, 1 rounds the side and truncates the crop. `jpeg`: "reduced" has the JPEG decoder give a half,
+    a quarter or an eighth of the size where that is at least three times what is resized to, two to six times as fast.
 
     Raises ConvlineError for what this version of convline does not decode.
     """

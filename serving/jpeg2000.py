@@ -129,6 +129,7 @@ def _unwrapped(values: NDArray[np.uint8], halved: NDArray[np.uint8], bits: int) 
     """Samples of so many bits that were rounded to 8 and may have become 256, which is 0 in a byte; `halved` are the
     same in the middle half of the range, from 64 to 192, to within 1."""
     expected = 64 + (values >> 1)
+    halved = np.clip(halved, 64, 192)  # what compression added beyond black and white
     is_top = halved >= 191
     if ((np.abs(expected.astype(np.int16) - halved) > 2) & ~((values == 0) & is_top)).any():
         raise ImageError("unsupported", f"a JPEG 2000 of colours of {bits} bits; save it with 8 bits a sample")

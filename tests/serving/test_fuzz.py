@@ -21,7 +21,9 @@ from serving.found import Found, InMemory
 from serving.images import ImageSpec
 from serving.job import Job
 from serving.workers import Workers
+from tests.serving import layouts
 from tests.serving.helpers import csv_rows, encode, exif, json_lines, noise, write
+from tests.serving.layouts import tiff
 
 SPEC = ImageSpec(8, 8, 3)
 SECONDS = 10.0  # that a file may take
@@ -43,6 +45,10 @@ SEEDS = {
     "gif": encode(SOFT.quantize(16), "GIF", save_all=True, append_images=[SOFT.rotate(90).quantize(16)]),
     "bmp": encode(SOFT, "BMP"),
     "1-bit bmp": encode(SOFT.convert("1"), "BMP"),
+    "planar 16-bit tiff": tiff(noise(9, 7, 3).astype(int) * 257, 16, layouts.RGB, planar=True),
+    "tiled 12-bit tiff": tiff(noise(9, 7, 1).astype(int), 12, layouts.MINISBLACK, deflate=True, tile=(4, 8)),
+    "palette tiff": tiff(noise(9, 7, 1) // 16, 4, layouts.PALETTE, more=[(320, [*range(48)])]),
+    "jpeg 2000": encode(SOFT, "JPEG2000", irreversible=True),
 }
 
 small = st.integers(0, 255)
