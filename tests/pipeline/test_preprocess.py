@@ -401,6 +401,16 @@ def run(data: Path, *arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
+def test_padding_and_the_filter_are_chosen_and_travel_with_the_dataset(data: Path, tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "pets", SPLITS, size=(4, 8))
+    status, output = run(data, "tiny", "--source", source, "--image-size", 4, "--fit", "pad", "--resample", "box")
+    assert status == 0, output
+    dataset = Dataset.open(data, "tiny")
+    assert (dataset.spec.fit, dataset.spec.resample, dataset.spec.version) == ("pad", "box", 2)
+    images = dataset.split("train").images
+    assert not images[:, [0, 3]].any() and images[:, 1:3].any()  # 4 x 8 (height x width): black above and below
+
+
 @pytest.mark.parametrize(("written", "size"), [("6", "6x6"), ("6x5", "6x5"), ("6X5", "6x5")])
 def test_a_size_is_a_side_or_height_and_width(data: Path, pets: Path, written: str, size: str) -> None:
     status, output = run(data, "pets", "--source", pets, "--image-size", written)

@@ -92,7 +92,7 @@ def test_a_result_depends_neither_on_its_place_nor_on_its_company(model: Path) -
         pytest.param(change("image", lambda image: {**image, "height": 9}), "inputs", id="other-height"),
         pytest.param(change("image", lambda image: {**image, "channels": 3}), "inputs", id="other-channels"),
         pytest.param(change("image", lambda image: {**image, "height": None}), "model.onnx", id="no-height"),
-        pytest.param(change("image", lambda image: {**image, "version": 2}), "spec|image", id="newer-image-spec"),
+        pytest.param(change("image", lambda image: {**image, "version": 3}), "spec|image", id="newer-image-spec"),
         pytest.param(set_metadata("image", "[]"), "model.onnx", id="image-no-table"),
     ],
 )
