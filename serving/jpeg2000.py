@@ -62,10 +62,11 @@ def load(image: Image.Image, data: bytes) -> Image.Image:
     if is_plain and all(component.bits == 8 for component in header.components) and image.mode != "I;16":
         return image
     samples = _samples(image, header, data)
-    if header.palette is not None and header.channels:
+    if (palette := header.palette) is not None:
+        channels = header.channels or [(0, column) for column in range(palette.shape[1])]
         samples = [
-            samples[component] if column is None else header.palette[:, column].take(samples[component], mode="clip")
-            for component, column in header.channels
+            samples[component] if column is None else palette[:, column].take(samples[component], mode="clip")
+            for component, column in channels
         ]
     return _arranged(samples, header)
 

@@ -128,8 +128,9 @@ def _parts(page: Page, parts: list[int], samples: int) -> Iterator[NDArray[np.ui
     row = (segments.width * samples * page.bits[0] + 7) // 8
     each = segments.across * segments.down
     offsets, counts = segments.offsets, segments.counts
-    if page.compression == tiff.UNCOMPRESSED:  # what a file says is more than it has now and then
-        counts = tuple(min(count, row * segments.height) for count in counts)
+    if page.compression == tiff.UNCOMPRESSED:  # files say more now and then, or nothing
+        last = segments.height if segments.tiled else page.height - segments.height * (each - 1)
+        counts = tuple(row * (last if index % each == each - 1 else segments.height) for index in range(len(offsets)))
     if min(len(offsets), len(counts)) < each * (max(parts) + 1):
         raise ImageError("unreadable", f"a TIFF that lists {len(offsets)} strips or tiles; it needs more")
     if any(at + count > len(page.data) for at, count in zip(offsets, counts, strict=False)):

@@ -119,8 +119,9 @@ def test_a_palette_gives_its_colours_even_where_two_are_the_same(bits: int) -> N
     colours[1] = colours[0]
     palette = b"pclr", struct.pack(">HB", 1 << bits, 3) + b"\7\7\7" + colours.tobytes()
     mapping = b"cmap", b"".join(struct.pack(">HBB", 0, 1, column) for column in range(3))
-    data = jp2(codestream(indices, bits), indices.shape, SRGB, palette, mapping)
-    np.testing.assert_array_equal(decode(data, AS_RGB), colours[indices[..., 0]])
+    for boxes in ([palette, mapping], [palette]):
+        data = jp2(codestream(indices, bits), indices.shape, SRGB, *boxes)
+        np.testing.assert_array_equal(decode(data, AS_RGB), colours[indices[..., 0]])
 
 
 @pytest.mark.parametrize("colour", [CMYK, b"\0" * 16 + b"CMYK" + b"\0" * 108], ids=["enumerated", "profile"])

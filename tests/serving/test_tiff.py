@@ -133,6 +133,17 @@ def test_samples_of_undefined_format_are_unsigned() -> None:
     np.testing.assert_allclose(decode(data, AS_RGB), seen(pixels, 16, MINISBLACK, None), atol=0.5)
 
 
+def test_an_uncompressed_tiff_needs_no_true_count_of_its_bytes() -> None:
+    pixels = samples(16, 1)
+    data = tiff(pixels, 16, MINISBLACK)
+    at = data.index(b"\x17\1\4\0\3\0\0\0")  # 279: three strips
+    place = int.from_bytes(data[at + 8 : at + 12], "little")
+    wrong = data[:place] + b"\xff\xff\0\0" * 3 + data[place + 12 :]
+    missing = data[:at] + b"\x7f\xff" + data[at + 2 :]
+    for changed in (wrong, missing):
+        np.testing.assert_array_equal(decode(changed, AS_RGB), decode(data, AS_RGB))
+
+
 def test_a_little_endian_bigtiff_is_read() -> None:
     pixels = samples(16, 3).astype(np.uint16)
     data = written(pixels.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", bigtiff=True)
