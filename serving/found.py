@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 from serving.errors import ImageError
 from serving.images import MAX_BYTES
 
 Stamp = tuple[int, int | str]  # size in bytes, and when it was last written, or its entity tag
+Opener = Callable[[str], IO[bytes]]  # opens the file of a name, or behind a URL, in whichever process
 
 
 class Content(Protocol):
@@ -99,6 +101,11 @@ class Unusable:
 
     def stamp(self) -> Stamp | None:
         return None
+
+
+def open_local(name: str) -> IO[bytes]:
+    """A file of this machine."""
+    return open(name, "rb")
 
 
 def check_size(size: int) -> None:

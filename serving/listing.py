@@ -10,19 +10,23 @@ import glob
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from serving.archives import folders_within, is_archive, read_archive
+from serving.archives import is_archive, names_within, read_archive, refuse_unread
+from serving.console import log
 from serving.errors import ConvlineError
 from serving.found import Found, OnDisk, unreadable
+from serving.lists import list_lines
 
 STDIN = "-"
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".jp2", ".avif")
+MACOS = "__MACOSX"  # the folder for what is beside the files in a .zip of the Finder, all of it hidden
 MAX_LINKS = 4  # to folders, one below the other: folders that link to each other have no end of paths
-BLOCK = 2**16  # bytes of a list that are read at once
 
 
 def find(inputs: Sequence[str]) -> Iterator[Found]:
@@ -30,7 +34,10 @@ def find(inputs: Sequence[str]) -> Iterator[Found]:
 
     An input is a file, a folder, a glob, an archive, `@FILE` or `-` (a list of paths, in a file or on standard
     input, separated by newlines or NULs, relative to the current folder) or an fsspec URL (s3://…).
-    Raises ConvlineError, before the first file, for an input that does not exist.
+    A list is UTF-8, or UTF-16 or UTF-32 with a byte order mark. An archive that is damaged, or of a kind that is not
+    read here, is one reject where a list or a glob names it.
+
+    Raises ConvlineError, before the first file, for an input that does not exist or is such an archive.
     """
     return chain.from_iterable([_source(name, len(inputs) > 1) for name in inputs])
 
@@ -42,8 +49,10 @@ def is_url(name: str) -> bool:
 def _source(name: str, is_prefixed: bool) -> Iterator[Found]:
     """The files of one input, none of them read yet."""
     if name == STDIN:
-        return _listed(sys.stdin.buffer)
+        return _listed(sys.stdin.buffer, "standard input")
     if os.path.lexists(name):
+        if not Path(name).is_dir():
+            refuse_unread(name)
         return _local(name, is_prefixed)
     if is_url(name):
         from serving.remote import find_remote
@@ -61,7 +70,7 @@ def _source(name: str, is_prefixed: bool) -> Iterator[Found]:
         matches = [match for match in matches if not Path(match).is_dir()]
     if not matches:
         raise ConvlineError(f"nothing matches {name}; is the pattern right?")
-    return chain.from_iterable(_local(match, True) for match in matches)
+    return chain.from_iterable(map(_entry, matches))
 
 
 def _local(name: str, is_prefixed: bool) -> Iterator[Found]:
@@ -75,38 +84,30 @@ def _local(name: str, is_prefixed: bool) -> Iterator[Found]:
         yield Found(name if is_prefixed else path.name, OnDisk(name))
 
 
+def _entry(name: str) -> Iterator[Found]:
+    """The files of what a list or a glob names; as in a folder, an archive that cannot be read is one reject."""
+    try:
+        yield from _local(name, True)
+    except ConvlineError as error:
+        yield unreadable(name, str(error))
+
+
 def _listed_in(path: Path) -> Iterator[Found]:
     with path.open("rb") as file:
-        yield from _listed(file)
+        yield from _listed(file, str(path))
 
 
-def _listed(file: IO[bytes]) -> Iterator[Found]:
-    for line in _lines(file):
-        name = os.fsdecode(line)
-        if is_url(name) and not os.path.lexists(name):
+def _listed(file: IO[bytes], name: str) -> Iterator[Found]:
+    for line in list_lines(file, name):
+        entry = os.fsdecode(line)
+        if is_url(entry) and not os.path.lexists(entry):
             from serving.remote import Remote
 
-            yield Found(name, Remote(name))
-        elif os.path.lexists(name):
-            yield from _local(name, True)
+            yield Found(entry, Remote(entry))
+        elif os.path.lexists(entry):
+            yield from _entry(entry)
         else:  # a line is never lost
-            yield Found(name, OnDisk(name))
-
-
-def _lines(file: IO[bytes]) -> Iterator[bytes]:
-    """What is between newlines, or between NULs where there is one in the first block (`find -print0`)."""
-    separator = None
-    rest = b""
-    while block := file.read(BLOCK):
-        separator = separator or (b"\0" if b"\0" in block else b"\n")
-        *lines, rest = (rest + block).split(separator)
-        yield from filter(None, (_line(line, separator) for line in lines))
-    if last := _line(rest, separator or b"\n"):
-        yield last
-
-
-def _line(line: bytes, separator: bytes) -> bytes:
-    return line.rstrip(b"\r") if separator == b"\n" else line
+            yield Found(entry, OnDisk(entry))
 
 
 @dataclass
@@ -169,9 +170,31 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def folders(source: Path) -> set[str]:
-    """The folders below a folder, or in an archive, hidden ones left out."""
-    if source.is_dir():
-        below = (Path(top, name) for top, names, _ in os.walk(source) for name in names)
-        names = (path.relative_to(source) for path in below)
-        return {name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)}
-    return folders_within(source) if is_archive(source) else set()
+    """The folders below a folder, or in an archive, without hidden ones and macOS's own.
+
+    A line names the hidden ones that hold images, as whoever made them may not think of them as hidden.
+    """
+    found: set[str] = set()
+    hidden: Counter[str] = Counter()
+    for path, is_folder in _names(source):
+        parts = path.split("/")
+        depth = next((depth for depth, part in enumerate(parts) if part.startswith(".")), len(parts))
+        if depth < len(parts) - 1 and path.lower().endswith(IMAGES) and not parts[-1].startswith("."):
+            hidden["/".join(parts[: depth + 1])] += 1
+        elif is_folder and depth == len(parts) and MACOS not in parts:
+            found.add(path)
+    if hidden:
+        named = ", ".join(f"{name} ({count} images)" for name, count in sorted(hidden.items())[:3])
+        log(f"hidden, as their names begin with a dot, so not used: {named}{' …' if len(hidden) > 3 else ''}")
+    return found - {""}
+
+
+def _names(source: Path) -> Iterator[tuple[str, bool]]:
+    """What is below a folder, or in an archive, hidden or not, and whether it is a folder."""
+    if not source.is_dir():
+        yield from names_within(source) if is_archive(source) else ()
+        return
+    for top, folders, files in os.walk(source):
+        inside = Path(top).relative_to(source)
+        yield from (((inside / name).as_posix(), True) for name in folders)
+        yield from (((inside / name).as_posix(), False) for name in files)

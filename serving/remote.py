@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
-from serving.archives import is_archive, read_members, reading
+from serving.archives import is_archive, read_archive, refuse_unread
 from serving.errors import ConvlineError, ImageError
 from serving.found import Found, Stamp, check_size, unreadable
 
@@ -20,10 +20,11 @@ class Remote:
     info: Stamp | None = None
 
     def read(self) -> bytes:
-        if self.info is not None:
-            check_size(self.info[0])
         try:
             system, path = open_system(self.url)
+            size = self.info[0] if self.info is not None else system.size(path)
+            if size is not None:
+                check_size(size)
             return system.cat_file(path)
         except ImageError:
             raise
@@ -47,6 +48,13 @@ def open_system(url: str) -> tuple[Any, str]:
         raise ConvlineError(f"cannot open {url}: {error}") from error
 
 
+def open_url(url: str) -> IO[bytes]:
+    """The file behind a URL, read where it is asked for. Raises ConvlineError as `open_system` does."""
+    system, path = open_system(url)
+    file: IO[bytes] = system.open(path, "rb")
+    return file
+
+
 def find_remote(url: str, is_prefixed: bool) -> Iterator[Found]:
     """The files of a URL: of one file, a folder, a glob or an archive. Raises ConvlineError where there is nothing."""
     system, path = open_system(url)
@@ -55,6 +63,8 @@ def find_remote(url: str, is_prefixed: bool) -> Iterator[Found]:
         infos = [system.info(match) for match in matches]
     if not infos:
         raise ConvlineError(f"nothing matches {url}; is the pattern right?")
+    if matches == [path] and infos[0]["type"] != "directory":
+        refuse_unread(url)
     names = [url] if matches == [path] else [system.unstrip_protocol(match) for match in matches]
     return _find(system, list(zip(names, infos, strict=True)), is_prefixed or names != [url])
 
@@ -69,8 +79,7 @@ def _find(system: Any, roots: list[tuple[str, dict[str, Any]]], is_prefixed: boo
         if info["type"] == "directory":
             yield from _walk(system, info["name"], prefix)
         elif is_archive(name):
-            with reading(name), system.open(info["name"], "rb") as file:
-                yield from read_members(file, name, prefix)
+            yield from read_archive(name, prefix, open_url)
         else:
             yield Found(name if is_prefixed else name.rpartition("/")[2], _remote(system, info))
 
