@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from pipeline.engine.image_folder import Options, decode_images
 from pipeline.engine.prepared import CHUNK, Prepared, create_array
 from serving.console import log
 from serving.errors import ConvlineError
-from serving.files import sync_files, sync_folder
+from serving.files import new_folder
 
 TEST_SHARE = 0.2
 TEST_SEED = 0
@@ -47,58 +44,13 @@ def preprocess(
     destination = data_dir / name
     if destination.exists() and not overwrite:
         raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
-    with _folder_beside(destination) as folder:
+    with new_folder(destination) as folder:
         if source is not None:
             prepared = decode_images(source, folder, options or Options())
         else:
             prepared = _official(name, data_dir, mirrors)
         _write(folder, name, prepared)
     return Dataset.open(data_dir, name)
-
-
-@contextmanager
-def _folder_beside(destination: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `destination` on success and vanishes otherwise."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    _tidy_after_a_crash(destination)
-    folder = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    replaced = folder.with_suffix(".old")
-    folder.mkdir()
-    try:
-        yield folder
-        sync_files(folder)
-        if destination.exists():
-            destination.rename(replaced)
-        folder.rename(destination)
-        sync_folder(destination.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _tidy_after_a_crash(destination: Path) -> None:
-    """Remove what a killed process left; put back a dataset that it was just replacing."""
-    for left in destination.parent.glob(f".{destination.name}.*.*"):
-        process, _, kind = left.name.removeprefix(f".{destination.name}.").partition(".")
-        if not process.isdigit() or kind not in ("tmp", "old") or _is_alive(int(process)):
-            continue
-        if kind == "old" and not destination.exists():
-            left.rename(destination)
-        else:
-            shutil.rmtree(left)
-
-
-def _is_alive(process: int) -> bool:
-    if process == os.getpid():  # an earlier process of the same number, as in a container that was restarted
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Prepared:

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipeline.dataset import Dataset, Split
 from serving.errors import ConvlineError
-from serving.files import atomic_write
+from serving.files import atomic_write, name_on_disk
 from serving.page import elided
 
 SHEET_COLUMNS = 10  # images a class on the contact sheet
@@ -41,7 +41,7 @@ def write_samples(dataset: Dataset, split: Split, count: int, output: Path, view
         if sheet.exists() and not _is_ours(sheet):
             raise ConvlineError(f"{sheet} exists and is no contact sheet; choose another --output")
     chosen = _round_robin(split, len(dataset.classes))[:count]
-    folders = [output / label.replace("/", "_") for label in dataset.classes]
+    folders = [output / name_on_disk(label) for label in dataset.classes]
     for row in chosen:
         index = split.rows[row]
         _keep(folders[split.labels[index]] / f"{index}.png", _png(split.images[index]))

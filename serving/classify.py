@@ -70,7 +70,7 @@ def classify(job: Job) -> Summary:
             header = describe(job, classifier, whole)
             with Journal(partial_path(job.output), header, resume=job.continues, overwrite=job.overwrite) as journal:
                 fill(journal, job, predict, files, summary)
-                render((record.entry for record in journal.records()), job.output, job.top_k)
+                render((record.entry for record in journal.records()), job.output, job.top_k, job.csv_safe)
                 journal.drop()
         summary.finish(time.perf_counter() - began)
     return summary
@@ -84,7 +84,7 @@ def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
     if not (job.continues and output.exists()):
         return None
     summary = Summary("nothing", onlookers=open_onlookers(replace(job, sort_into=None)))
-    for file, entry in read_finished(output, part(job)[0]):
+    for file, entry in read_finished(output, part(job)[0], job.csv_safe):
         summary.add(file, entry)
     made = f", but to make {job.report} again" if job.report else ""
     log(f"{name or output} is complete; there is nothing to resume{made}")
@@ -125,7 +125,7 @@ def _pinned(job: Job) -> int | None:
 
 
 def _to_stdout(job: Job, batches: Iterator[list[Classified]], summary: Summary) -> None:
-    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k) as table:
+    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k, job.csv_safe) as table:
         for batch in batches:
             for file, entry in batch:
                 summary.add(file, entry)

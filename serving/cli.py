@@ -68,6 +68,9 @@ def classify(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="How it takes pixels: size, layout, range, mean, std, color, fit, …"),
     ] = None,
+    csv_safe: Annotated[
+        bool, typer.Option("--csv-safe", help="Put a ' before what spreadsheets would run as a formula.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a file was rejected.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
@@ -95,6 +98,7 @@ def classify(
         report=report,
         shard=_shard(shard),
         foreign=_foreign(classes, preprocess),
+        csv_safe=csv_safe,
     )
     if address is not None and engine != "ray":
         raise typer.BadParameter("--address is of a Ray cluster; it needs --engine ray")
@@ -108,6 +112,9 @@ def classify(
         summary = deliver(output, job, run_job)
     else:
         summary = run_job(job)
+    if not summary.tally.found and job.shard is None:
+        named = ", ".join("standard input" if name == "-" else name for name in inputs[:3])
+        console.log(f"warning: nothing was found in {named}{' …' if inputs[3:] else ''}: no files, or only hidden ones")
     if as_json and not to_stdout:
         print(json.dumps(summary.to_dict()))
     else:

@@ -227,5 +227,5 @@ def _join(job: Job, shelf: Shelf, whole: Survey, parts: int, summary: Summary) -
                 yield record.entry
         whole.check(names)
 
-    render(entries(), job.output, job.top_k)
+    render(entries(), job.output, job.top_k, job.csv_safe)
     shelf.remove()

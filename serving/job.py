@@ -40,6 +40,7 @@ class Job:
     report: Path | None = None
     shard: tuple[int, int] | None = None
     foreign: Foreign | None = None
+    csv_safe: bool = False
 
     @property
     def continues(self) -> bool:
@@ -114,6 +115,8 @@ def check(job: Job) -> None:
         raise ConvlineError(f"with --shard the report must lie outside of the input {holds}: other parts would find it")
     if job.report is not None:
         _check_report(job.report, is_ours=job.overwrite or job.continues)
+    if job.csv_safe and (table_format(job.output) if job.output else job.stdout_format) != "csv":
+        raise ConvlineError("--csv-safe is for CSV, which spreadsheets open; other tables need none")
     if job.output is None:
         if job.continues:
             raise ConvlineError("--resume needs an --output file: what went to stdout cannot be continued")
@@ -190,5 +193,6 @@ def describe(job: Job, classifier: Classifier, whole: Survey | None = None) -> d
         "top_k": job.top_k,
         "batch_size": classifier.batch_size,
         "provider": classifier.provider,
+        **({"csv_safe": True} if job.csv_safe else {}),
         **({"shard": list(job.shard or ()), "listing": whole.sha256} if whole else {}),
     }

@@ -51,8 +51,7 @@ def _source(name: str, is_prefixed: bool) -> Iterator[Found]:
     if name == STDIN:
         return _listed(sys.stdin.buffer, "standard input")
     if os.path.lexists(name):
-        if not Path(name).is_dir():
-            refuse_unread(name)
+        _refuse_unread(name)
         return _local(name, is_prefixed)
     if is_url(name):
         from serving.remote import find_remote
@@ -73,6 +72,11 @@ def _source(name: str, is_prefixed: bool) -> Iterator[Found]:
     return chain.from_iterable(map(_entry, matches))
 
 
+def _refuse_unread(name: str) -> None:
+    if not Path(name).is_dir():
+        refuse_unread(name)
+
+
 def _local(name: str, is_prefixed: bool) -> Iterator[Found]:
     path = Path(name)
     prefix = name.rstrip("/") + "/" if is_prefixed else ""
@@ -87,6 +91,7 @@ def _local(name: str, is_prefixed: bool) -> Iterator[Found]:
 def _entry(name: str) -> Iterator[Found]:
     """The files of what a list or a glob names; as in a folder, an archive that cannot be read is one reject."""
     try:
+        _refuse_unread(name)
         yield from _local(name, True)
     except ConvlineError as error:
         yield unreadable(name, str(error))

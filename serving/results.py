@@ -22,7 +22,7 @@ from typing import Any
 
 from serving.classifier import Entry, Prediction, Reject
 from serving.errors import ConvlineError
-from serving.files import atomic_write, hold, remove_leftovers, sync_folder
+from serving.files import atomic_write, hold, open_in_place, remove_leftovers, sync_folder
 from serving.found import Found, Stamp
 from serving.tables import open_table, read_rows, shown, table_format
 
@@ -79,7 +79,7 @@ class Record:
         return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
-def read_finished(output: Path, files: Iterable[Found]) -> Iterator[tuple[Found, Entry]]:
+def read_finished(output: Path, files: Iterable[Found], csv_safe: bool = False) -> Iterator[tuple[Found, Entry]]:
     """The files of a finished job with what became of them, the most probable class only, off its table and rejects.
 
     Raises ConvlineError where they are not what `serving classify` writes, or not of these files in order.
@@ -87,11 +87,11 @@ def read_finished(output: Path, files: Iterable[Found]) -> Iterator[tuple[Found,
     other = f"{output} is complete, and of other files; choose another name, or replace it with --overwrite"
     try:
         with rejects_path(output).open("rb") as file:
-            rows = read_rows(output)
+            rows = read_rows(output, csv_safe)
             rejects = (Reject(fields["path"], fields["reason"], fields["detail"]) for fields in map(json.loads, file))
             row, reject = next(rows, None), next(rejects, None)
             for found in files:
-                if row and row[0] == shown(found.path, output):
+                if row and row[0] == shown(found.path, output, csv_safe):
                     yield found, Prediction(found.path, (row[1],), (row[2],))
                     row = next(rows, None)
                 elif reject and reject.path == found.path:
@@ -125,7 +125,7 @@ def rejects_path(output: Path) -> Path:
     return output.with_name(output.name + ".rejects.jsonl")
 
 
-def render(entries: Iterable[Entry], output: Path, top_k: int) -> None:
+def render(entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = False) -> None:
     """Write the table and the rejects; both appear by rename."""
     for path in (output, rejects_path(output)):
         remove_leftovers(path)
@@ -133,7 +133,7 @@ def render(entries: Iterable[Entry], output: Path, top_k: int) -> None:
         file = stack.enter_context(atomic_write(output))
         # closed first, so that the table, which says "done", appears last
         rejects = stack.enter_context(atomic_write(rejects_path(output)))
-        table = stack.enter_context(open_table(file, table_format(output), top_k))
+        table = stack.enter_context(open_table(file, table_format(output), top_k, csv_safe))
         for entry in entries:
             if isinstance(entry, Reject):
                 rejects.write(_line(_fields(entry)))
@@ -164,7 +164,7 @@ class Journal:
                 f"{path} is left of an earlier job: --resume continues it, --overwrite starts from the beginning"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b")  # noqa: SIM115  # closed by __exit__
+        self._file = open_in_place(path)
         try:
             hold(self._file, path, path, LOCK_SECONDS)
             if overwrite:

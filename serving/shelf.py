@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from serving.files import atomic_write, hold
+from serving.files import atomic_write, hold, open_in_place
 from serving.listing import is_url
 from serving.remote import open_system
 from serving.results import Journal, Record, read_records
@@ -70,7 +70,7 @@ class _Folder:
     def lock(self) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / LOCK
-        with path.open("wb") as lock:
+        with open_in_place(path, "wb") as lock:
             hold(lock, path, self.name)
             yield
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import hashlib
 import os
 from collections.abc import Sequence
 from itertools import takewhile
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from serving.classifier import Entry, Prediction
 from serving.errors import ConvlineError
-from serving.files import atomic_write
+from serving.files import LONGEST_SUFFIX, atomic_write, digest, name_on_disk
 from serving.found import Found, OnDisk
 
 if TYPE_CHECKING:
@@ -35,32 +34,33 @@ class Sorter:
         if not resume and folder.exists() and any(folder.iterdir()):
             raise ConvlineError(f"--sort-into {folder} holds files already; choose another folder, or empty it")
         for left in folder.rglob(".*.tmp"):  # of a job that was killed
-            left.unlink()
+            if left.is_file() and not left.is_symlink():
+                left.unlink()
         self._folder = folder
 
     def add(self, file: Found, entry: Entry) -> None:
         """Place a file that was classified."""
         if not isinstance(entry, Prediction):
             return
-        top = self._folder / folder_name(entry.labels[0])
-        parts = [part for part in file.path.split("/") if part not in ("", ".", "..")]
+        top = self._folder / name_on_disk(entry.labels[0])
+        parts = [name_on_disk(part) for part in file.path.split("/") if part not in ("", ".", "..")]
+        parts = parts or [name_on_disk(file.path)]
         target = top / Path(*parts)
         number = 1
         try:
             while not _put(file, target):  # a/x.jpg and ../a/x.jpg, say
                 number += 1
-                target = target.with_name(f"{Path(parts[-1]).stem} ({number}){target.suffix}")
+                target = target.with_name(name_on_disk(f"{Path(parts[-1]).stem} ({number}){target.suffix}"))
         except OSError as error:
             if error.errno not in UNNAMEABLE:
                 raise
-            name = hashlib.sha256(os.fsencode(file.path)).hexdigest()
-            _put(file, top / (name + Path(parts[-1]).suffix[:16]))
+            _put(file, top / (digest(file.path) + Path(parts[-1]).suffix[:LONGEST_SUFFIX]))
 
     def finish(self, summary: Summary) -> None:
         """Nothing is left to do: each file was placed as it came."""
 
 
-# in an archive x may be a file beside x/y.jpg, or a name longer than a file system takes
+# in an archive x may be a file beside x/y.jpg, or a path longer than a file system takes
 UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -95,9 +95,3 @@ def _searched(name: str) -> str:
     if os.path.lexists(name) or not glob.has_magic(name):
         return name
     return str(Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts)))
-
-
-def folder_name(label: str) -> str:
-    """A label as one folder's name: "T-shirt/top" becomes "T-shirt_top"."""
-    name = label.replace("/", "_").replace("\0", "_")
-    return f"_{name}" if name in ("", ".", "..") else name

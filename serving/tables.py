@@ -17,6 +17,7 @@ from serving.errors import ConvlineError
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 ROW_GROUP = 2**16  # rows of a Parquet file that are held in memory
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes the beginning of a cell for a formula by
 
 
 class Table(Protocol):
@@ -38,8 +39,11 @@ def table_format(output: Path | str) -> Format:
 
 
 @contextmanager
-def open_table(file: IO[bytes], format: Format, top_k: int) -> Iterator[Table]:
-    """A table on `file`, finished at the end; `file` stays open."""
+def open_table(file: IO[bytes], format: Format, top_k: int, csv_safe: bool = False) -> Iterator[Table]:
+    """A table on `file`, finished at the end; `file` stays open.
+
+    `csv_safe` puts a ' before what a spreadsheet would run as a formula.
+    """
     ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
     columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
     if format == "parquet":
@@ -49,16 +53,16 @@ def open_table(file: IO[bytes], format: Format, top_k: int) -> Iterator[Table]:
         return
     text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
     try:
-        yield _Csv(text, columns) if format == "csv" else _JsonLines(text, columns)
+        yield _Csv(text, columns, csv_safe) if format == "csv" else _JsonLines(text, columns)
         text.flush()
     finally:
         text.detach()
 
 
-def read_rows(table: Path) -> Iterator[tuple[str, str, float]]:
+def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, float]]:
     """The path, as it is shown there, the first label and its probability of each row.
 
-    Raises ValueError or KeyError where there are none.
+    `csv_safe` as of `open_table`. Raises ValueError or KeyError where there are none.
     """
     columns = ["path", "label", "probability"]
     if table_format(table) == "parquet":
@@ -71,12 +75,15 @@ def read_rows(table: Path) -> Iterator[tuple[str, str, float]]:
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file) if table_format(table) == "csv" else map(json.loads, file)
         for row in rows:
-            yield row["path"], row["label"], float(row["probability"])
+            label = row["label"]
+            yield row["path"], label[1:] if csv_safe and label != _safe(label) else label, float(row["probability"])
 
 
-def shown(path: str, table: Path) -> str:
+def shown(path: str, table: Path, csv_safe: bool = False) -> str:
     """A path as the table has it."""
-    return _utf8(path) if table_format(table) == "parquet" else path
+    if table_format(table) == "parquet":
+        return _utf8(path)
+    return _safe(path) if csv_safe else path
 
 
 def _cells(row: Prediction) -> list[str | float]:
@@ -85,16 +92,20 @@ def _cells(row: Prediction) -> list[str | float]:
 
 
 class _Csv:
-    def __init__(self, file: IO[str], columns: list[str]) -> None:
+    def __init__(self, file: IO[str], columns: list[str], is_safe: bool) -> None:
         self.flush = file.flush
+        self._is_safe = is_safe
         self._writer = csv.writer(file, lineterminator="\n")
         # the writer does not see that a carriage return ends a row too
         self._careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._writer.writerow(columns)
 
     def write(self, row: Prediction) -> None:
-        writer = self._careful if "\r" in row.path else self._writer
-        writer.writerow(_cells(row))
+        cells = _cells(row)
+        if self._is_safe:
+            cells = [_safe(cell) if isinstance(cell, str) else cell for cell in cells]
+        writer = self._careful if any("\r" in cell for cell in cells if isinstance(cell, str)) else self._writer
+        writer.writerow(cells)
 
 
 class _JsonLines:
@@ -140,6 +151,11 @@ class _Parquet:
         if self._rows:
             self._write_group()
         self._writer.close()
+
+
+def _safe(cell: str) -> str:
+    """A cell with a ' before it where a spreadsheet would run it, or where it looks like one that was made safe."""
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULAS) else cell
 
 
 def _utf8(name: str) -> str:

@@ -125,8 +125,8 @@ def _tell_unknown_encoding(name: str, archive: zipfile.ZipFile) -> None:
     if others:
         shown = others[0].encode("utf-8", "surrogateescape")
         _log_once(
-            f"warning: {name} holds {len(others)} names that are not UTF-8, such as {shown!r}, and does not tell their "
-            "encoding; they keep their bytes. Unpack it in its encoding (unzip -O cp932, say) and give the folder"
+            f"warning: {name} has {len(others)} names in an encoding that it does not tell, such as {shown!r}; they "
+            f"keep their bytes. If it is cp932, `python -m zipfile --metadata-encoding cp932 -e {name} FOLDER` unpacks it"
         )
 
 

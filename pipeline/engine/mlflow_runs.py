@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
@@ -38,13 +39,11 @@ def create_database(uri: str) -> None:
         return
     import mlflow
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as folder:
+        beside = Path(folder, path.name)
         mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments()
         with suppress(FileExistsError):  # another training was faster
             os.link(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def exists(client: Any, mlflow_run: str) -> bool:

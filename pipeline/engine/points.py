@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import ConvlineError
+from serving.files import open_in_place
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PointWriter:
 
     def __init__(self, path: Path | str) -> None:
         # unbuffered: what was told is there, and a full disk is found at once
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # open as long as the training
+        self._file = open_in_place(Path(path), "ab", buffering=0)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"
@@ -117,12 +118,13 @@ def unpacked(value: dict[str, Any]) -> NDArray[np.uint8]:
 def cut_back(path: Path, size: int) -> None:
     """Forget the points after a checkpoint, so that no step stands twice."""
     if path.exists() and path.stat().st_size > size:
-        os.truncate(path, size)
+        with open_in_place(path, "ab") as file:
+            file.truncate(size)
 
 
 def append_point(path: Path, point: dict[str, float]) -> None:
     """Add a line; a torn one at the end, of a process that was killed, is cut off first."""
-    with path.open("a+b") as file:
+    with open_in_place(path) as file:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
 import time
 import tomllib
 import uuid
@@ -18,7 +16,7 @@ from typing import Any
 from pipeline.dataset import Dataset, Split
 from pipeline.recipe import Recipe, parse
 from serving.errors import ConvlineError
-from serving.files import sync_files
+from serving.files import new_folder, open_in_place
 from serving.images import ImageSpec
 
 FORMAT = 1
@@ -39,19 +37,9 @@ class Run:
         kept = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")
         meta = {key: dataset.meta[key] for key in kept}
         info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
-        beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        (beside / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-        (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
-        sync_files(beside)
-        if folder.exists():
-            replaced = beside.with_suffix(".old")
-            folder.rename(replaced)  # at once: whoever still writes into it does not meet the new run
-            beside.rename(folder)
-            shutil.rmtree(replaced, ignore_errors=True)
-        else:
-            beside.rename(folder)
+        with new_folder(folder) as beside:
+            (beside / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+            (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         return cls(folder, info, recipe)
 
     @classmethod
@@ -138,7 +126,7 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held while training; it dies with its process. Raises ConvlineError where another process holds it."""
-        with open(self.folder / "lock", "w") as file:
+        with open_in_place(self.folder / "lock", "w") as file:
             for attempt in range(LOOKS + 1):
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,7 +144,7 @@ class Run:
         """Held while something of the run is sent to MLflow, by one process at a time.
 
         The others wait; without `wait` BlockingIOError is raised."""
-        with open(self.folder / "sync.lock", "w") as file:
+        with open_in_place(self.folder / "sync.lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             yield
 

@@ -11,6 +11,7 @@ from pipeline.engine.run import Run
 from pipeline.engine.torchrun import environment_of_no_rank
 from pipeline.sync import has_failed
 from serving.console import log
+from serving.files import open_in_place
 
 PATIENCE = 60  # seconds that a finished training waits for the rest to be sent
 LIVES = 3  # a follower that is killed is started again
@@ -30,7 +31,7 @@ class Follower:
     def _keep_alive(self) -> None:
         command = [sys.executable, "-m", "pipeline", "sync", str(self._run.folder.resolve()), "--follow"]
         for _ in range(LIVES):
-            with open(self._log, "ab") as output:
+            with open_in_place(self._log, "ab") as output:
                 # in a session of its own: Ctrl-C stops the training, and the follower sends what there is
                 process = subprocess.Popen(
                     command,

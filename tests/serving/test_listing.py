@@ -55,7 +55,8 @@ def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
             for name, data in members:
                 zipped.writestr(name, data)
         return archive
-    with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as tar:
+    mode = {".tar": "w", ".xz": "w:xz", ".bz2": "w:bz2"}.get(archive.suffix, "w:gz")
+    with tarfile.open(archive, mode) as tar:  # type: ignore[call-overload]
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -63,7 +64,7 @@ def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
     return archive
 
 
-KINDS = pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".tgz", ".zip", ".ZIP"])
+KINDS = pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip", ".ZIP"])
 
 
 def test_folders_come_depth_first_with_names_in_byte_order(tree: Path) -> None:
