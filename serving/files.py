@@ -139,19 +139,19 @@ def open_in_place(path: Path, mode: str = "a+b", **options: Any) -> IO[Any]:
     """
 
     def opener(name: str, flags: int) -> int:
-        return os.open(name, (flags | os.O_NOFOLLOW | os.O_NONBLOCK) & ~os.O_TRUNC, 0o666)
+        try:
+            descriptor = os.open(name, (flags | os.O_NOFOLLOW | os.O_NONBLOCK) & ~os.O_TRUNC, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
+                raise
+        else:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and ("w" in mode or status.st_nlink <= 1):
+                return descriptor
+            os.close(descriptor)
+        raise ConvlineError(f"{path} is a link, or no file, and would lead elsewhere; remove it")
 
-    try:
-        file = open(path, mode, opener=opener, **options)  # noqa: SIM115  # the caller's to close
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENXIO):
-            raise
-        raise ConvlineError(f"{path} is a link, or no file, and would lead elsewhere; remove it") from error
-    status = os.fstat(file.fileno())
-    if stat.S_ISREG(status.st_mode) and ("w" in mode or status.st_nlink <= 1):
-        return file
-    file.close()
-    raise ConvlineError(f"{path} is a link, or no file, and would lead elsewhere; remove it")
+    return open(path, mode, opener=opener, **options)
 
 
 def hold(file: IO[Any], path: Path, name: Path | str, patience: float = 0.0) -> None:

@@ -73,6 +73,6 @@ def _decoded(blocks: Iterator[bytes], encoding: str, name: str) -> Iterator[byte
 
 def _looks_like_utf16(block: bytes) -> bool:
     """Whether a list of names between NULs would be one of letters, among them what no list names."""
-    names = block.split(b"\0")
+    names = list(filter(None, block.split(b"\0")))
     letters = [name for name in names if len(name) == 1]
     return 2 < len(letters) > len(names) / 2 and not {b".", b"/", b"\\", b"\r", b"\n"}.isdisjoint(letters)

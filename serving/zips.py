@@ -125,8 +125,8 @@ def _tell_unknown_encoding(name: str, archive: zipfile.ZipFile) -> None:
     if others:
         shown = others[0].encode("utf-8", "surrogateescape")
         _log_once(
-            f"warning: {name} has {len(others)} names in an encoding that it does not tell, such as {shown!r}; they "
-            f"keep their bytes. If it is cp932, `python -m zipfile --metadata-encoding cp932 -e {name} FOLDER` unpacks it"
+            f"warning: {len(others)} names in {name} are in an encoding that it does not tell, such as {shown!r}; they "
+            f"keep their bytes. Where it is cp932, unpack: python -m zipfile --metadata-encoding cp932 -e {name} FOLDER"
         )
 
 

@@ -21,6 +21,7 @@ from pipeline.engine.image_folder import Options
 from pipeline.preprocess import preprocess
 from serving.console import sentence
 from serving.errors import ConvlineError
+from serving.files import new_folder
 from serving.images import decode
 from tests.conftest import command
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
@@ -585,45 +586,31 @@ def test_a_failing_overwrite_keeps_the_earlier_dataset(data: Path, pets: Path) -
         prepare(data, pets, Options(allow_rejects=True), overwrite=True)
 
 
-@pytest.fixture
-def dead() -> int:
-    """The id of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
-@pytest.fixture
-def alive() -> Iterator[int]:
-    """The id of a process that lives as long as the test."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
-        yield process.pid
-
-
-def test_what_a_killed_process_left_is_removed(data: Path, pets: Path, dead: int) -> None:
-    write_files(data / f".pets.{dead}.tmp", {"decoded.npy": b"half"})
+def test_what_a_killed_process_left_is_removed(data: Path, pets: Path) -> None:
+    write_files(data / ".pets.00aa.tmp", {"decoded.npy": b"half"})
     prepare(data, pets)
     assert [path.name for path in data.iterdir()] == ["pets"]
 
 
-def test_what_a_living_process_writes_is_not_touched(data: Path, pets: Path, alive: int) -> None:
-    write_files(data / f".pets.{alive}.tmp", {"decoded.npy": b"half"})
-    prepare(data, pets)
-    assert (data / f".pets.{alive}.tmp/decoded.npy").read_bytes() == b"half"
+def test_what_a_living_process_writes_is_not_touched(data: Path, pets: Path) -> None:
+    with new_folder(data / "pets") as folder:
+        write_files(folder, {"decoded.npy": b"half"})
+        prepare(data, pets)
+        assert (folder / "decoded.npy").read_bytes() == b"half"
 
 
-def test_a_dataset_that_a_killed_process_was_replacing_is_put_back(data: Path, pets: Path, dead: int) -> None:
+def test_a_dataset_that_a_killed_process_was_replacing_is_put_back(data: Path, pets: Path) -> None:
     before = contents(prepare(data, pets).folder)
-    (data / "pets").rename(data / f".pets.{dead}.old")
+    (data / "pets").rename(data / ".pets.00aa.old")
     with refused("no such file"):
         prepare(data, data / "none", overwrite=True)
     assert contents(data / "pets") == before
     assert [path.name for path in data.iterdir()] == ["pets"]
 
 
-def test_what_belongs_to_a_dataset_of_a_longer_name_is_not_touched(data: Path, pets: Path, dead: int) -> None:
+def test_what_belongs_to_a_dataset_of_a_longer_name_is_not_touched(data: Path, pets: Path) -> None:
     preprocess("pets.small", data, pets)
-    (data / "pets.small").rename(data / f".pets.small.{dead}.old")
+    (data / "pets.small").rename(data / ".pets.small.00aa.old")
     before = contents(data)
     prepare(data, pets)
     assert {path: content for path, content in contents(data).items() if path.split("/")[0] != "pets"} == before
@@ -717,12 +704,6 @@ def test_what_another_datasets_crash_left_is_not_touched(tmp_path: Path) -> None
     other.mkdir(parents=True)
     preprocess("tiny", tmp_path / "data", source)
     assert other.exists()
-
-
-def test_a_leftover_of_the_same_process_number_is_in_nobodys_way(tmp_path: Path) -> None:
-    source = image_folder(tmp_path / "in", {"a": 5, "b": 5})
-    (tmp_path / f"data/.tiny.{os.getpid()}.tmp").mkdir(parents=True)
-    assert preprocess("tiny", tmp_path / "data", source).classes == ["a", "b"]
 
 
 # --- JPEGs decoded at reduced size

@@ -223,6 +223,7 @@ def test_an_empty_folder_gives_an_empty_table(cli: Cli, model: Path, tmp_path: P
     result = cli("serving", "classify", "in", "--model", model, "--output", "out.csv")
     assert (tmp_path / "out.csv").read_text() == "path,label,probability\n"
     assert "classified 0 + rejected 0 == found 0" in result.stderr
+    assert "warning: nothing was found in in: no files, or only hidden ones" in result.stderr.splitlines()
 
 
 # --- refusals and exit statuses

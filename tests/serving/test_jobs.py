@@ -22,16 +22,17 @@ import fsspec
 import psutil
 import pytest
 
+from serving.classifier import Prediction
 from serving.classify import classify
 from serving.delivery import deliver
 from serving.errors import ConvlineError
-from serving.found import Found
+from serving.found import Found, InMemory
 from serving.job import Job, Summary
 from serving.knee import knee_of
 from serving.listing import find
 from serving.predict import Predict
 from serving.shards import survey
-from serving.sorting import folder_name
+from serving.sorting import Sorter
 from tests.conftest import Cli, command
 from tests.serving.helpers import csv_rows, encode, json_lines, noise, write
 
@@ -345,11 +346,57 @@ def test_names_that_no_folder_takes_have_a_place_all_the_same(job: Job) -> None:
     assert len([path for path in Path("sorted").rglob("*") if path.is_file()]) == len(names)
 
 
-@pytest.mark.parametrize(
-    ("label", "name"), [("cat", "cat"), ("T-shirt/top", "T-shirt_top"), ("..", "_.."), ("", "_"), (".", "_.")]
-)
-def test_any_label_is_one_folder(label: str, name: str) -> None:
-    assert folder_name(label) == name
+def test_labels_and_members_that_are_no_names_have_places_of_their_own(tmp_path: Path) -> None:
+    labels = ["a/b", "a_b", "..", "", "x" * 300, "Cat", "nul\0"]
+    data = encode(noise(8, 8), "PNG")
+    with zipfile.ZipFile(tmp_path / "odd.zip", "w") as zipped:
+        for name in ("nul?l.png", "y" * 256 + ".png", "z" * 252 + ".png", "f/g.png"):
+            zipped.writestr(name, data)
+    archive = write(tmp_path / "odd.zip", (tmp_path / "odd.zip").read_bytes().replace(b"nul?l", b"nul\0l"))
+    sorter = Sorter(tmp_path / "sorted", (str(archive),), resume=False)
+    for label in labels:
+        for file in (*find([str(archive)]), Found(".", InMemory(data))):
+            sorter.add(file, Prediction(file.path, (label,), (1.0,)))
+    placed = [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
+    assert len(placed) == len(labels) * 5 and all(path.read_bytes() == data for path in placed)
+    tops = {path.relative_to(tmp_path / "sorted").parts[0] for path in placed}
+    assert len(tops) == len(labels) and {"a_b", "Cat"} <= tops
+
+
+def test_only_its_own_leftovers_are_removed_from_a_folder_that_is_sorted_into(tmp_path: Path) -> None:
+    precious = write(tmp_path / "precious", b"precious")
+    left = write(tmp_path / "sorted/cat/.x.png.00aa.tmp", b"half")
+    (tmp_path / "sorted/cat/.given.tmp").symlink_to(precious)
+    write(tmp_path / "sorted/cat/.folder.tmp/x.png", b"x")
+    Sorter(tmp_path / "sorted", (), resume=True)
+    assert not left.exists() and precious.exists()
+    assert sorted(path.name for path in (tmp_path / "sorted/cat").iterdir()) == [".folder.tmp", ".given.tmp"]
+
+
+# --- spreadsheets
+
+
+def test_what_a_spreadsheet_would_run_is_made_safe_and_recognised(job: Job, images: Path) -> None:
+    for name in ("=1+1.png", "@x.png", "'=x.png", "-1.png"):
+        shutil.copy(images / "1/001.png", images / name)
+    safe = replace(job, csv_safe=True)
+    tally = classify(safe).tally
+    paths = [row["path"] for row in csv_rows(Path("out.csv"))]
+    assert {"'=1+1.png", "'@x.png", "''=x.png", "'-1.png", "1/001.png"} <= set(paths)
+    assert classify(replace(safe, resume=True)).tally == tally
+    with pytest.raises(ConvlineError, match="is complete, and of other files"):
+        classify(replace(job, resume=True))
+    classify(replace(job, overwrite=True))
+    assert "=1+1.png" in [row["path"] for row in csv_rows(Path("out.csv"))]  # as it is called
+    for changes in ({"output": Path("out.jsonl")}, {"output": None, "stdout_format": "jsonl"}):
+        with pytest.raises(ConvlineError, match="--csv-safe is for CSV"):
+            classify(replace(safe, **changes))  # type: ignore[arg-type]
+
+
+def test_a_job_that_was_not_made_safe_is_not_continued_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(job, monkeypatch, after=2)
+    with pytest.raises(ConvlineError, match="belongs to a job with another csv_safe"):
+        classify(replace(job, csv_safe=True, resume=True))
 
 
 # --- batch size

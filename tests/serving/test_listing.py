@@ -18,7 +18,7 @@ import pytest
 
 from serving.archives import read_archive
 from serving.errors import ConvlineError, ImageError
-from serving.found import Found, OnDisk
+from serving.found import Found, OnDisk, Unusable
 from serving.listing import find, folders, walk
 from tests.serving.helpers import write
 
@@ -303,6 +303,82 @@ def test_names_in_a_list_may_be_any_bytes_and_longer_than_a_block(tmp_path: Path
     names = [b"x" * 4000 + b"/%d\xff\nodd" % number for number in range(40)]
     write(tmp_path / "list", b"\0".join(names))
     assert [os.fsencode(file.path) for file in find([f"@{tmp_path / 'list'}"])] == names
+
+
+LISTED = ["a.png", "Ünï/ß 1.png", "b", "日本.png", "nowhere.png"]
+FOUND = ["a.png", "Ünï/ß 1.png", "b/3.png", "日本.png", "nowhere.png"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("separator", ["\n", "\r\n", "\r", "\0"])
+def test_a_list_with_a_byte_order_mark_is_read_as_that_says(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, separator: str
+) -> None:
+    monkeypatch.chdir(tree)
+    if "\n" in separator:  # the others are known by the first block
+        monkeypatch.setattr("serving.lists.BLOCK", 7)
+    text = ("\ufeff" if encoding.endswith("be") else "") + separator.join(LISTED) + separator
+    write(tree / "list.txt", text.encode(encoding))
+    found = list(find(["@list.txt"]))
+    assert paths(found) == FOUND
+    assert [file.read().decode() for file in found[:4]] == FOUND[:4]
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BufferedReader(BytesIO(text.encode(encoding)))))  # type: ignore[type-var]
+    assert paths(find(["-"])) == FOUND
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("text", ["a.png\r\nb/3.png\r\n", "/a.png", "日本.png\n日/x.png\n", ".\n..\n"])
+def test_a_list_in_utf_16_that_does_not_say_so_is_refused(tmp_path: Path, encoding: str, text: str) -> None:
+    """It has a NUL for every letter, and would be a list of folders such as "/"."""
+    write(tmp_path / "list", text.encode(encoding))
+    with pytest.raises(ConvlineError, match=r"list looks like UTF-16, and has no byte order mark; save it as UTF-8"):
+        list(find([f"@{tmp_path / 'list'}"]))
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfea\0\n", b"\xff\xfe\0\0a\0", b"\xff\xfe\0\0\xff\xff\xff\xff"])
+def test_a_list_that_is_not_what_its_mark_says_is_refused(tmp_path: Path, data: bytes) -> None:
+    write(tmp_path / "list", data)
+    with pytest.raises(ConvlineError, match=r"is damaged utf-(16|32)-le"):
+        list(find([f"@{tmp_path / 'list'}"]))
+
+
+def test_lines_that_end_in_several_ways_are_lines(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    write(tree / "list.txt", b"a.png\r\nB.png\n\r\n\na0.png\r\r\na b.png")
+    assert paths(find(["@list.txt"])) == ["a.png", "B.png", "a0.png", "a b.png"]
+
+
+@pytest.mark.parametrize("given", [b".", b"./\n", b".\0", b"..\n", b"0\0001\0002\0", b".\0..\0"])
+def test_short_names_on_purpose_are_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bytes
+) -> None:
+    here = tmp_path / "in/here"
+    for name in ("0/x", "1/x", "2/x"):
+        write(here / name, b"x")
+    monkeypatch.chdir(here)
+    write(tmp_path / "list", given)
+    (separator,) = b"\0" if b"\0" in given else b"\n"
+    names = [os.fsdecode(name) for name in given.split(bytes([separator])) if name]
+    expected = [str(path) for name in names for path in sorted(Path(name).rglob("x"))]
+    assert [str(Path(file.path)) for file in find([f"@{tmp_path / 'list'}"])] == expected
+
+
+def test_an_archive_in_a_list_that_cannot_be_read_is_one_reject(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    write(tree / "broken.zip", b"this is no archive")
+    whole = pack(tree / "cut.tar.gz", [(f"{n}.png", os.urandom(9000)) for n in range(3)]).read_bytes()
+    write(tree / "cut.tar.gz", whole[:-5000])
+    pack(tree / "hostile.tar", [("good.png", b"1"), ("../evil.png", b"2")])
+    write(tree / "list.txt", b"a.png\nbroken.zip\ncut.tar.gz\nhostile.tar\nB.png\n")
+    found = list(find(["@list.txt"]))
+    expected = ["a.png", "broken.zip", "cut.tar.gz/0.png", "cut.tar.gz/1.png", "cut.tar.gz", "hostile.tar/good.png"]
+    assert paths(found) == [*expected, "hostile.tar", "B.png"]
+    assert {file.path for file in found if not file.path.endswith(".png")} == {
+        file.path for file in found if isinstance(file.content, Unusable)
+    }
+    assert sorted(paths(find(["*.zip"]))) == ["broken.zip"]
+    with pytest.raises(ConvlineError, match="cannot read the archive"):  # what is given alone must be readable
+        list(find(["broken.zip"]))
 
 
 def test_standard_input_is_a_list(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,23 @@ def test_paths_and_labels_are_read_back(tmp_path: Path, ending: str) -> None:
     assert list(read_rows(written(tmp_path / f"none.{ending}", []))) == []
 
 
+def test_cells_that_are_formulas_are_made_safe_and_read_back(tmp_path: Path) -> None:
+    names = ["=1", "+1", "-1", "@x", "\t=x", "\r=x", "\n=x", "'=x", "'quoted'", " =x", "a=b", "''+", "", '="a",b']
+    rows = [Prediction(name, (name, "=second"), (0.5, 0.25)) for name in names]
+    with (tmp_path / "x.csv").open("wb") as file, open_table(file, "csv", 2, csv_safe=True) as table:
+        for row in rows:
+            table.write(row)
+    cells = csv_rows(tmp_path / "x.csv")
+    assert not [
+        cell for row in cells for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    ]
+    assert [row["path"] for row in cells if row["path"] in names] == ["'quoted'", " =x", "a=b", ""]
+    assert all(row["label_2"] == "'=second" for row in cells)
+    read = list(read_rows(tmp_path / "x.csv", csv_safe=True))
+    assert [row[:2] for row in read] == [(shown(name, tmp_path / "x.csv", csv_safe=True), name) for name in names]
+    assert len({row[0] for row in read}) == len(names)
+
+
 def test_a_large_parquet_file_is_written_in_groups(tmp_path: Path) -> None:
     rows = [Prediction(f"{number}.png", ("cat",), (0.5,)) for number in range(ROW_GROUP + 10)]
     with pyarrow.parquet.ParquetFile(written(tmp_path / "x.parquet", rows, top_k=1)) as file:
