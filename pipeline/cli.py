@@ -60,7 +60,7 @@ def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors
 @app.command()
 def preprocess(
     dataset: DatasetArgument,
-    source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz or .zip of images.")] = None,
+    source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz/.bz2/.xz or .zip of images.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
     fit: Annotated[

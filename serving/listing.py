@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -172,6 +172,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def once_each(files: Iterable[Found], found: Mapping[str, int]) -> Iterator[Found]:
+    """The last file of each path, as unpacking an archive leaves it; `found` says how many there are."""
+    left = {path: count for path, count in found.items() if count > 1}
+    for file in files:
+        if left.get(file.path, 1) > 1:
+            left[file.path] -= 1
+        else:
+            yield file
 
 
 def folders(source: Path) -> set[str]:

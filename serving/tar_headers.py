@@ -147,9 +147,9 @@ def _whole(digits: bytes, base: int = 10) -> int:
 def _records(data: bytes) -> list[tuple[bytes, bytes]]:
     """The keys and values of a pax header, which are "length key=value\\n". Raises ValueError for a damaged one."""
     records = []
-    at = 0
+    data, at = data.rstrip(b"\0"), 0
     while at < len(data):
-        space = data.index(b" ", at, at + 20)
+        space = data.find(b" ", at, at + 20)
         end = at + _whole(data[at:space])
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or data[end - 1 : end] != b"\n":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
@@ -24,7 +24,7 @@ from serving.errors import ConvlineError, ImageError
 from serving.files import sha256
 from serving.found import Found
 from serving.images import Fit, ImageSpec, Resample, decode
-from serving.listing import find, folders
+from serving.listing import find, folders, once_each
 from serving.machine import usable_cpus
 
 MAX_REJECTED = 0.01
@@ -69,7 +69,10 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     """
     if options.jpeg == "reduced" and options.size is None:
         raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
-    layout = lay_out(source, (file.path for file in find([str(source)])), folders(source))
+    found = Counter(file.path for file in find([str(source)]))
+    if repeated := [path for path, count in found.items() if count > 1]:
+        log(f"{len(repeated)} paths stand more than once in {source}, such as {repeated[0]}; the last file is used")
+    layout = lay_out(source, found, folders(source))
     # by split, class and name: a folder and any archive of it give the same dataset
     order = sorted(layout.places, key=lambda path: (layout.places[path], path.encode("utf-8", "surrogateescape")))
     rows = {path: row for row, path in enumerate(order)}
@@ -78,7 +81,8 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     spec = ImageSpec(height, width, kept, options.fit, options.resample, jpeg=options.jpeg)
     told: dict[str, Any] = {"reduced_jpegs": compare_reduced(source, rows, spec)} if options.jpeg == "reduced" else {}
     images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
-    decoded = _decode_all(source, folder / "decoded.npy", rows, spec, native=options.size is None)
+    files = once_each(find([str(source)]), found)
+    decoded = _decode_all(files, folder / "decoded.npy", rows, spec, native=options.size is None)
     (folder / "decoded.npy").unlink()  # the map keeps its pages for as long as it is used
     rejects = [
         {"path": order[row], "reason": problem.reason, "detail": problem.detail}
@@ -139,9 +143,9 @@ def _first_size(source: Path, rows: dict[str, int]) -> tuple[int, int]:
     raise ConvlineError(f"{source} holds no usable image")
 
 
-def _decode_all(source: Path, array: Path, rows: dict[str, int], spec: ImageSpec, native: bool) -> Decoded:
+def _decode_all(files: Iterable[Found], array: Path, rows: dict[str, int], spec: ImageSpec, native: bool) -> Decoded:
     decoded = Decoded()
-    work = ((rows[file.path], file) for file in find([str(source)]) if file.path in rows)
+    work = ((rows[file.path], file) for file in files if file.path in rows)
     with progress("decode", len(rows)) as bar:
         for part in _on_all_cpus(work, array, spec, native, len(rows)):
             decoded.add(part)

@@ -364,6 +364,51 @@ def test_a_member_that_leaves_its_archive_is_refused(
     assert not Path("/tmp/evil-of-convline.png").exists()
 
 
+@pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.xz", ".zip"])
+def test_a_folder_with_links_and_names_of_all_scripts_is_what_its_archive_is(
+    data: Path, tmp_path: Path, ending: str
+) -> None:
+    source = write_files(tmp_path / "pets", images({"Café": 5, "猫": 5}))
+    os.link(source / "猫/000.png", source / "猫/once more.png")
+    (source / "Café/linked.png").symlink_to("../Café/001.png")
+    packed = tmp_path / f"pets{ending}"
+    if ending == ".zip":  # which says nothing of UTF-8
+        subprocess.run(["zip", "-qry", packed, "pets"], cwd=tmp_path, env={**os.environ, "LC_ALL": "C"}, check=True)
+    else:
+        subprocess.run(["tar", "-caf", packed, "pets"], cwd=tmp_path, check=True)
+    from_folder, from_archive = prepare(data, source), prepare(data, packed, overwrite=True)
+    assert from_archive.meta["classes"] == ["Café", "猫"] and from_archive.meta["rejected"] == []
+    assert from_archive.fingerprint == from_folder.fingerprint
+    assert sum(counts(from_archive).values()) == 12
+
+
+def test_of_files_of_one_name_the_last_is_used_as_unpacking_does(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = images({"cat": 5, "dog": 5})
+    (tmp_path / "in").mkdir()
+    for version in (dict.fromkeys(files, b"garbage"), files):
+        write_files(tmp_path / "in", version)
+        subprocess.run(["tar", "-rf", tmp_path / "pets.tar", "-C", tmp_path / "in", "."], check=True)
+    (tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "pets.tar", "-C", tmp_path / "unpacked"], check=True)
+    dataset = prepare(data, tmp_path / "pets.tar")
+    assert "10 paths stand more than once" in capfd.readouterr().err and dataset.meta["rejected"] == []
+    assert dataset.fingerprint == prepare(data, tmp_path / "unpacked", overwrite=True).fingerprint
+
+
+def test_a_hidden_class_is_told(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = write_files(tmp_path / "pets", images({"cat": 5, "dog": 5, ".bird": 5}))
+    assert prepare(data, source).meta["classes"] == ["cat", "dog"]
+    assert "so not used: .bird (5 images)" in capfd.readouterr().err
+
+
+def test_an_archive_of_another_kind_is_named(data: Path, tmp_path: Path) -> None:
+    write_files(tmp_path, {"pets.7z": b"7z"})
+    with refused("pets.7z is a .7z, which is not read here", leaves=data):
+        prepare(data, tmp_path / "pets.7z")
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "/a", "-a", "a b", "a\n", "archives"])
 def test_a_bad_name_is_refused(data: Path, pets: Path, name: str) -> None:
     with refused("no name for a dataset", leaves=data):

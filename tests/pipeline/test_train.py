@@ -12,6 +12,9 @@ import torch
 
 from pipeline.engine.checkpoint import load_newest, paths
 from pipeline.engine.monitor import sparkline
+from pipeline.engine.run import Run
+from pipeline.recipe import load
+from serving.errors import ConvlineError
 from tests.conftest import Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
@@ -251,3 +254,14 @@ def test_a_terminal_shows_the_loss_as_it_falls(tmp_path: Path) -> None:
 
 def test_a_sparkline_has_a_bar_a_value() -> None:
     assert (sparkline([7.0]), sparkline([0, 1, 7]), sparkline([1, float("nan")])) == ("▁", "▁▂█", "")
+
+
+def test_a_link_in_place_of_a_runs_lock_is_refused(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    run = Run(tmp_path, {}, load("digits"))
+    for name, held in (("lock", run.lock()), ("sync.lock", run.sending())):
+        (tmp_path / name).symlink_to(precious)
+        with pytest.raises(ConvlineError, match=rf"{name} is a link, .*; remove it"), held:
+            pass
+    assert precious.read_bytes() == b"precious"
