@@ -164,7 +164,7 @@ def try_decode(file: Found, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
     try:
         return decode(file.read(), spec)
     except ImageError as error:
-        return error
+        return error.to_keep()
 
 
 def pack(decoded: Iterable[NDArray[np.uint8] | ImageError], pixels: NDArray[np.uint8]) -> list[ImageError | None]:

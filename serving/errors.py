@@ -27,6 +27,10 @@ class ImageError(ConvlineError):
         self.reason: Reason = reason
         self.detail = detail
 
+    def to_keep(self) -> ImageError:
+        """The same without the frames that raised it: they hold the file's bytes."""
+        return ImageError(self.reason, self.detail)
+
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
 

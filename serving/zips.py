@@ -23,6 +23,7 @@ OF_UNIX = (3, 19)  # and macOS: the attributes hold the mode
 UNICODE_PATH = 0x7075  # an extra field: the name in UTF-8, beside that in the system's own encoding
 FAITHFUL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # unpack no more than they are asked for
 LONGEST_LINK = 4096  # bytes
+SHOWN = 60  # bytes of a name
 LINKS = 8  # that lead from one to the next
 
 
@@ -123,10 +124,10 @@ def _is_utf8(name: str) -> bool:
 def _tell_unknown_encoding(name: str, archive: zipfile.ZipFile) -> None:
     others = [path for path in map(member_name, archive.infolist()) if not _is_utf8(path)]
     if others:
-        shown = others[0].encode("utf-8", "surrogateescape")
+        shown = others[0].encode("utf-8", "surrogateescape")[:SHOWN]
         _log_once(
-            f"warning: {len(others)} names in {name} are in an encoding that it does not tell, such as {shown!r}; they "
-            f"keep their bytes. Where it is cp932, unpack: python -m zipfile --metadata-encoding cp932 -e {name} FOLDER"
+            f"warning: {name} does not tell in which encoding {len(others)} of its names are, such as {shown!r}; they keep "
+            f"their bytes. If it is cp932, this unpacks it: python -m zipfile --metadata-encoding cp932 -e {name} FOLDER"
         )
 
 

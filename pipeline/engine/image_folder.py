@@ -187,7 +187,7 @@ def _decode_chunk(chunk: Iterable[tuple[int, Found]], array: Path, spec: ImageSp
             decoded.digests[row] = hashlib.sha256(data).digest()
             pixels = decode(data, replace(spec, height=None, width=None) if native else spec)
         except ImageError as problem:
-            decoded.rejects[row] = problem
+            decoded.rejects[row] = problem.to_keep()
             continue
         if pixels.shape != images.shape[1:]:
             sizes = f"{spec.height}x{spec.width}, {file.path} is {pixels.shape[0]}x{pixels.shape[1]}"

@@ -14,13 +14,16 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 
 from serving import members
@@ -30,6 +33,7 @@ from serving.found import Found, InMemory
 from serving.listing import find, folders
 from serving.members import Window
 from serving.tars import InTar
+from tests.conftest import command
 from tests.serving.helpers import write
 
 Listing = dict[str, bytes | str]  # of each path its bytes, or the reason why there are none
@@ -462,7 +466,8 @@ def grown(code: str, *arguments: object) -> int:
     """The MiB by which a process grows while it runs `code`."""
     script = f"""
 import resource, sys
-from serving.errors import ImageError
+from serving.classifier import try_decode
+from serving.images import ImageSpec
 from serving.listing import find
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 {code}
@@ -476,11 +481,7 @@ BATCH = """
 files = list(find(sys.argv[1:]))  # as many as a batch has
 for file in files:
     file.look()
-for file in files:
-    try:
-        file.read()
-    except ImageError:
-        pass
+results = [try_decode(file, ImageSpec(8, 8, 3)) for file in files]
 """
 
 
@@ -490,6 +491,31 @@ def test_a_small_archive_of_large_members_takes_the_memory_of_one(tmp_path: Path
     archive = tar_of(tmp_path / "x.tar.gz", [entry(f"{number}.png", zeros) for number in range(10)])
     assert archive.stat().st_size < 2**20
     assert grown(BATCH, archive) < 100  # 32 held, 16 read, and what they are copied by
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "size"), [(24, 100_000_000), (70, 30_000_000)])
+def test_a_job_on_a_small_archive_of_large_members_takes_little_memory(
+    model: Path, tmp_path: Path, count: int, size: int
+) -> None:
+    """In this process, and, of more than a batch, in several."""
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        for number in range(count):
+            tar.addfile(entry(f"{number}.png", bytes(size))[0], io.BytesIO(bytes(size)))
+    assert (tmp_path / "x.tar.gz").stat().st_size < 3e6
+    arguments = command(
+        "serving", "classify", tmp_path / "x.tar.gz", "--model", model, "--output", tmp_path / "out.csv"
+    )
+    most = 0
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+        job = psutil.Process(process.pid)
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                most = max(most, sum(part.memory_info().rss for part in (job, *job.children())))
+            time.sleep(0.02)
+    assert process.returncode == 0
+    assert (tmp_path / "out.csv.rejects.jsonl").read_bytes().count(b"not-an-image") == count
+    assert most < 800e6  # each process has a model and libraries beside one member
 
 
 def test_a_zip_member_takes_the_memory_that_it_says(tmp_path: Path) -> None:
