@@ -126,8 +126,9 @@ def _tell_unknown_encoding(name: str, archive: zipfile.ZipFile) -> None:
     if others:
         shown = others[0].encode("utf-8", "surrogateescape")[:SHOWN]
         _log_once(
-            f"warning: {name} does not tell in which encoding {len(others)} of its names are, such as {shown!r}; they keep "
-            f"their bytes. If it is cp932, this unpacks it: python -m zipfile --metadata-encoding cp932 -e {name} FOLDER"
+            f"warning: {name} does not tell in which encoding {len(others)} of its names are, such as {shown!r}; "
+            "they keep their bytes. If it is, say, cp932, this unpacks it: "
+            f"python -m zipfile --metadata-encoding cp932 -e {name} FOLDER"
         )
 
 
