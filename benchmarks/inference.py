@@ -27,7 +27,7 @@ from pipeline.engine.timing import seconds_per_call
 from pipeline.recipe import load, names
 from serving.images import ImageSpec
 from serving.machine import usable_cpus
-from serving.model import open_session
+from serving.session import open_session
 
 SECONDS = 0.4  # of each side in a round
 

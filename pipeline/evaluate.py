@@ -26,9 +26,10 @@ from pipeline.sync import Sender
 from serving.console import log
 from serving.errors import ConvlineError
 from serving.files import atomic_write
-from serving.model import Provider, open_model
+from serving.model import open_model
 from serving.page import elided
 from serving.registry import tracking_uri
+from serving.session import Provider
 
 BATCH_SIZE = 256
 CLASS_WIDTH = 24  # characters of a class's name in a table

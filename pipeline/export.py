@@ -28,7 +28,8 @@ from pipeline.parity import SERVING_BATCH, compare, prove_run, split_batches
 from serving.errors import ConvlineError
 from serving.files import atomic_write, remove_leftovers
 from serving.machine import usable_cpus
-from serving.model import PROBE_IMAGES, has_halves, open_model, open_session, probe_images
+from serving.model import PROBE_IMAGES, has_halves, open_model, probe_images
+from serving.session import open_session
 from serving.source import FORMAT, PREFIX
 
 # of the largest logit: CPUs and GPUs sum in other orders, in float16 with 11 bits; integers round elsewhere (0.2% was

@@ -23,7 +23,8 @@ from serving.errors import ConvlineError, ImageError
 from serving.images import ImageSpec
 from serving.listing import find
 from serving.machine import usable_cpus
-from serving.model import Model, Provider, open_model, provider_problem
+from serving.model import Model, open_model
+from serving.session import Provider, provider_problem
 
 SERVING_BATCH = 64
 HOSTILE_BATCHES = (1, 2, 3, 17)

@@ -22,8 +22,8 @@ from serving.images import ImageSpec
 from serving.knee import batch_rates, knee_of
 from serving.listing import find
 from serving.machine import usable_cpus
-from serving.model import Provider
 from serving.predict import decoded
+from serving.session import Provider
 from serving.workers import Workers
 
 MADE = 2_000  # images, where none are given

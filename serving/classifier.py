@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from serving.errors import ConvlineError, ImageError
 from serving.foreign import Foreign
-from serving.found import Found, OnDisk
-from serving.images import ImageSpec, decode
+from serving.found import Found
+from serving.images import ImageSpec, decode, fit_pixels
 from serving.machine import usable_cpus
-from serving.model import Provider, open_model
+from serving.model import open_model
+from serving.pictures import Picture, Pixels, pictures
+from serving.session import Provider
 
 BATCHES_AHEAD = 2
+SHOWN = 10  # images that an error names
+NOT_FINITE = ImageError("not-finite", "the model gives scores for it that are not finite")
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ Entry = Prediction | Reject
 
 
 class Classifier:
-    """A served model: `with Classifier("model.onnx") as c: c.classify_files(["cat.jpg"])`.
+    """A served model: `with Classifier("model.onnx") as c: c.classify(["cat.jpg"])`.
 
     `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `foreign` says what a file made
     elsewhere does not; `threads` defaults to all usable CPUs. Opening validates and self-tests the file. All methods
@@ -80,9 +84,9 @@ class Classifier:
         return self.model.provider
 
     def classify_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities, float32 [n, classes], of uint8 images [n, height, width, channels].
+        """Probabilities, float32 [n, classes], of uint8 images [n, height, width, channels] of the model's own size.
 
-        Raises ConvlineError for another dtype or shape.
+        Raises ConvlineError for another dtype or shape, and for images whose scores are not finite, naming them.
         """
         expected = (self.spec.height, self.spec.width, self.spec.channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
@@ -92,16 +96,27 @@ class Classifier:
         if not len(images):
             return np.zeros((0, len(self.classes)), np.float32)
         batches = (images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size))
-        return np.concatenate([self.model.run_padded(batch, self.batch_size)[0] for batch in batches])
+        results = [self.model.run_padded(batch, self.batch_size) for batch in batches]
+        if wrong := np.flatnonzero(~np.concatenate([_finite(*result) for result in results])).tolist():
+            shown = ", ".join(map(str, wrong[:SHOWN])) + (", …" if len(wrong) > SHOWN else "")
+            raise ConvlineError(f"the model gives scores that are not finite for {len(wrong)} images: {shown}")
+        return np.concatenate([probability for probability, _ in results])
 
-    def classify_files(self, paths: Iterable[Path | str], top_k: int = 1) -> list[Prediction | Reject]:
-        """One entry a path, in order: a Prediction, or a Reject where the file could not be used.
+    def classify(self, images: Iterable[Picture], top_k: int = 1) -> list[Prediction | Reject]:
+        """One entry an image, in order: a Prediction, or a Reject where it could not be used.
 
-        Files are decoded on threads while the model runs. Raises ConvlineError for more classes than there are.
+        A `str` or `Path` is a file's path, `bytes` are an encoded file; a PIL image, and an array of uint8 ([height,
+        width] grey, or [height, width, 1, 3 or 4]: grey, RGB, RGBA), are pixels of any size. What has no path is called
+        "image 3" by its place, from 0. Files are decoded on threads while the model runs. Raises TypeError for anything
+        else, a single image included, and ConvlineError for more classes than there are.
         """
         self.check_top_k(top_k)
-        files = (Found(str(path), OnDisk(str(path))) for path in paths)
+        files = pictures(images)
         return [entry for entries in self.classify_batches(batched(files, self.batch_size), top_k) for entry in entries]
+
+    def classify_files(self, paths: Iterable[Picture], top_k: int = 1) -> list[Prediction | Reject]:
+        """As `classify`, which takes files by their paths, too."""
+        return self.classify(paths, top_k)
 
     def classify_batches(self, batches: Iterable[Sequence[Found]], top_k: int = 1) -> Iterator[list[Entry]]:
         """The entries of batches of at most `batch_size` files, in order; the next ones are decoded meanwhile."""
@@ -131,18 +146,30 @@ class Classifier:
     ) -> list[Entry]:
         """The entries of one batch as `pack` left it; a file that failed becomes a Reject in its own place."""
         usable = sum(problem is None for problem in problems)
-        probability = self.model.run(pixels)[0][:usable] if usable else np.zeros((0, len(self.classes)), np.float32)
+        rows = self._rows(pixels, usable, top_k) if usable else iter(())
+        entries: list[Entry] = []
+        for file, problem in zip(files, problems, strict=True):
+            best = next(rows) if problem is None else None
+            if problem is not None:
+                entries.append(Reject(file.path, problem.reason, problem.detail))
+            elif best is None:
+                entries.append(Reject(file.path, NOT_FINITE.reason, NOT_FINITE.detail))
+            else:
+                entries.append(Prediction(file.path, *best))
+        return entries
+
+    def _rows(
+        self, pixels: NDArray[np.uint8], usable: int, top_k: int
+    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]] | None]:
+        """Labels and probabilities of the first images, the most probable first; None where they are not finite."""
+        probability, logit = (scores[:usable] for scores in self.model.run(pixels))
         # ties: the earlier class first
         best = probability.argmax(1)[:, None] if top_k == 1 else np.argsort(-probability, 1, "stable")[:, :top_k]
-        rows = zip(best.tolist(), np.take_along_axis(probability, best, 1), strict=True)
-        return [
-            Reject(file.path, problem.reason, problem.detail) if problem else self._prediction(file.path, *next(rows))
-            for file, problem in zip(files, problems, strict=True)
-        ]
-
-    def _prediction(self, path: str, best: list[int], probabilities: NDArray[np.float32]) -> Prediction:
-        # str() of a float32 is its shortest exact form: 0.9987123, not 0.9987123012542725
-        return Prediction(path, tuple(self.classes[i] for i in best), tuple(float(str(p)) for p in probabilities))
+        highest = np.take_along_axis(probability, best, 1)
+        for is_finite, indices, values in zip(_finite(probability, logit), best.tolist(), highest, strict=True):
+            # str() of a float32 is its shortest exact form: 0.9987123, not 0.9987123012542725
+            told = tuple(self.classes[i] for i in indices), tuple(float(str(value)) for value in values)
+            yield told if is_finite else None
 
     def check_top_k(self, top_k: int) -> None:
         """Raises ConvlineError for less than one class, or more than there are."""
@@ -159,9 +186,16 @@ class Classifier:
         del self.model
 
 
+def _finite(probability: NDArray[np.float32], logit: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which images have scores that mean something: bool [batch]."""
+    return np.isfinite(probability).all(1) & np.isfinite(logit).all(1)
+
+
 def try_decode(file: Found, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
     """The file's pixels, or why it has none."""
     try:
+        if isinstance(file.content, Pixels):
+            return fit_pixels(file.content.image, spec)
         return decode(file.read(), spec)
     except ImageError as error:
         return error.to_keep()

@@ -66,7 +66,10 @@ def classify(
     ] = None,
     preprocess: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="How it takes pixels: size, layout, range, mean, std, color, fit, …"),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="How it takes pixels, and what it gives: size, resize, range, mean, std, output, scores, …",
+        ),
     ] = None,
     csv_safe: Annotated[
         bool, typer.Option("--csv-safe", help="Put a ' before what spreadsheets would run as a formula.")
@@ -116,7 +119,7 @@ def classify(
         named = ", ".join("standard input" if name == "-" else name for name in inputs[:3])
         console.log(f"warning: nothing was found in {named}{' …' if inputs[3:] else ''}: no files, or only hidden ones")
     if as_json and not to_stdout:
-        print(json.dumps(summary.to_dict()))
+        print(json.dumps(summary.to_dict(), allow_nan=False))
     else:
         console.log(summary.sentence())
     if strict and summary.tally.rejected:
@@ -179,15 +182,16 @@ def _foreign(classes: Path | None, preprocess: list[str] | None) -> Foreign | No
         raise typer.BadParameter("a model made elsewhere needs both, --classes and --preprocess (as in range=1)")
     if classes is None or preprocess is None:
         return None
-    from serving.foreign import Foreign, Preprocessing, read_classes
+    from serving.class_names import read_classes
+    from serving.foreign import Foreign, Preprocessing
 
-    return Foreign(read_classes(classes), Preprocessing.parse(preprocess))
+    return Foreign(read_classes(classes), Preprocessing.parse(preprocess), classes)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
     """A nested report: JSON, or one indented line a value."""
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report, indent=2, allow_nan=False))
         return
     print("\n".join(_lines(report)))
 

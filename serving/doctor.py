@@ -35,7 +35,7 @@ def examine() -> dict[str, Any]:
         )
     providers: dict[str, str | None] = {}
     try:
-        from serving.model import PROVIDERS, provider_problem
+        from serving.session import PROVIDERS, provider_problem
 
         providers = {name: provider_problem(name) for name in PROVIDERS}
     except ImportError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Reason = Literal["unreadable", "not-an-image", "truncated", "too-large", "empty", "unsupported"]
+Reason = Literal["unreadable", "not-an-image", "truncated", "too-large", "empty", "unsupported", "not-finite"]
 
 
 class ConvlineError(Exception):

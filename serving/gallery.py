@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,8 +51,6 @@ class Gallery:
                 self._rejects.append(entry)
             return
         label, probability = entry.labels[0], entry.probabilities[0]
-        if not math.isfinite(probability):
-            entry, probability = Prediction(entry.path, entry.labels[:1], (0.0,)), 0.0
         if label not in self._of_classes:
             self._begin(label)
         self._confidence[label] += probability

@@ -220,3 +220,23 @@ def _offset(side: int, wanted: int, spec: ImageSpec) -> int:
     if spec.fit == "crop" and side < wanted:
         return -((wanted - side) // 2)
     return round((side - wanted) / 2)  # to even, as torchvision's CenterCrop and Pillow's ImageOps.pad
+
+
+def fit_pixels(image: Image.Image, spec: ImageSpec) -> NDArray[np.uint8]:
+    """As `decode`, of an image whose pixels are there already: uint8 [height, width, channels].
+
+    Raises ImageError, and nothing else, for an image that cannot be used.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError("too-large", f"{image.width}x{image.height}; the limit is {MAX_PIXELS} pixels")
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ImageError("unsupported", "32-bit pixels have no defined range")
+    try:
+        image = _convert(_upright(image), spec.channels)
+        image = _fit(image, spec, image.size)
+        return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
+    except ImageError:
+        raise
+    # Pillow raises whatever an image in one of its rarer modes makes it stumble over
+    except Exception as error:
+        raise ImageError("unsupported", f"{image.mode}: {error or type(error).__name__}") from error

@@ -12,8 +12,8 @@ from serving.errors import ConvlineError
 from serving.foreign import Foreign
 from serving.found import Found, OnDisk
 from serving.listing import STDIN, find
-from serving.model import Provider
 from serving.results import Tally, before_path, partial_path, rejects_path, shards_path
+from serving.session import Provider
 from serving.shards import Survey, survey
 from serving.sorting import Sorter, folder_with
 from serving.tables import Format, table_format

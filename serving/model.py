@@ -8,11 +8,10 @@ of the kind; they are opened with what their user says of them.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 from serving.errors import ConvlineError, ModelError
 from serving.foreign import Foreign, adapt
 from serving.images import ImageSpec
-from serving.machine import usable_cpus
 from serving.registry import SCHEME
+from serving.scores import check_scores
+from serving.session import OUTPUTS, Provider, first_run, open_session
 from serving.source import (
     PREFIX,
     PROOF,
@@ -35,16 +35,8 @@ from serving.source import (
     read_model,
 )
 
-Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-# TF32 keeps 10 bits of mantissa: its logits differ from PyTorch's in the third digit
-PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
-
 PROBE_IMAGES = 8
+LARGEST_TOLERANCE = 2e-2  # of a probe, times its largest logit: what 8-bit integers need on other processors
 MAX_PIXELS = 2**24  # of an image that a model takes; larger ones are decoded to its size
 
 
@@ -65,7 +57,7 @@ class Model:
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels]."""
-        probability, logit = self.session.run(["probability", "logit"], {"image": images})
+        probability, logit = self.session.run(OUTPUTS, {"image": images})
         return probability, logit
 
     def run_padded(self, images: NDArray[np.uint8], batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -107,9 +99,43 @@ def load_model(
     is_proven: bool = True,
 ) -> Model:
     """As `open_model`, of bytes that were read already; `name` is what errors call them."""
-    proto = parse_model(data, name)
     if foreign is not None:
-        return _open_foreign(proto, data, name, provider, threads, foreign)
+        return _open_foreign(data, name, provider, threads, foreign)
+    told = read_described(data, name, is_proven)
+    digest = hashlib.sha256(data).hexdigest()
+    session, taken = open_session(data, provider, threads, name, told.has_halves)
+    model = Model(session, told.metadata, told.classes, told.spec, taken, digest)
+    _self_test(model, told.probe, name)
+    if told.unproven is not None:  # last: what else is wrong says more
+        raise ModelError(told.unproven)
+    return model
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The logits of the eight images, float32 [8, classes], and how far others may be from them."""
+
+    logits: NDArray[np.float32]
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a convline file says of itself, checked against its graph, which has not been run. `unproven` says why it is
+    not the file that its proof is about, None where it is.
+    """
+
+    metadata: dict[str, Any]
+    classes: tuple[str, ...]
+    spec: ImageSpec
+    probe: Probe
+    has_halves: bool
+    unproven: str | None
+
+
+def read_described(data: bytes, name: Path | str, is_proven: bool = True) -> Described:
+    """Raises ModelError as `open_model` does, but for what only a run can tell, and for a proof of another file."""
+    proto = parse_model(data, name)
     metadata = read_metadata(proto, name, () if is_proven else PROOF)
     check_has_no_external_data(proto, name)
     try:
@@ -118,103 +144,55 @@ def load_model(
         raise ModelError(f"{name}: {error}") from error
     if spec.height is None or spec.width is None or spec.height * spec.width > MAX_PIXELS:
         raise ModelError(f"{name} does not say how large its images are, or too large; export it again")
-    halves, unproven = has_halves(proto), problem_with_proof(proto, metadata) if is_proven else None
-    del proto  # before the session takes as much again
-    session, taken = open_session(data, provider, threads, name, halves)
-    digest = hashlib.sha256(data).hexdigest()
-    model = Model(session, metadata, tuple(metadata["classes"]), spec, taken, digest)
-    _check_graph(model, name)
-    _self_test(model, name)
-    if unproven is not None:  # last: what else is wrong says more
-        raise ModelError(f"{name} {unproven}; export it again")
-    return model
+    classes = tuple(metadata["classes"])
+    _check_graph(proto.graph, spec, len(classes), name)
+    probe = _read_probe(metadata["probe"], len(classes), name)
+    unproven = problem_with_proof(proto, metadata) if is_proven else None
+    return Described(
+        metadata, classes, spec, probe, has_halves(proto), unproven and f"{name} {unproven}; export it again"
+    )
 
 
-def _open_foreign(
-    proto: onnx.ModelProto, data: bytes, name: Path | str, provider: Provider, threads: int | None, foreign: Foreign
-) -> Model:
+def _open_foreign(data: bytes, name: Path | str, provider: Provider, threads: int | None, foreign: Foreign) -> Model:
+    proto = parse_model(data, name)
     if any(entry.key.startswith(PREFIX) for entry in proto.metadata_props):
         raise ModelError(f"{name} was exported by convline and says itself how it is used; leave out --classes")
     if not str(name).startswith(SCHEME):
         load_external_data(proto, Path(name))
     check_has_no_external_data(proto, name)
     adapted = adapt(proto, foreign, name)
-    halves = has_halves(adapted.model)
+    spec, halves = adapted.spec, has_halves(adapted.model)
+    assert spec.height and spec.width
+    if spec.height * spec.width > MAX_PIXELS:
+        raise ModelError(f"{name} takes images of {spec.height}x{spec.width}; the limit is {MAX_PIXELS} pixels")
     session, taken = open_session(adapted.model.SerializeToString(), provider, threads, name, halves)
     digest = hashlib.sha256(data).hexdigest()
-    model = Model(session, {}, foreign.classes, adapted.spec, taken, digest, adapted.batch)
+    model = Model(session, {}, foreign.classes, spec, taken, digest, adapted.batch)
     # what a graph promises may differ from what it gives
-    probability, logit = _first_run(model, probe_images(model.spec)[: model.batch], name)
-    is_guessed = foreign.preprocessing.scores is None
-    if is_guessed and np.all((logit >= 0) & (logit <= 1)):
+    few = probe_images(spec)
+    images = np.resize(few, (model.batch or len(few), *few.shape[1:]))
+    try:
+        probability, logit = first_run(session, images, taken)
+    except RuntimeError as error:
+        size = f"{spec.height}x{spec.width}"
+        raise ModelError(f"{name} does not run on {len(images)} images of {size}: {error}") from error
+    if probability.shape[0] != len(images):
         raise ModelError(
-            f"{name} gives numbers from 0 to 1: say by --preprocess scores=probabilities or scores=logits what they are"
+            f"{name} gives {len(probability)} rows of scores where it is given {len(images)} images; one each is needed"
         )
     if probability.shape[1:] != (len(model.classes),):
-        told = f"{len(model.classes)} classes were named"
-        raise ModelError(f"{name} gives {probability.shape[1]} scores an image, {told}; mend the file of classes")
+        count = probability.shape[1]
+        raise ModelError(
+            f"{name} gives {count} {'score' if count == 1 else 'scores'} an image, {foreign.count}; name as many "
+            "classes, or by --preprocess output=NAME another output"
+        )
+    check_scores(adapted.scores, probability, logit, name)
     return model
 
 
 def has_halves(model: onnx.ModelProto) -> bool:
     """Whether weights are float16."""
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
-
-
-def open_session(
-    data: bytes,
-    provider: Provider = "auto",
-    threads: int | None = None,
-    name: Path | str = "the exported model",
-    has_halves: bool = False,
-) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session as serving runs it, and the provider it really took ("cpu", "cuda" or "tensorrt")."""
-    wanted = provider
-    if wanted == "auto":
-        wanted = "cuda" if provider_problem("cuda") is None else "cpu"
-    elif problem := provider_problem(wanted):
-        raise ModelError(f"the provider {wanted} did not load: {problem}; use --provider cpu, or mend it")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads or usable_cpus()
-    options.log_severity_level = 4
-    providers = [(PROVIDERS[wanted], PROVIDER_OPTIONS.get(wanted, {}))]
-    try:
-        session = onnxruntime.InferenceSession(
-            # onnxruntime 1.31 crashes where it fuses float16 products with transposes (vision transformers)
-            data,
-            options,
-            providers=providers,
-            disabled_optimizers=["MatmulTransposeFusion"] if has_halves else [],
-        )
-    # onnxruntime's exceptions have no common base of their own
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot load {name}: {error}; export it again") from error
-    session.disable_fallback()
-    if session.get_providers()[0] != PROVIDERS[wanted]:
-        raise ModelError(f"the provider {wanted} did not load: onnxruntime took {session.get_providers()[0]} instead")
-    return session, wanted
-
-
-def provider_problem(name: str) -> str | None:
-    """Why a provider cannot load here, None where it can. onnxruntime lists providers it cannot load."""
-    if name == "cpu":
-        return None
-    if PROVIDERS[name] not in onnxruntime.get_available_providers():
-        return "this onnxruntime was built without it (install onnxruntime-gpu)"
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "no NVIDIA driver (libcuda.so.1 is missing)"
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # from torch's or the `cuda` extra's packages, if they are there
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
-    except OSError as error:
-        return f"{error} (the extra `cuda` brings CUDA and cuDNN)"
-    return None
 
 
 def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
@@ -227,44 +205,48 @@ def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
     return ((ramp + noise) % 256).astype(np.uint8)
 
 
-def _check_graph(model: Model, path: Path | str) -> None:
+def _check_graph(graph: onnx.GraphProto, spec: ImageSpec, classes: int, path: Path | str) -> None:
     """Metadata and graph must tell the same story."""
-    spec = model.spec
-    inputs = {node.name: (node.type, node.shape[1:]) for node in model.session.get_inputs()}
-    outputs = {node.name: (node.type, node.shape[1:]) for node in model.session.get_outputs()}
-    told_inputs = {"image": ("tensor(uint8)", [spec.height, spec.width, spec.channels])}
-    told_outputs = {name: ("tensor(float)", [len(model.classes)]) for name in ("probability", "logit")}
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = {value.name: _type(value) for value in graph.input if value.name not in weights}
+    outputs = {value.name: _type(value) for value in graph.output}
+    told_inputs = {"image": ("UINT8", [spec.height, spec.width, spec.channels])}
+    told_outputs = {name: ("FLOAT", [classes]) for name in OUTPUTS}
     for what, found, told in (("inputs", inputs, told_inputs), ("outputs", outputs, told_outputs)):
         if found != told:
             raise ModelError(f"{path}: its metadata promises the {what} {told}, its graph has {found}; export it again")
 
 
-def _first_run(
-    model: Model, images: NDArray[np.uint8], name: Path | str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a graph that was only looked at gives. Raises ModelError where it does not run."""
-    try:
-        return model.run(images)
-    # onnxruntime's exceptions have no common base of their own
-    except Exception as error:
-        told = str(error).partition("\n")[0]
-        raise ModelError(
-            f"{name} does not run on {len(images)} images: {told}; export it with a dynamic batch"
-        ) from error
+def _type(value: onnx.ValueInfoProto) -> tuple[str, list[int | str]]:
+    """The type of its elements, and its shape without the batch."""
+    tensor = value.type.tensor_type
+    shape: list[int | str] = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+    return onnx.TensorProto.DataType.Name(tensor.elem_type), shape[1:]
 
 
-def _self_test(model: Model, path: Path | str) -> None:
-    probe = model.metadata["probe"]
+def _read_probe(told: dict[str, Any], classes: int, path: Path | str) -> Probe:
+    """Raises ModelError for a probe that could not fail."""
     try:
-        expected, tolerance = np.asarray(probe["logits"], np.float32), float(probe["tolerance"])
+        logits, tolerance = np.asarray(told["logits"], np.float32), float(told["tolerance"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a damaged probe ({error}); export it again") from error
-    _, logits = _first_run(model, probe_images(model.spec), path)
-    if expected.shape != logits.shape:
-        raise ModelError(f"{path}: its probe holds {expected.shape} logits, its graph gives {logits.shape}")
-    worst = float(np.abs(logits - expected).max())
-    if not worst <= tolerance:  # NaN fails
+    if told.get("images") != PROBE_IMAGES or logits.shape != (PROBE_IMAGES, classes) or not np.isfinite(logits).all():
+        raise ModelError(f"{path} has a damaged probe (not the logits of {PROBE_IMAGES} images); export it again")
+    if not 0 <= tolerance <= LARGEST_TOLERANCE * max(1.0, float(np.abs(logits).max())):
+        raise ModelError(f"{path} has a probe that proves nothing (its tolerance is {tolerance:g}); export it again")
+    return Probe(logits, tolerance)
+
+
+def _self_test(model: Model, probe: Probe, path: Path | str) -> None:
+    try:
+        _, logits = first_run(model.session, probe_images(model.spec), model.provider)
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not run on {PROBE_IMAGES} images: {error}; export it again") from error
+    if probe.logits.shape != logits.shape:
+        raise ModelError(f"{path}: its probe holds {probe.logits.shape} logits, its graph gives {logits.shape}")
+    worst = float(np.abs(logits - probe.logits).max())
+    if not worst <= probe.tolerance:  # NaN fails
         raise ModelError(
             f"{path} failed its self-test on {model.provider}: logits differ by {worst:.3g} from those proven at "
-            f"export (at most {tolerance:.3g}); the file is damaged or this machine computes wrongly"
+            f"export (at most {probe.tolerance:.3g}); the file is damaged or this machine computes wrongly"
         )

@@ -282,7 +282,7 @@ def _fields(entry: Entry) -> dict[str, Any]:
 
 def _line(fields: dict[str, Any]) -> bytes:
     # ASCII, so that names which are not UTF-8 survive as escaped surrogates
-    return json.dumps(fields, ensure_ascii=True).encode("ascii") + b"\n"
+    return json.dumps(fields, ensure_ascii=True, allow_nan=False).encode("ascii") + b"\n"
 
 
 def reject_line(entry: Reject) -> str:

@@ -80,7 +80,7 @@ class _Folder:
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         with atomic_write(self._folder / PLAN) as file:
-            file.write(json.dumps(plan).encode())
+            file.write(json.dumps(plan, allow_nan=False).encode())
 
     def _shard(self, shard: int) -> Path:
         return self._folder / f"{shard:05}.jsonl"
@@ -124,7 +124,7 @@ class _Store:
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         self._system.makedirs(self._folder, exist_ok=True)
-        self._system.pipe_file(f"{self._folder}/{PLAN}", json.dumps(plan).encode())
+        self._system.pipe_file(f"{self._folder}/{PLAN}", json.dumps(plan, allow_nan=False).encode())
 
     def _shard(self, shard: int) -> str:
         return f"{self._folder}/{shard:05}.jsonl"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ REQUIRED = {
     "parity": dict,
     "probe": dict,
     "versions": dict,
+}
+# what must stand in them: whoever asks where a file came from finds an answer
+FILLED: dict[str, dict[str, type]] = {
+    "dataset": {"name": str, "fingerprint": str},
+    "run": {"id": str, "seed": int, "step": int},
+    "evaluation": {"split": str, "fingerprint": str, "count": int, "precision_at_1": float},
 }
 PROOF = ("evaluation", "parity")  # what a file that is still to be proven lacks
 
@@ -59,19 +66,20 @@ def parse_model(data: bytes, name: Path | str) -> onnx.ModelProto:
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise ModelError(f"{name} is no ONNX file, or a damaged one; export it again") from error
+        raise ModelError(f"{name} is no ONNX file, or a damaged copy of one; take a whole one") from error
     if not model.graph.node:
-        raise ModelError(f"{name} is no ONNX file, or an empty one; export it again")
+        raise ModelError(f"{name} is no ONNX file, or an empty one; take a whole one")
     return model
 
 
 def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[str] = ()) -> dict[str, Any]:
     """The `convline.` metadata, parsed; some may be `absent`. Raises ModelError for missing, damaged or newer ones."""
-    try:
-        stored = {entry.key: entry.value for entry in model.metadata_props}
-        metadata = {k.removeprefix(PREFIX): json.loads(v) for k, v in stored.items() if k.startswith(PREFIX)}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{name} has damaged metadata ({error}); export it again") from error
+    stored = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {
+        key.removeprefix(PREFIX): _parsed(value, f"{name} has damaged metadata {key}")
+        for key, value in stored.items()
+        if key.startswith(PREFIX)
+    }
     if not metadata:
         raise ModelError(
             f"{name} was not exported by convline: it has no convline metadata; to classify with it all the same, name "
@@ -87,11 +95,38 @@ def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[s
     classes = metadata.get("classes")
     if isinstance(classes, list) and not (classes and all(isinstance(label, str) for label in classes)):
         wrong.append("classes")
+    wrong += [f"{key}.{field}" for key in told for field in _unfilled(metadata.get(key), key)]
     if wrong:
         raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
     if len(set(metadata["classes"])) != len(metadata["classes"]):
         raise ModelError(f"{name} names a class twice; export it again")
     return metadata
+
+
+def _parsed(text: str, damaged: str) -> Any:
+    """Of JSON. Raises ModelError for anything else, NaN and numbers without bound among it."""
+
+    def number(text: str) -> float:
+        if not isfinite(value := float(text)):
+            raise ValueError(f"{text} is no number of JSON")
+        return value
+
+    try:
+        return json.loads(text, parse_constant=number, parse_float=number)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{damaged} ({error}); export it again") from error
+
+
+def _unfilled(table: Any, key: str) -> list[str]:
+    """The fields of a table that are missing, empty, of another type, or numbers that cannot be."""
+
+    def is_filled(value: Any, kind: type) -> bool:
+        if kind is float:
+            return isinstance(value, int | float) and type(value) is not bool and 0 <= value <= 1
+        return type(value) is kind and (not isinstance(value, int) or value >= 0) and value != ""
+
+    fields = FILLED.get(key, {}) if isinstance(table, dict) else {}
+    return [field for field, kind in fields.items() if not is_filled(table.get(field), kind)]
 
 
 def problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str | None:
@@ -101,7 +136,8 @@ def problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str 
         return "did not pass its proof, or does not hold averaged weights"
     del proto.metadata_props[[entry.key for entry in proto.metadata_props].index(f"{PREFIX}parity")]
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-    told = parity.get("sha256_without_parity", digest)
+    if (told := parity.get("sha256_without_parity")) is None:
+        return "has a proof that does not say of which file it is (sha256_without_parity)"
     return None if told == digest else "was changed after its proof: it is not the model that was proven"
 
 

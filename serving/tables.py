@@ -115,7 +115,8 @@ class _JsonLines:
 
     def write(self, row: Prediction) -> None:
         # ASCII, so that names which are not UTF-8 survive as escaped surrogates
-        self._file.write(json.dumps(dict(zip(self._columns, _cells(row), strict=True)), ensure_ascii=True) + "\n")
+        cells = dict(zip(self._columns, _cells(row), strict=True))
+        self._file.write(json.dumps(cells, ensure_ascii=True, allow_nan=False) + "\n")
 
 
 class _Parquet:

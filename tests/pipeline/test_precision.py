@@ -23,7 +23,8 @@ from pipeline.recipe import load, names
 from serving.errors import ConvlineError
 from serving.images import ImageSpec
 from serving.inspect import inspect
-from serving.model import open_model, open_session
+from serving.model import open_model
+from serving.session import open_session
 from tests.conftest import run_command
 from tests.pipeline.test_export import metadata
 

@@ -11,7 +11,7 @@ import onnxruntime
 import PIL
 import pytest
 
-from serving.model import provider_problem
+from serving.session import provider_problem
 from tests.conftest import Cli
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from serving import Classifier
+from serving.classify import classify
 from serving.errors import ConvlineError, ModelError
-from serving.foreign import Foreign, Preprocessing, read_classes
+from serving.foreign import Foreign, Preprocessing
+from serving.job import Job, describe
 from serving.model import open_model
 from tests.conftest import Cli
 from tests.serving.helpers import csv_rows, encode, noise, write
@@ -33,9 +36,10 @@ def classifier(
     sides: tuple[Any, Any] = (SIDE, SIDE),
     opset: int = 17,
     name: str = "image",
+    channels: int | str = 3,
 ) -> Path:
     """A linear classifier of RGB images, whose input is called as convline's own is."""
-    shape = [batch, 3, *sides] if layout == "nchw" else [batch, *sides, 3]
+    shape = [batch, channels, *sides] if layout == "nchw" else [batch, *sides, channels]
     nodes = [helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT)]
     nodes += [helper.make_node("Flatten", ["floats"], ["flat"])]
     nodes += [helper.make_node("MatMul", ["flat", "weight"], ["scores" if softmax else "out"])]
@@ -127,10 +131,11 @@ def test_other_types_of_input(tmp_path: Path, kind: int) -> None:
     np.testing.assert_allclose(model.run(images)[1], expected, atol=2e-2 if kind == TensorProto.FLOAT16 else 1e-3)
 
 
-def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_a_fixed_batch_is_filled_up(tmp_path: Path, batch: int) -> None:
     images = noise(10, SIDE, SIDE, 3)
-    with opened(classifier(tmp_path / "m.onnx", batch=4), "range=1") as served:
-        assert served.batch_size == 4
+    with opened(classifier(tmp_path / "m.onnx", batch=batch), "range=1") as served:
+        assert served.batch_size == batch
         np.testing.assert_allclose(served.classify_arrays(images), softmax(scores(images / 255)), atol=1e-5)
 
 
@@ -150,6 +155,12 @@ def test_a_size_that_the_graph_leaves_open_is_asked_for(tmp_path: Path) -> None:
         ({}, ("std=0",), "std has"),
         ({"kind": TensorProto.UINT8}, ("mean=1",), "leave out mean and std"),
         ({"kind": TensorProto.INT64}, ("range=1",), "takes INT64"),
+        ({"kind": TensorProto.INT8}, ("range=1",), "takes INT8"),
+        ({"sides": (2**13, 2**13)}, ("range=1",), "the limit is 16777216 pixels"),
+        ({"channels": 4}, ("range=1",), r"takes \[\?, 4, 6, 6\], which has no 1 or 3 channels"),
+        ({"channels": "c"}, ("range=1",), "does not tell where its channels are; set layout="),
+        ({}, ("resize=5",), "has to be as long as those, and goes with fit=crop"),
+        ({}, ("resize=7", "fit=stretch"), "goes with fit=crop"),
         ({"opset": 6}, ("range=1",), "opset 6"),
     ],
 )
@@ -160,10 +171,105 @@ def test_what_does_not_fit_is_explained(
         opened(classifier(tmp_path / "m.onnx", **options), *settings)
 
 
+CAFFE, IMAGENET = "mean=123.675,116.28,103.53 std=58.395,57.12,57.375", "mean=0.485,0.456,0.406 std=0.229,0.224,0.225"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (CAFFE, "from 0 to 255, but range=1 has them from 0 to 1; add range=255"),
+        ("mean=127.5 std=127.5", "add range=255"),
+        ("std=255", "add range=255"),
+        (f"range=255 {IMAGENET}", "from 0 to 1, but range=255 has them from 0 to 255; leave out range=255"),
+        ("range=255 mean=0.5 std=0.5", "leave out range=255"),
+        ("range=255 std=0.225", "leave out range=255"),
+        ("range=255 mean=0.449", "leave out range=255"),
+        ("range=255 mean=300", "no pixels from 0 to 255 have such a mean"),
+        ("range=255 mean=-103.939,-116.779,-123.68", "give it as it is subtracted"),
+        ("mean=-0.485,-0.456,-0.406 std=0.229,0.224,0.225", "give it as it is subtracted"),
+    ],
+)
+def test_a_mean_that_no_pixel_of_the_range_has_is_refused(tmp_path: Path, settings: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        opened(classifier(tmp_path / "m.onnx"), *settings.split())
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [
+        (f"range=255 {CAFFE}", lambda x: (x - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]),
+        (IMAGENET, lambda x: (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]),
+        ("mean=0.5 std=0.5", lambda x: x / 127.5 - 1),
+        ("range=255 mean=127.5 std=127.5", lambda x: x / 127.5 - 1),
+        ("range=255 mean=0 std=1", lambda x: x),
+        ("range=255 std=255", lambda x: x / 255),
+        ("range=255 std=65025", lambda x: x / 255 / 255),  # of a network that was trained by mistake
+        ("range=255 mean=103.939,116.779,123.68", lambda x: x - [103.939, 116.779, 123.68]),
+        ("mean=1 std=-1", lambda x: 1 - x / 255),
+        ("mean=-0.125 std=1.25", lambda x: 0.1 + 0.8 * x / 255),
+    ],
+)
+def test_scalings_that_networks_take(tmp_path: Path, settings: str, scaling: Any) -> None:
+    images = noise(2, SIDE, SIDE, 3)
+    logit = opened(classifier(tmp_path / "m.onnx"), *settings.split()).model.run(images)[1]
+    expected = scores(scaling(images.astype(np.float64)))
+    np.testing.assert_allclose(logit, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_channels_that_the_graph_leaves_open_are_red_green_and_blue(tmp_path: Path) -> None:
+    images = noise(2, SIDE, SIDE, 3)
+    path = classifier(tmp_path / "m.onnx", channels="c", sides=("h", "w"), batch=-1)
+    with opened(path, "layout=nchw", f"size={SIDE}") as served:
+        np.testing.assert_allclose(served.classify_arrays(images), softmax(scores(images / 255)), atol=1e-5)
+
+
+def test_a_key_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ConvlineError, match="mean is given twice"):
+        Preprocessing.parse(["mean=0.5", "range=1", "mean=0.4"])
+
+
+def test_what_onnxruntime_says_is_one_line(tmp_path: Path) -> None:
+    path = classifier(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, SIDE * SIDE * 3]), "one"))
+    model.graph.node[1].CopyFrom(helper.make_node("Reshape", ["floats", "one"], ["flat"]))
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"does not run on 8 images of 6x6: .*cannot be reshaped") as refused:
+        opened(path, "range=1")
+    model.ir_version = 99
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"cannot load .*: Unsupported model IR version: 99") as unloaded:
+        opened(path, "range=1")
+    for told in (str(refused.value), str(unloaded.value)):
+        assert "\n" not in told and "onnxruntime_src" not in told and "ONNXRuntimeError" not in told
+        assert "export it again" not in told
+
+
+def test_a_job_is_resumed(tmp_path: Path, photographs: Path) -> None:
+    """The journal holds what was said of the model, and takes the same again."""
+    foreign = Foreign(CLASSES, Preprocessing.parse([f"size={SIDE}", "mean=0.5,0.4,0.3", "std=0.2"]))
+    job = Job([str(photographs)], classifier(tmp_path / "m.onnx"), tmp_path / "out.csv", foreign=foreign, batch_size=2)
+    classify(job)
+    whole = (tmp_path / "out.csv").read_bytes()
+    (tmp_path / "out.csv").unlink()
+    with Classifier(job.model, foreign=foreign, batch_size=2) as served:
+        header = describe(job, served)
+    write(tmp_path / "out.csv.partial", json.dumps(header).encode() + b"\n")
+    classify(replace(job, resume=True))
+    assert (tmp_path / "out.csv").read_bytes() == whole
+    other = replace(foreign, preprocessing=Preprocessing.parse(["mean=0.5"]))
+    write(tmp_path / "out.csv.partial", json.dumps(header).encode() + b"\n")
+    with pytest.raises(ConvlineError, match="belongs to a job with another foreign"):
+        classify(replace(job, foreign=other, resume=True, output=tmp_path / "out.csv"))
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_wrong_number_of_classes_is_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(ModelError, match=rf"gives 3 scores an image, {count} classes were named"):
+    with pytest.raises(ModelError, match=rf"gives 3 scores an image, {count} classes were named; name as many classes"):
         opened(classifier(tmp_path / "m.onnx"), "range=1", classes=tuple("abcd"[:count]))
+    foreign = Foreign(tuple("abcd"[:count]), Preprocessing(), Path("names.txt"))
+    with pytest.raises(ModelError, match=rf"{count} classes were named in names\.txt"):
+        Classifier(classifier(tmp_path / "m.onnx"), foreign=foreign)
 
 
 @pytest.mark.parametrize(
@@ -174,23 +280,15 @@ def test_a_wrong_number_of_classes_is_refused(tmp_path: Path, count: int) -> Non
         ("range=2", "range accepts 1, 255"),
         ("mean=a", "mean accepts numbers"),
         ("size=0", "size accepts 32 or 32x48"),
+        ("resize=256x256", "resize accepts a number of pixels"),
+        ("output=", "output accepts the name of an output"),
+        ("fit=letterbox", "fit accepts crop, stretch, pad"),
         ("size", "size accepts"),
     ],
 )
 def test_a_setting_that_is_unknown_or_ill_typed_is_refused(setting: str, message: str) -> None:
     with pytest.raises(ConvlineError, match=message):
         Preprocessing.parse([setting])
-
-
-def test_classes_are_lines_or_a_json_list(tmp_path: Path) -> None:
-    lines, listed = write(tmp_path / "a.txt", b"cat\ndog\n"), write(tmp_path / "a.json", b'["cat", "dog"]')
-    assert read_classes(lines) == read_classes(listed) == ("cat", "dog")
-    assert read_classes(write(tmp_path / "windows.txt", b"\xef\xbb\xbf[unk]\r\ndog\r\n")) == ("[unk]", "dog")
-    for content in (b"", b"[1, 2]", b"[]", b"cat\n\ndog\n", b"cat\ncat\n", b"\xff\xfe"):
-        with pytest.raises(ConvlineError, match=r"does not hold class names|twice"):
-            read_classes(write(tmp_path / "b.txt", content))
-    with pytest.raises(ConvlineError, match="does not hold class names"):
-        read_classes(tmp_path / "missing.txt")
 
 
 @pytest.fixture

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from pipeline.export import PROBE_TOLERANCE
 from serving.errors import ModelError
-from serving.model import open_model, provider_problem
+from serving.inspect import inspect
+from serving.model import LARGEST_TOLERANCE, open_model
+from serving.session import provider_problem
 from tests.serving.helpers import altered, noise, resealed, set_metadata
 
 Edit = Callable[[onnx.ModelProto], object]
@@ -26,6 +30,11 @@ def metadata(proto: onnx.ModelProto, key: str) -> str:
 def change(key: str, edit: Callable[[object], object]) -> Edit:
     """convline.<key>, parsed, goes through `edit`."""
     return lambda proto: set_metadata(key, json.dumps(edit(json.loads(metadata(proto, key)))))(proto)
+
+
+def change_one(field: str, value: object) -> Callable[[Any], object]:
+    """An edit for `change`: one field of a table."""
+    return lambda table: {**table, field: value}
 
 
 def change_weight(edit: Callable[[np.ndarray], object]) -> Edit:
@@ -122,11 +131,74 @@ def test_one_wrong_weight_fails_the_self_test(model: Path, tmp_path: Path, value
         pytest.param(lambda probe: {**probe, "logits": "words"}, id="text"),
         pytest.param(lambda probe: {**probe, "logits": np.full((8, 10), np.nan).tolist()}, id="nan"),
         pytest.param(lambda probe: {**probe, "tolerance": np.nan}, id="nan-tolerance"),
+        pytest.param(lambda probe: {**probe, "tolerance": np.inf}, id="infinite-tolerance"),
+        pytest.param(lambda probe: {**probe, "tolerance": 1e30}, id="huge-tolerance"),
+        pytest.param(lambda probe: {**probe, "tolerance": 0.021 * largest(probe)}, id="too-large-a-tolerance"),
+        pytest.param(lambda probe: {**probe, "tolerance": -1}, id="negative-tolerance"),
+        pytest.param(lambda probe: {**probe, "images": 0, "logits": []}, id="no-images"),
+        pytest.param(lambda probe: {**probe, "images": 0}, id="images-that-are-not-counted"),
+        pytest.param(lambda probe: {"logits": probe["logits"], "tolerance": probe["tolerance"]}, id="no-count"),
+        pytest.param(lambda probe: {**probe, "logits": np.full((8, 10), np.inf).tolist()}, id="infinite"),
     ],
 )
 def test_a_damaged_probe_is_refused(model: Path, tmp_path: Path, edit: Callable[[object], object]) -> None:
-    with pytest.raises(ModelError, match=r"probe|self-test"):
-        open_model(altered(model, tmp_path / "model.onnx", change("probe", edit)))
+    """By whoever reads the file, and before its graph is run."""
+    path = resealed(model, tmp_path / "model.onnx", change("probe", edit))
+    for read in (open_model, inspect):
+        with pytest.raises(ModelError, match="probe"):
+            read(path)
+
+
+def largest(probe: Any) -> float:
+    return max(1.0, float(np.abs(probe["logits"]).max()))
+
+
+def test_what_every_precision_needs_is_no_too_large_a_tolerance() -> None:
+    assert max(PROBE_TOLERANCE.values()) <= LARGEST_TOLERANCE
+
+
+def without(key: str) -> Callable[[Any], object]:
+    return lambda table: {name: value for name, value in table.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("key", "edit", "message"),
+    [
+        pytest.param("evaluation", lambda _: {}, r"evaluation\.split, evaluation\.fingerprint", id="empty-evaluation"),
+        pytest.param("evaluation", without("fingerprint"), r"evaluation\.fingerprint", id="no-fingerprint"),
+        *[
+            pytest.param(
+                "evaluation", change_one("precision_at_1", value), r"evaluation\.precision_at_1", id=f"{value}"
+            )
+            for value in (None, 1.5, -0.1, "0.99", True)
+        ],
+        pytest.param("evaluation", change_one("count", 99.5), r"evaluation\.count", id="half-an-image"),
+        pytest.param("run", lambda _: {}, r"run\.id, run\.seed, run\.step", id="empty-run"),
+        pytest.param("run", change_one("id", ""), r"run\.id", id="no-id"),
+        pytest.param("run", change_one("step", -1), r"run\.step", id="negative-step"),
+        pytest.param("run", change_one("seed", "one"), r"run\.seed", id="seed-in-words"),
+        pytest.param("run", change_one("step", True), r"run\.step", id="step-true"),
+        pytest.param("dataset", lambda _: {}, r"dataset\.name, dataset\.fingerprint", id="empty-dataset"),
+    ],
+)
+def test_a_file_that_does_not_say_where_it_came_from_is_refused(
+    model: Path, tmp_path: Path, key: str, edit: Callable[[object], object], message: str
+) -> None:
+    with pytest.raises(ModelError, match=f"lacks the metadata {message}"):
+        open_model(resealed(model, tmp_path / "model.onnx", change(key, edit)))
+
+
+def test_a_proof_that_names_no_file_proves_nothing(model: Path, tmp_path: Path) -> None:
+    path = altered(model, tmp_path / "model.onnx", change("parity", without("sha256_without_parity")))
+    for read in (open_model, inspect):
+        with pytest.raises(ModelError, match="does not say of which file it is"):
+            read(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_numbers_that_json_does_not_have_are_refused(model: Path, tmp_path: Path, number: str) -> None:
+    with pytest.raises(ModelError, match=rf"damaged metadata convline\.versions \({number} is no number of JSON"):
+        open_model(resealed(model, tmp_path / "model.onnx", set_metadata("versions", f'{{"onnx": {number}}}')))
 
 
 def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
@@ -163,7 +235,7 @@ def test_a_file_that_lacks_any_of_its_metadata_is_refused(model: Path, tmp_path:
     [
         pytest.param(change("classes", lambda names: [names[1], names[0], *names[2:]]), id="class-order"),
         pytest.param(change("evaluation", lambda told: {**told, "precision_at_1": 1.0}), id="precision"),
-        pytest.param(change("probe", lambda probe: {**probe, "tolerance": 1e30}), id="tolerance"),
+        pytest.param(change("probe", lambda probe: {**probe, "tolerance": probe["tolerance"] * 1.5}), id="tolerance"),
     ],
 )
 def test_a_file_changed_after_its_proof_is_refused(model: Path, tmp_path: Path, edit: Edit) -> None:
