@@ -213,11 +213,11 @@ def evaluate(
     if watch:
         for answer in follow(found, data_dir, question, interval, tracking == "mlflow"):
             line = f"step {answer['step']}: precision @ 1 = {answer['precision_at_1']:.3f}"
-            print(json.dumps(answer) if as_json else line, flush=True)
+            print(console.as_json(answer) if as_json else line, flush=True)
         return
     report = evaluate_run(found, data_dir, question)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(console.as_json(report, indent=2))
     elif precision_at_1:
         print(f"precision @ 1 = {report['precision_at_1']:.3f}")
     else:
@@ -273,7 +273,7 @@ def parity(
 
     path, result = prove_again(run, runs_dir, data_dir, images, against)
     if as_json:
-        print(json.dumps(result.to_dict(), indent=2), flush=True)
+        print(console.as_json(result.to_dict(), indent=2), flush=True)
     require(result, path)
     if not as_json:
         print(f"{result.sentence()}\n{result.table()}")
@@ -315,7 +315,7 @@ def compare(
 
     page = output or runs_dir / "compare.html"
     figures = put_side_by_side([Run.find(runs_dir, run) for run in runs], page)
-    print(json.dumps(figures, indent=2) if as_json else f"{text(figures)}\n{page}")
+    print(console.as_json(figures, indent=2) if as_json else f"{text(figures)}\n{page}")
 
 
 @app.command()

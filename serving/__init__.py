@@ -3,8 +3,8 @@
 from serving import Classifier
 
 with Classifier("runs/digits/model.onnx") as classifier:
-    classifier.classify_files(["a.png", "b.jpg"], top_k=3)
-    classifier.classify_arrays(images)  # uint8 [n, height, width, channels]
+    classifier.classify(["a.png", jpeg_bytes, pillow_image, array], top_k=3)
+    classifier.classify_arrays(images)  # uint8 [n, height, width, channels] of the model's size
 
 listing (find files) -> images (decode) -> model (infer) -> results (journal, table); predict says on which processes
 """

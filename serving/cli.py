@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -119,7 +118,7 @@ def classify(
         named = ", ".join("standard input" if name == "-" else name for name in inputs[:3])
         console.log(f"warning: nothing was found in {named}{' …' if inputs[3:] else ''}: no files, or only hidden ones")
     if as_json and not to_stdout:
-        print(json.dumps(summary.to_dict(), allow_nan=False))
+        print(console.as_json(summary.to_dict()))
     else:
         console.log(summary.sentence())
     if strict and summary.tally.rejected:
@@ -191,7 +190,7 @@ def _foreign(classes: Path | None, preprocess: list[str] | None) -> Foreign | No
 def _print(report: dict[str, Any], as_json: bool) -> None:
     """A nested report: JSON, or one indented line a value."""
     if as_json:
-        print(json.dumps(report, indent=2, allow_nan=False))
+        print(console.as_json(report, indent=2))
         return
     print("\n".join(_lines(report)))
 

@@ -7,6 +7,8 @@ Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 finished but `--strict` found 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import signal
 import sys
@@ -65,8 +67,37 @@ def sentence(error: Exception) -> str:
             errno.EACCES: "; check its permissions",
         }.get(error.errno, "")
         return f"{os.strerror(error.errno)}{where}{advice}"
+    if isinstance(error, ImportError):
+        return _missing(error)
     kind = type(error).__name__
     return f"this should not have happened: {kind}: {error} (run the command again with --debug to see where)"
+
+
+# the extra that brings each package which serving alone does not need
+EXTRAS = {"mlflow": "mlflow", "pyarrow": "parquet", "ray": "cluster", "fsspec": "remote"}
+OWN = ("convline", "serving", "pipeline", "models")
+NEEDED = ("numpy", "PIL", "typer", "rich", "onnx", "onnxruntime", "google")
+
+
+def _missing(error: ImportError) -> str:
+    """What to install where a package is missing."""
+    name = (error.name or "").partition(".")[0]
+    if name in OWN or name in NEEDED:
+        return f"convline is not whole ({error}): install it again"
+    return f"a package is missing ({error}): pip install 'convline[{EXTRAS.get(name, 'train')}]'"
+
+
+def as_json(report: Any, indent: int | None = None) -> str:
+    """A report as JSON (RFC 8259); numbers that it does not have, NaN and infinities, are null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(report), indent=indent, allow_nan=False)
 
 
 def mute(muted: bool) -> None:

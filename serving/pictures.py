@@ -66,7 +66,8 @@ def _loaded(image: Image.Image) -> Content:
         image.load()
     # Pillow's readers raise whatever a malformed file makes them stumble over
     except Exception as error:
-        return Unusable(ImageError("unreadable", str(error) or type(error).__name__))
+        told = str(error) or type(error).__name__
+        return Unusable(ImageError("truncated" if "truncated" in told else "unreadable", told))
     return Pixels(image)
 
 

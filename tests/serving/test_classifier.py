@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from serving import Classifier, ConvlineError, ModelError, Prediction, Reject
 from serving.images import decode
-from tests.serving.helpers import encode, noise, write
+from tests.serving.helpers import encode, exif, noise, write
 
 
 @pytest.fixture
@@ -118,3 +121,110 @@ def test_a_batch_size_that_is_none_is_refused(model: Path) -> None:
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         Classifier(tmp_path / "nowhere.onnx")
+
+
+def told(entry: Prediction | Reject) -> tuple[Any, ...]:
+    return (
+        (entry.labels, entry.probabilities)
+        if isinstance(entry, Prediction)
+        else (entry.reason, entry.detail is not None)
+    )
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [noise(20, 31), noise(20, 31, 3), noise(20, 31, 4), noise(3, 4), noise(4, 3), noise(1, 1, 3), noise(8, 8)],
+    ids=lambda pixels: "x".join(map(str, pixels.shape)),
+)
+def test_an_image_is_the_same_in_whatever_form_it_comes(classifier: Classifier, tmp_path: Path, pixels: Any) -> None:
+    """As a PNG file it takes the way that all files take."""
+    data = encode(pixels, "PNG")
+    path = write(tmp_path / "a.png", data)
+    forms: list[Any] = [path, str(path), data, bytearray(data), memoryview(data), Image.open(path), pixels]
+    forms += [Image.fromarray(pixels), *([pixels[..., None]] if pixels.ndim == 2 else [])]
+    entries = classifier.classify(forms, top_k=10)
+    assert isinstance(entries[0], Prediction)
+    assert {told(entry) for entry in entries} == {told(entries[0])}
+    assert [entry.path for entry in entries] == [str(path)] * 2 + [f"image {place}" for place in range(2, len(forms))]
+    assert classifier.classify_files(forms, top_k=10) == entries
+
+
+def test_an_array_of_images_is_as_many_images(classifier: Classifier) -> None:
+    images = noise(7, 8, 8, 1)
+    probability = classifier.classify_arrays(images)
+    assert [entry.labels[0] for entry in classifier.classify(images)] == [  # type: ignore[union-attr]
+        classifier.classes[row.argmax()] for row in probability
+    ]
+
+
+def test_an_image_of_pillow_is_turned_as_its_exif_says(classifier: Classifier, tmp_path: Path) -> None:
+    pixels = Image.fromarray(noise(20, 30))
+    path = write(tmp_path / "a.jpg", encode(pixels, "JPEG", quality=95, exif=exif(6)))
+    upright, plain = Image.open(path), Image.open(path).copy()
+    plain.getexif().clear()
+    of_file, of_image, of_plain = classifier.classify([path, upright, plain], top_k=10)
+    assert told(of_file) == told(of_image) != told(of_plain)
+
+
+def test_the_same_image_of_pillow_many_times(classifier: Classifier, tmp_path: Path) -> None:
+    image = Image.open(write(tmp_path / "a.png", encode(noise(60, 60), "PNG")))
+    entries = classifier.classify([image] * 20)
+    assert len({told(entry) for entry in entries}) == 1 and isinstance(entries[0], Prediction)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (b"", "empty"),
+        (b"garbage", "not-an-image"),
+        (encode(noise(20, 20), "PNG")[:60], "truncated"),
+        (Image.open(io.BytesIO(encode(noise(90, 90), "PNG")[:3000])), "truncated"),
+        (Image.fromarray(np.zeros((4, 4), np.float32)), "unsupported"),
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+        ("", "unreadable"),
+        ("a\0b", "unreadable"),
+    ],
+)
+def test_what_cannot_be_decoded_is_a_reject_in_its_place(classifier: Classifier, image: Any, reason: str) -> None:
+    entries = classifier.classify([noise(8, 8), image, noise(8, 8)])
+    assert [type(entry) for entry in entries] == [Prediction, Reject, Prediction]
+    assert isinstance(entries[1], Reject) and entries[1].reason == reason
+    assert len(entries[1].path) < 20
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        pytest.param("a.png", r"not one str; put it into \[ \]", id="str"),
+        pytest.param(Path("a.png"), "not one PosixPath", id="path"),
+        pytest.param(b"\xff\xd8\xff", "not one bytes", id="bytes"),
+        pytest.param(Image.new("L", (8, 8)), "not one Image", id="pillow"),
+        pytest.param(noise(8, 8), r"not an array of uint8 \[8, 8\]", id="grey-array"),
+        pytest.param(noise(8, 8, 3), r"not an array of uint8 \[8, 8, 3\]", id="array"),
+        pytest.param(5, "a list of images is taken, not int", id="int"),
+        pytest.param(None, "not NoneType", id="none"),
+        pytest.param([None], "image 0 is of type NoneType; each is a path", id="list-of-none"),
+        pytest.param([noise(8, 8), 1.5], "image 1 is of type float", id="float"),
+        pytest.param([["a.png"]], "image 0 is of type list", id="list-of-lists"),
+        pytest.param([io.BytesIO(b"a")], "image 0 is of type BytesIO", id="open-file"),
+        pytest.param([noise(8, 8).astype(np.float32)], r"image 0 is an array of float32 \[8, 8\]", id="floats"),
+        pytest.param([noise(8, 8) > 9], r"an array of bool \[8, 8\]", id="bools"),
+        pytest.param([noise(8, 8).astype(np.int64)], "an array of int64", id="integers"),
+        pytest.param([noise(8, 8, 2)], r"an array of uint8 \[8, 8, 2\]", id="two-channels"),
+        pytest.param([noise(3, 8, 8)], r"an array of uint8 \[3, 8, 8\]", id="channels-first"),
+        pytest.param([noise(8)], r"an array of uint8 \[8\]", id="row"),
+        pytest.param(np.zeros((2, 8, 8, 3)), r"an array of float64 \[8, 8, 3\]", id="batch-of-floats"),
+    ],
+)
+def test_anything_else_is_a_type_error(classifier: Classifier, images: Any, message: str) -> None:
+    for method in (classifier.classify, classifier.classify_files):
+        with pytest.raises(TypeError, match=message):
+            method(images)
+
+
+def test_a_path_may_be_any_object_that_has_one(classifier: Classifier, files: list[Path]) -> None:
+    class Named(os.PathLike[str]):
+        def __fspath__(self) -> str:
+            return str(files[0])
+
+    assert classifier.classify([Named()]) == classifier.classify([files[0]])

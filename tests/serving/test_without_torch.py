@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cli
+from serving.console import sentence
+from tests.conftest import ROOT, Cli
 
 # not pydantic: typer itself needs it
 ABSENT = ("torch", "torchvision", "mlflow", "sklearn", "scipy", "pandas", "matplotlib", "onnxscript")
@@ -19,7 +22,7 @@ import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {ABSENT!r}:
-            raise ImportError(f"{{name}} is not installed here")
+            raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
 
 sys.meta_path.insert(0, Absent())
 """
@@ -82,6 +85,26 @@ def test_serving_gives_the_same_bytes_without_torch(
 def test_doctor_works_without_torch(cli: Cli, bare: str) -> None:
     listed = cli("serving", "doctor", PYTHONPATH=bare).stdout
     assert "onnxruntime" in listed
+
+
+def test_a_pipeline_without_its_packages_says_what_to_install(cli: Cli, bare: str) -> None:
+    told = cli("pipeline", "recipes", status=1, PYTHONPATH=os.pathsep.join([bare, str(ROOT)])).stderr
+    assert "pip install 'convline[train]'" in told and "should not have happened" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("torch.nn", r"convline\[train\]"),
+        ("pyarrow", r"convline\[parquet\]"),
+        ("ray", r"convline\[cluster\]"),
+        ("serving.nothing", "install it again"),
+        ("onnxruntime", "install it again"),
+        (None, r"convline\[train\]"),
+    ],
+)
+def test_a_missing_package_is_one_sentence(name: str | None, advice: str) -> None:
+    assert re.search(advice, sentence(ModuleNotFoundError("No module named x", name=name)))
 
 
 @pytest.mark.parametrize(
