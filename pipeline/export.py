@@ -81,8 +81,8 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
     model, details = in_precision(full, served, run, dataset, precision)
     described = metadata(run, dataset, step) | {"probe": probe(model, run, reference, precision)}
     describe(model, described)
-    report_file = report_path(destination, run)
-    for path in (destination, report_file):
+    report_file, labels_file = report_path(destination, run), labels_path(destination, run)
+    for path in (destination, report_file, labels_file):
         remove_leftovers(path)
     with atomic_write(destination) as file:
         _rewrite(file, model)
@@ -101,13 +101,24 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
         report = proof | {"size": size, "speed": speed(model, full, reference, precision, run)}
     with atomic_write(report_file, "w") as file:
         json.dump(report, file, indent=2)
+    with atomic_write(labels_file, "w") as file:
+        json.dump(run.classes, file, indent=2)
     return Exported(destination, proofs, report)
 
 
 def report_path(destination: Path, run: Run) -> Path:
     """parity.json beside the run's own file, <name>.parity.json beside another."""
+    return _beside(destination, run, "parity.json")
+
+
+def labels_path(destination: Path, run: Run) -> Path:
+    """labels.json beside the run's own file, <name>.labels.json beside another: the classes, for who reads no ONNX."""
+    return _beside(destination, run, "labels.json")
+
+
+def _beside(destination: Path, run: Run, name: str) -> Path:
     is_own = destination.resolve() == run.model.resolve()
-    return run.folder / "parity.json" if is_own else destination.with_suffix(".parity.json")
+    return run.folder / name if is_own else destination.with_suffix(f".{name}")
 
 
 def in_precision(

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from pipeline.engine.run import Run
+from pipeline.export import labels_path
 from pipeline.sync import Sender
 from serving.errors import ConvlineError
 from serving.model import Model, open_model, probe_images
@@ -29,7 +30,7 @@ def register(path: Path, run: Run, name: str) -> str:
     mlflow_run = sender.finish()
     model = open_model(path, "cpu")
     with asking(uri, f"did not register {path}, which is published, as {name}"):
-        version = _log(model, path, mlflow_run, name, uri)
+        version = _log(model, path, labels_path(path, run), mlflow_run, name, uri)
         if read_registered(f"models:/{name}/{version}") != path.read_bytes():
             raise ConvlineError(f"version {version} of {name} is not the file {path}: MLflow changed it")
         said = _crown(model, name, version, uri)
@@ -37,16 +38,16 @@ def register(path: Path, run: Run, name: str) -> str:
     return said
 
 
-def _log(model: Model, path: Path, mlflow_run: str, name: str, uri: str) -> str:
-    """The new version's number."""
+def _log(model: Model, path: Path, labels: Path, mlflow_run: str, name: str, uri: str) -> str:
+    """The new version's number. MLflow's server answers with scores alone: class names go beside the model."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    spec, classes = model.spec, len(model.classes)
+    spec, classes = model.spec, list(model.classes)
     # without it MLflow's server feeds JSON as int64, which the file refuses
     images = TensorSpec(np.dtype("uint8"), (-1, spec.height, spec.width, spec.channels), "image")
-    scores = [TensorSpec(np.dtype("float32"), (-1, classes), output) for output in ("probability", "logit")]
+    scores = [TensorSpec(np.dtype("float32"), (-1, len(classes)), output) for output in ("probability", "logit")]
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with mlflow.start_run(run_id=mlflow_run):
@@ -58,6 +59,8 @@ def _log(model: Model, path: Path, mlflow_run: str, name: str, uri: str) -> str:
             pip_requirements=[f"{library}=={_version(library)}" for library in SERVING_LIBRARIES],
             onnx_execution_providers=["CPUExecutionProvider"],  # what it was proven on
             save_as_external_data=False,
+            metadata={"classes": classes},
+            extra_files=[str(labels.resolve())],
         )
     return str(mlflow.register_model(logged.model_uri, name, tags=_tags(model)).version)
 

@@ -188,7 +188,7 @@ class Classifier:
 
 def _finite(probability: NDArray[np.float32], logit: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which images have scores that mean something: bool [batch]."""
-    return np.isfinite(probability).all(1) & np.isfinite(logit).all(1)
+    return np.isfinite(np.concatenate([probability, logit], axis=1)).all(axis=1)
 
 
 def try_decode(file: Found, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:

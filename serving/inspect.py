@@ -13,6 +13,8 @@ from onnx import TensorProto, helper
 
 from serving.errors import ModelError
 from serving.model import read_described
+from serving.scores import opset
+from serving.session import message
 from serving.source import parse_model, read_model
 
 CONSTANT = "constant."  # what `pipeline export` calls weights that were never trained
@@ -33,17 +35,31 @@ def inspect(name: Path | str) -> dict[str, Any]:
     told = read_described(data, name)
     if told.unproven is not None:
         raise ModelError(told.unproven)
-    proto = parse_model(data, name)
-    graph = proto.graph
-    shapes = {batch: _shapes(proto, batch) for batch in BATCHES}
-    weights = sum(_bytes(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
+    try:
+        cost = _cost(parse_model(data, name))
+    # onnx raises whatever a malformed graph makes it stumble over
+    except Exception as error:
+        raise ModelError(f"{name} has a graph that makes no sense ({message(error)}); export it again") from error
     return {
         "file": {"name": str(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "classes": list(told.classes),
         "image": told.spec.to_dict(),
+        **cost,
+        "metadata": {k: v for k, v in told.metadata.items() if k not in ("classes", "image", "probe", "parity")},
+        "parity": told.metadata.get("parity"),
+        "self_test": "not run",
+    }
+
+
+def _cost(model: onnx.ModelProto) -> dict[str, Any]:
+    """What the graph is made of, and what it takes."""
+    graph = model.graph
+    shapes = {batch: _shapes(model, batch) for batch in BATCHES}
+    weights = sum(_bytes(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
+    return {
         "graph": {
-            "opset": next(entry.version for entry in proto.opset_import if not entry.domain),
-            "ir_version": proto.ir_version,
+            "opset": opset(model),
+            "ir_version": model.ir_version,
             "operators": dict(sorted(Counter(node.op_type for node in graph.node).items())),
             "parameters": _parameters(graph),
             "multiply_adds": _multiply_adds(graph, shapes[1]),
@@ -52,9 +68,6 @@ def inspect(name: Path | str) -> dict[str, Any]:
             "weights": weights,
             **{f"batch_{batch}": weights + _peak(graph, shapes[batch]) for batch in BATCHES},
         },
-        "metadata": {k: v for k, v in told.metadata.items() if k not in ("classes", "image", "probe", "parity")},
-        "parity": told.metadata.get("parity"),
-        "self_test": "not run",
     }
 
 

@@ -132,7 +132,7 @@ def _product(sides: Shape) -> int | None:
 def _output(value: onnx.ValueInfoProto, producers: Producers, shapes: Shapes, images: int) -> _Output:
     """A ZipMap makes maps from class to probability: what counts is the tensor that it makes them of."""
     node = producers.get(value.name)
-    tensor = node.input[0] if node is not None and node.op_type == "ZipMap" else value.name
+    tensor = _input(node) if node is not None and node.op_type == "ZipMap" else value.name
     return _Output(value.name, tensor, *shapes.get(tensor, (0, None)), images)
 
 
@@ -171,14 +171,20 @@ def _check_order(zip_map: onnx.NodeProto | None, classes: Sequence[str], name: o
 
 def _traced(value: str, producers: Producers) -> tuple[str, onnx.NodeProto | None]:
     """The node that made the scores, and their tensor; the logarithm of a softmax gives way to the softmax."""
-    node = producers.get(value)
+    left = dict(producers)  # each but once: the nodes of a damaged graph may go round in a circle
+    node = left.pop(value, None)
     while node is not None and node.op_type in NEUTRAL:
-        node = producers.get(node.input[0])
+        node = left.pop(_input(node), None)
     if node is not None and node.op_type == "Log":
-        within, made_by = _traced(node.input[0], producers)
+        within, made_by = _traced(_input(node), left)
         if made_by is not None and made_by.op_type == "Softmax":
             return within, made_by
     return value, node
+
+
+def _input(node: onnx.NodeProto) -> str:
+    """The first; a damaged graph may have none."""
+    return node.input[0] if node.input else ""
 
 
 def _is_over_classes(softmax: onnx.NodeProto, shapes: Shapes, model: onnx.ModelProto) -> bool:

@@ -70,6 +70,8 @@ def test_nothing_of_the_machine_is_inside(project: Path, model: Path) -> None:
 def test_two_exports_in_two_processes_are_the_same_bytes(own_project: Path, model: Path) -> None:
     run_command(own_project, "pipeline", "export", "--output", own_project / "again.onnx")
     assert (own_project / "again.onnx").read_bytes() == model.read_bytes()
+    for labels in (own_project / "again.labels.json", model.with_name("labels.json")):  # beside each
+        assert json.loads(labels.read_text()) == [str(digit) for digit in range(10)]
 
 
 def test_the_proof_names_the_file_it_is_about(model: Path) -> None:

@@ -78,6 +78,10 @@ def test_the_champion_is_the_best_and_serves(
         open_model("models:/digits/9")
     with pytest.raises(ModelError, match=r"did not give models:/digits@challenger"):
         open_model("models:/digits@challenger")
+    names = [str(digit) for digit in range(10)]
+    assert mlflow.models.get_model_info("models:/digits@champion").metadata["classes"] == names
+    there = Path(mlflow.artifacts.download_artifacts("models:/digits@champion", dst_path=str(own_project / "served")))
+    assert [json.loads(path.read_text()) for path in there.rglob("labels.json")] == [names]
     check_mlflows_own_server(own_project, server.uri)
 
 

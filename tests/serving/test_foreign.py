@@ -12,8 +12,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
-from serving import Classifier
+from serving import Classifier, Prediction
 from serving.classify import classify
 from serving.errors import ConvlineError, ModelError
 from serving.foreign import Foreign, Preprocessing
@@ -214,6 +216,35 @@ def test_scalings_that_networks_take(tmp_path: Path, settings: str, scaling: Any
     logit = opened(classifier(tmp_path / "m.onnx"), *settings.split()).model.run(images)[1]
     expected = scores(scaling(images.astype(np.float64)))
     np.testing.assert_allclose(logit, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("shape", [(20, 31, 3), (31, 20, 3), (9, 9, 3), (5, 40, 3)])
+@pytest.mark.parametrize(
+    ("settings", "transform"),
+    [
+        ("resize=9", [v2.Resize(9), v2.CenterCrop(SIDE)]),
+        ("resize=6", [v2.Resize(SIDE), v2.CenterCrop(SIDE)]),
+        (
+            "resize=11 resample=bicubic",
+            [v2.Resize(11, v2.InterpolationMode.BICUBIC), v2.CenterCrop(SIDE)],
+        ),
+        ("", [v2.Resize(SIDE), v2.CenterCrop(SIDE)]),
+        ("fit=stretch", [v2.Resize((SIDE, SIDE))]),
+        ("fit=pad", [lambda image: ImageOps.pad(image, (SIDE, SIDE), Image.Resampling.BILINEAR)]),
+    ],
+    ids=lambda told: told.replace(" ", "-") or "default" if isinstance(told, str) else "",
+)
+def test_images_are_resized_as_torchvision_does(
+    tmp_path: Path, shape: tuple[int, ...], settings: str, transform: list[Any]
+) -> None:
+    pixels = noise(*shape)
+    seen = np.asarray(v2.Compose(transform)(Image.fromarray(pixels)))
+    with opened(classifier(tmp_path / "m.onnx"), f"size={SIDE}", *settings.split()) as served:
+        (entry,) = served.classify([pixels], top_k=3)
+        expected = softmax(scores(seen[None] / 255))[0]
+        assert isinstance(entry, Prediction)
+        assert entry.labels == tuple(CLASSES[i] for i in np.argsort(-expected))
+        np.testing.assert_allclose(entry.probabilities, np.sort(expected)[::-1], atol=1e-5)
 
 
 def test_channels_that_the_graph_leaves_open_are_red_green_and_blue(tmp_path: Path) -> None:

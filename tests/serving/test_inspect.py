@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
+import pytest
 
+from serving.errors import ModelError
 from serving.inspect import inspect
 from tests.conftest import run_command
 from tests.serving.helpers import resealed, set_metadata
@@ -54,3 +57,17 @@ def test_control_characters_are_not_sent_to_the_terminal(project: Path, model: P
 
     shown = run_command(project, "serving", "inspect", resealed(model, tmp_path / "model.onnx", edit)).stdout
     assert "\x1b" not in shown and "\\x1b[31mred" in shown
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        pytest.param(lambda proto: proto.graph.node.add(op_type="Conv"), id="no-inputs"),
+        pytest.param(lambda proto: proto.graph.node[3].ClearField("output"), id="no-outputs"),
+        pytest.param(lambda proto: proto.graph.initializer.pop(), id="no-weight"),
+        pytest.param(lambda proto: setattr(proto.graph.initializer[0], "data_type", 29), id="unknown-type"),
+    ],
+)
+def test_a_graph_that_makes_no_sense_is_one_sentence(model: Path, tmp_path: Path, edit: Any) -> None:
+    with pytest.raises(ModelError, match=r"model\.onnx has a graph that makes no sense \(.*\); export it again"):
+        inspect(resealed(model, tmp_path / "model.onnx", edit))

@@ -242,3 +242,19 @@ def test_names_like_our_own_are_no_others(build: Build) -> None:
     nodes = [product(3, "logit"), make_node("Softmax", ["logit"], ["probability"])]
     served = build(nodes, [floats("probability")])
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([make_node("Identity", ["y"], ["y"])], id="itself"),
+        pytest.param([make_node("Log", ["y"], ["y"])], id="its-logarithm"),
+        pytest.param([make_node("Cast", [], ["y"], to=1)], id="of-nothing"),
+        pytest.param(
+            [make_node("ZipMap", [], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0])], id="zip-map-of-nothing"
+        ),
+    ],
+)
+def test_a_damaged_graph_is_one_sentence(build: Build, nodes: Any) -> None:
+    with pytest.raises(ModelError, match=r"cannot load|gives no scores"):
+        build(nodes, [floats("y", ["n", 3])])
