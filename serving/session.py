@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
 import re
 from pathlib import Path
 from threading import Thread, Timer
@@ -28,6 +30,8 @@ OUTPUTS = ["probability", "logit"]
 # that loading a file, and its first run, may take: a graph may hold a loop that never ends. TensorRT, which builds its
 # engines meanwhile, may take as long as it likes
 LIMIT = 60.0
+# a forked process must not collect a session that its parent had done with: it would wait for threads that it lacks
+os.register_at_fork(after_in_child=gc.freeze)
 QUIET = 4  # onnxruntime's log: what matters comes as an exception
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -94,3 +96,19 @@ def test_the_self_test_ends_and_inspect_runs_nothing(
     monkeypatch.setattr(serving.session, "LIMIT", None)  # it would hang
     told = inspect(path)
     assert told["graph"]["operators"]["Loop"] == 1 and told["self_test"] == "not run"
+
+
+def test_a_forked_process_waits_for_no_threads_of_its_parents_sessions(model: Path) -> None:
+    session, _ = serving.session.open_session(model.read_bytes(), "cpu", threads=4)
+    cycle: list[object] = [session]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del session, cycle
+        process = multiprocessing.get_context("fork").Process(target=gc.collect)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    finally:
+        gc.enable()
+        process.kill()
