@@ -127,7 +127,7 @@ def _model_rate(classifier: Classifier) -> float:
 
 
 def _rate(work: Any, batches: Iterable[list[Found]]) -> float:
-    with Workers(usable_cpus(), work, lambda _: None) as workers:
+    with Workers(usable_cpus(), work, lambda files: work(files, 0)) as workers:
         began = time.perf_counter()
         done = sum(workers.map(iter(batches), lambda _files, count, _buffer: count))
         return done / (time.perf_counter() - began)

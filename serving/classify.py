@@ -97,17 +97,18 @@ def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
 def opened(job: Job, files: Iterator[Found]) -> Iterator[tuple[Classifier, Predict, Iterator[Found]]]:
     """The model, what predicts with it, and the files, of which the first ones were looked at.
 
-    What fits into one batch is done here, on all threads; processes would take longer to start.
+    The model runs on what fits into one batch here, on all threads; the processes that decode it share it.
     """
     size = BATCH_SIZE if job.batch_size == "auto" else job.batch_size
     first = list(islice(files, size + 1))
-    processes = 0 if len(first) <= size else job.threads or usable_cpus()
-    threads = 1 if processes else job.threads
+    is_small = len(first) <= size
+    processes = min(job.threads or usable_cpus(), len(first))
+    threads = job.threads if is_small else 1
     with Classifier(job.model, job.provider, threads, size, job.foreign) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
             classifier.batch_size = _pinned(job) or knee(classifier.model)
-        with predictor(classifier, job.top_k, processes) as predict:
+        with predictor(classifier, job.top_k, processes, shares_batches=is_small) as predict:
             yield classifier, predict, chain(_emptied(first), files)
 
 

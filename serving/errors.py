@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Reason = Literal["unreadable", "not-an-image", "truncated", "too-large", "empty", "unsupported", "not-finite"]
+Reason = Literal[
+    "unreadable", "not-an-image", "truncated", "too-large", "empty", "unsupported", "not-finite", "timeout"
+]
 
 
 class ConvlineError(Exception):

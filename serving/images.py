@@ -17,6 +17,7 @@ from PIL import Image
 
 from serving.decoders import MAX_PIXELS, load, open_image, refusal
 from serving.errors import ConvlineError, ImageError
+from serving.time_limit import time_limited
 
 MAX_BYTES = 512 * 2**20
 ORIENTATION = 0x112  # EXIF's tag
@@ -98,6 +99,7 @@ def _is_size(height: int | None, width: int | None) -> bool:
     return type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
 
 
+@time_limited()
 def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
     """The pixels of an image file: uint8 [height, width, channels].
 

@@ -1,11 +1,13 @@
 """How batches of files become entries: on processes that decode, and, on a CPU, run the model as well.
 
 On a CPU each process runs the model on its batch, on one thread: nothing but names and results passes between them,
-and no thread waits for another. Before an accelerator they decode into shared memory, and this one runs the model.
+and no thread waits for another. Before an accelerator they decode into shared memory, and this one runs the model. So
+they do for the few files of a single batch, which they share.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +16,12 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.classifier import Classifier, Entry, pack, try_decode
+from serving.classifier import Classifier, Entry, batched, pack, try_decode
 from serving.errors import ImageError
 from serving.found import Found
 from serving.images import ImageSpec
 from serving.remote import Remote
+from serving.time_limit import SECONDS
 from serving.workers import Finish, Work, Workers, can_fork
 
 CONNECTIONS = 16  # files that a process fetches at once from behind URLs
@@ -27,22 +30,30 @@ Predict = Callable[[Iterator[list[Found]]], Iterator[list[Entry]]]
 
 
 @contextmanager
-def predictor(classifier: Classifier, top_k: int, processes: int) -> Iterator[Predict]:
-    """What turns batches of files into their entries, in order; with 0 processes on threads of this one.
+def predictor(
+    classifier: Classifier, top_k: int, processes: int, shares_batches: bool = False, limit: float = SECONDS
+) -> Iterator[Predict]:
+    """What turns batches of files into their entries, in order; without processes on threads of this one.
 
-    The processes are copies of this one: `classifier` must run on one thread.
+    The processes are copies of this one: `classifier` must run on one thread, unless they share each batch. An image
+    that takes longer than `limit` seconds to decode becomes a Reject.
     """
     if processes == 0 or not can_fork():
         yield lambda batches: classifier.classify_batches(batches, top_k)
         return
-    runs_there = classifier.provider == "cpu"
-    work, finish = _on_cpu(classifier, top_k) if runs_there else _on_accelerator(classifier, top_k, processes)
 
     def try_out(files: list[Found]) -> None:
         for file in files:
             try_decode(file, classifier.spec)
 
-    with Workers(processes, work, try_out) as workers:
+    if shares_batches:
+        parts = _shared(classifier, -(-classifier.batch_size // processes), processes)
+        with Workers(processes, _decoder(classifier, parts), try_out, limit) as workers:
+            yield lambda batches: (_together(classifier, workers, parts, batch, top_k) for batch in batches)
+        return
+    runs_there = classifier.provider == "cpu"
+    work, finish = _on_cpu(classifier, top_k) if runs_there else _on_accelerator(classifier, top_k, processes)
+    with Workers(processes, work, try_out, limit) as workers:
         yield lambda batches: workers.map(batches, finish)
 
 
@@ -60,17 +71,37 @@ def _on_cpu(classifier: Classifier, top_k: int) -> Steps:
 
 
 def _on_accelerator(classifier: Classifier, top_k: int, processes: int) -> Steps:
-    room = classifier.buffer()
-    shared = mmap.mmap(-1, 2 * processes * room.nbytes)
-    pixels = np.frombuffer(shared, np.uint8).reshape(2 * processes, *room.shape)
-
-    def work(files: list[Found], buffer: int) -> list[ImageError | None]:
-        return pack(decoded(files, classifier.spec), pixels[buffer])
+    pixels = _shared(classifier, classifier.batch_size, processes)
 
     def finish(files: list[Found], problems: list[ImageError | None], buffer: int) -> list[Entry]:
         return classifier.label(files, pixels[buffer], problems, top_k)
 
-    return work, finish
+    return _decoder(classifier, pixels), finish
+
+
+def _decoder(classifier: Classifier, pixels: NDArray[np.uint8]) -> Work:
+    return lambda files, buffer: pack(decoded(files, classifier.spec), pixels[buffer])
+
+
+def _together(
+    classifier: Classifier, workers: Workers, parts: NDArray[np.uint8], batch: list[Found], top_k: int
+) -> list[Entry]:
+    """The entries of one batch, of which each process decodes a part."""
+
+    def finish(_: list[Found], problems: list[ImageError | None], buffer: int) -> list[NDArray[np.uint8] | ImageError]:
+        images = iter(parts[buffer].copy())
+        return [problem or next(images) for problem in problems]
+
+    pixels = classifier.buffer()
+    size = -(-len(batch) // (len(parts) // 2))
+    problems = pack((image for part in workers.map(batched(batch, size), finish) for image in part), pixels)
+    return classifier.label(batch, pixels, problems, top_k)
+
+
+def _shared(classifier: Classifier, images: int, processes: int) -> NDArray[np.uint8]:
+    """Room for the pixels of so many images in each buffer of the processes, which all of them and this one see."""
+    shape = (2 * processes, images, *classifier.buffer().shape[1:])
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
 
 def decoded(files: Sequence[Found], spec: ImageSpec) -> Iterable[NDArray[np.uint8] | ImageError]:

@@ -1,7 +1,8 @@
 """Batches of files on forked processes, in order, a few ahead of whoever takes the results.
 
 Threads would share Python's lock: two of them decode small JPEGs slower than one, two processes 1.9 times as fast.
-A process that dies takes no job with it: the file that killed it is found and told, the rest of its batch done again.
+A process that dies takes no job with it: the file that killed it, or that it decoded for too long, is found and told,
+the rest of its batch done again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from serving.archives import forget_archives
 from serving.errors import ConvlineError, ImageError
 from serving.found import Found, InMemory, Unusable
+from serving.time_limit import SECONDS, end_this_process_after
 
 Work = Callable[[list[Found], int], Any]
 Finish = Callable[[list[Found], Any, int], Any]
@@ -29,6 +31,7 @@ AHEAD = 4  # batches a worker that may be finished before an earlier one is
 NAMES = 2**14  # characters of names that surely fit into a pipe, both as a batch and in its results
 HELD = 2**27  # bytes of files out of compressed streams: from there on no further batch is begun
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
+MODEL_DIED = "while the model ran; give it more memory, fewer --threads or a smaller --batch-size"
 
 
 def can_fork() -> bool:
@@ -64,13 +67,23 @@ class _Worker:
 class Workers:
     """`work(files, buffer)` on `count` processes, which are copies of this one, its open model included.
 
-    `try_out(files)` is what may kill a process (decoding). `work` gets the index of one of 2 * count buffers to leave
-    its pixels in; it stays untouched until `finish` (see `map`) returns.
+    `try_out(files)` is what may kill a process (decoding), or hang: for longer than `limit` seconds an image. `work`
+    gets the index of one of 2 * count buffers to leave its pixels in; it stays untouched until `finish` (see `map`)
+    returns. `advice` says where a process died that no file kills, and what to do.
     """
 
-    def __init__(self, count: int, work: Work, try_out: Callable[[list[Found]], None]) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: Work,
+        try_out: Callable[[list[Found]], object],
+        limit: float = SECONDS,
+        advice: str = MODEL_DIED,
+    ) -> None:
         self._work = work
         self._try_out = try_out
+        self._limit = limit
+        self._advice = advice
         self._workers: list[_Worker] = []
         for number in range(count):
             process, pipe = self._fork()
@@ -130,13 +143,11 @@ class Workers:
         self._replace(worker)
         harmless = [self._harmless(worker, file) for file in task.files]
         try:
-            self._send(worker, "work", harmless, task.buffer)
+            self._send(worker, "again", harmless, task.buffer)
             return self._answer(worker)
         except (EOFError, OSError) as error:
-            raise ConvlineError(
-                f"a process of this job ended twice ({self._replace(worker)}) while the model ran; "
-                "give it more memory, fewer --threads or a smaller --batch-size"
-            ) from error
+            how = self._replace(worker)
+            raise ConvlineError(f"a process of this job ended twice ({how}) {self._advice}") from error
 
     def _harmless(self, worker: _Worker, file: Found) -> Found:
         try:
@@ -144,7 +155,11 @@ class Workers:
             self._answer(worker)
             return file
         except (EOFError, OSError):
-            problem = ImageError("unreadable", f"the process that decoded it ended ({self._replace(worker)})")
+            how = self._replace(worker)
+            if how == signal.SIGALRM.name:
+                problem = ImageError("timeout", f"decoding it took more than {self._limit:g} s")
+            else:
+                problem = ImageError("unreadable", f"the process that decoded it ended ({how})")
             return replace(file, content=Unusable(problem))
 
     @staticmethod
@@ -195,9 +210,11 @@ class Workers:
         try:
             while True:
                 what, files, buffer = pipe.recv()
+                # no limit for files that were tried out: a machine may sleep, or be busier than it was
+                end_this_process_after(0 if what == "again" else self._limit)
                 answer: tuple[object, Exception | None]
                 try:
-                    answer = (self._work(files, buffer) if what == "work" else self._try_out(files)), None
+                    answer = (self._try_out(files) if what == "try out" else self._work(files, buffer)), None
                 except Exception as error:
                     answer = None, _portable(error)
                 pipe.send(answer)

@@ -1,36 +1,30 @@
-"""Decodes a folder of images, or an archive of one, into an array, on all CPUs."""
+"""Decodes a folder of images, or an archive of one, into an array."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import signal
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import islice
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.engine.layout import lay_out
+from pipeline.engine.decoding import Placed, decode_into, first_size, on_all_cpus
+from pipeline.engine.layout import Layout, lay_out
 from pipeline.engine.prepared import Prepared, create_array
-from serving.console import log, progress
+from serving.console import log
 from serving.errors import ConvlineError, ImageError
 from serving.files import sha256
 from serving.found import Found
 from serving.images import Fit, ImageSpec, Resample, decode
-from serving.listing import find, folders, once_each
-from serving.machine import usable_cpus
+from serving.listing import find, folders
 
 MAX_REJECTED = 0.01
 COMPARED = 64  # images, when JPEGs are decoded at reduced size
 MOST_DIFFERENT = 2.0  # of 255, the mean over an image
-CHUNK = 256  # images a worker process decodes at once: passing them costs little then
 
 
 @dataclass(frozen=True)
@@ -47,20 +41,6 @@ class Options:
     resample: Resample = "bilinear"
 
 
-@dataclass
-class Decoded:
-    """What decoding met: rejects by row, whether every image was grey, the SHA-256 of each file by row."""
-
-    rejects: dict[int, ImageError] = field(default_factory=dict)
-    all_grey: bool = True
-    digests: dict[int, bytes] = field(default_factory=dict)
-
-    def add(self, other: Decoded) -> None:
-        self.rejects |= other.rejects
-        self.all_grey &= other.all_grey
-        self.digests |= other.digests
-
-
 def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     """Decode every image of `source` into an array below `folder`.
 
@@ -69,21 +49,19 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     """
     if options.jpeg == "reduced" and options.size is None:
         raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
-    found = Counter(file.path for file in find([str(source)]))
-    if repeated := [path for path, count in found.items() if count > 1]:
-        log(f"{len(repeated)} paths stand more than once in {source}, such as {repeated[0]}; the last file is used")
-    layout = lay_out(source, found, folders(source))
-    # by split, class and name: a folder and any archive of it give the same dataset
-    order = sorted(layout.places, key=lambda path: (layout.places[path], path.encode("utf-8", "surrogateescape")))
-    rows = {path: row for row, path in enumerate(order)}
-    height, width = options.size or _first_size(source, rows)
+    paths = [file.path for file in find([str(source)])]
+    layout = lay_out(source, paths, folders(source))
+    order = _order(layout)
+    files = _placed(source, order, Counter(paths))
+    height, width = options.size or _first_size(source, files)
     kept = 1 if options.channels == "1" else 3
     spec = ImageSpec(height, width, kept, options.fit, options.resample, jpeg=options.jpeg)
-    told: dict[str, Any] = {"reduced_jpegs": compare_reduced(source, rows, spec)} if options.jpeg == "reduced" else {}
+    told: dict[str, Any] = (
+        {"reduced_jpegs": compare_reduced(files, len(order), spec)} if options.jpeg == "reduced" else {}
+    )
     images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
-    files = once_each(find([str(source)]), found)
-    decoded = _decode_all(files, folder / "decoded.npy", rows, spec, native=options.size is None)
     (folder / "decoded.npy").unlink()  # the map keeps its pages for as long as it is used
+    decoded = decode_into(images, files(), spec, native=options.size is None)
     rejects = [
         {"path": order[row], "reason": problem.reason, "detail": problem.detail}
         for row, problem in sorted(decoded.rejects.items())
@@ -103,21 +81,64 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     )
 
 
-def compare_reduced(source: Path, rows: dict[str, int], spec: ImageSpec) -> dict[str, float]:
+Files = Callable[[], Iterator[Placed]]  # the source's files, from the first one on
+
+
+def _order(layout: Layout) -> list[str]:
+    """The images by split, class and name, so that a folder and any archive of it give the same dataset."""
+
+    def key(path: str) -> tuple[tuple[str, str], str, str]:
+        return layout.places[path], unicodedata.normalize("NFC", path), path
+
+    return sorted(layout.places, key=key)
+
+
+def _placed(source: Path, order: list[str], times: Counter[str]) -> Files:
+    """The images of `order`, as the source has them; of those that an archive holds several times, the last one."""
+    rows = {path: row for row, path in enumerate(order)}
+    several = {path: count for path, count in times.items() if count > 1 and path in rows}
+    if several:
+        log(f"{len(several)} files are in {source} more than once: the last ones are used, such as {min(several)}")
+
+    def files() -> Iterator[Placed]:
+        left = several.copy()
+        for file in find([str(source)]):
+            if left.get(file.path, 1) > 1:
+                left[file.path] -= 1
+            elif file.path in rows:
+                yield Placed(file.path, file.content, row=rows[file.path])
+
+    return files
+
+
+def _first_size(source: Path, files: Files) -> tuple[int, int]:
+    size = first_size(files())
+    if size is None:
+        raise ConvlineError(f"{source} holds no usable image")
+    return size
+
+
+def compare_reduced(files: Files, total: int, spec: ImageSpec) -> dict[str, float]:
     """How far JPEGs decoded at reduced size are from whole ones, over some of a source: the mean |difference| of an
     image's values, from 0 to 255, at most and on average.
 
     Raises ConvlineError where that is more than anyone would take for the same image.
     """
-    stride = max(1, len(rows) // COMPARED)
+    stride = max(1, total // COMPARED)
     whole = replace(spec, jpeg="full")
-    differences = {}
-    for file in find([str(source)]):
-        if rows.get(file.path, 1) % stride:
-            continue
-        with suppress(ImageError):  # rejected when all are decoded
-            data = file.read()
-            differences[file.path] = float(np.abs(decode(data, spec).astype(int) - decode(data, whole)).mean())
+
+    def difference(batch: list[Found]) -> dict[str, float]:
+        try:
+            data = batch[0].read()
+            difference = np.abs(decode(data, spec).astype(int) - decode(data, whole)).mean()
+        except ImageError:  # rejected when all are decoded
+            return {}
+        return {batch[0].path: float(difference)}
+
+    differences: dict[str, float] = {}
+    some = (file for file in files() if file.row % stride == 0)
+    for one in on_all_cpus(difference, some, -(-total // stride), size=1):
+        differences |= one
     if not differences:
         return {"images": 0}
     worst = max(differences, key=lambda path: differences[path])
@@ -129,76 +150,6 @@ def compare_reduced(source: Path, rows: dict[str, int], spec: ImageSpec) -> dict
     mean = sum(differences.values()) / len(differences)
     log(f"reduced JPEGs: {len(differences)} images differ by {mean:.2f} of 255, at most by {differences[worst]:.2f}")
     return {"images": len(differences), "mean": mean, "largest": differences[worst]}
-
-
-def _first_size(source: Path, rows: dict[str, int]) -> tuple[int, int]:
-    """Height and width of the first usable image."""
-    for file in find([str(source)]):
-        if file.path in rows:
-            try:
-                height, width, _ = decode(file.read(), ImageSpec(None, None, 3)).shape
-            except ImageError:
-                continue
-            return height, width
-    raise ConvlineError(f"{source} holds no usable image")
-
-
-def _decode_all(files: Iterable[Found], array: Path, rows: dict[str, int], spec: ImageSpec, native: bool) -> Decoded:
-    decoded = Decoded()
-    work = ((rows[file.path], file) for file in files if file.path in rows)
-    with progress("decode", len(rows)) as bar:
-        for part in _on_all_cpus(work, array, spec, native, len(rows)):
-            decoded.add(part)
-            bar.advance(bar.task_ids[0], len(part.digests))
-    return decoded
-
-
-def _on_all_cpus(
-    work: Iterator[tuple[int, Found]], array: Path, spec: ImageSpec, native: bool, total: int
-) -> Iterator[Decoded]:
-    """Chunks of work on one process a CPU (threads would share Python's lock), few in flight."""
-    chunks = iter(lambda: list(islice(work, CHUNK)), [])
-    workers = min(usable_cpus(), total // CHUNK)
-    if workers < 2:
-        yield from (_decode_chunk(chunk, array, spec, native) for chunk in chunks)
-        return
-    running: deque[Future[Decoded]] = deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _leave_ctrl_c_to_the_parent) as pool:
-        for chunk in chunks:
-            running.append(pool.submit(_decode_chunk, chunk, array, spec, native))
-            if len(running) > 2 * workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-
-
-def _leave_ctrl_c_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _decode_chunk(chunk: Iterable[tuple[int, Found]], array: Path, spec: ImageSpec, native: bool) -> Decoded:
-    """Decode some files into their rows of `array`; `native`: all must have the size of `spec` already."""
-    images = np.load(array, mmap_mode="r+")
-    decoded = Decoded()
-    for row, file in chunk:
-        decoded.digests[row] = b""
-        try:
-            data = file.read()
-            decoded.digests[row] = hashlib.sha256(data).digest()
-            pixels = decode(data, replace(spec, height=None, width=None) if native else spec)
-        except ImageError as problem:
-            decoded.rejects[row] = problem.to_keep()
-            continue
-        if pixels.shape != images.shape[1:]:
-            sizes = f"{spec.height}x{spec.width}, {file.path} is {pixels.shape[0]}x{pixels.shape[1]}"
-            raise ConvlineError(f"the images differ in size (the first is {sizes}); give --image-size HxW")
-        decoded.all_grey &= _is_grey(pixels)
-        images[row] = pixels
-    return decoded
-
-
-def _is_grey(pixels: NDArray[np.uint8]) -> bool:
-    return bool((pixels == pixels[..., :1]).all())
 
 
 def _judge(rejects: list[dict[str, str]], total: int, options: Options) -> None:

@@ -1,112 +1,228 @@
-"""Which file of a folder or archive is of which class and split, read off the paths alone."""
+"""Which image of a folder or archive is of which class and split, read off the paths alone."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from pipeline.engine.class_names import check_classes
+from pipeline.engine.split_names import Kind, are_of_classes_and_splits, split_of
+from pipeline.engine.stray import printable, tell_unused
+from pipeline.engine.tree import Folder, read_tree
 from serving.console import log
 from serving.errors import ConvlineError
 
-TRAIN_NAMES = ("train", "training")
-# in the order of their claim to be the test split
-TEST_NAMES = ("test", "testing", "val", "valid", "validation")
-
-Parts = dict[str, tuple[str, ...]]
+EXPECTED = "expected <class>/<image> or train/<class>/<image>"
+BELOW_TRAIN = "if all of them are classes, put them below a folder train/"  # where no class is taken for a split
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each file goes: `places[path]` is its (split, class)."""
+    """Where each image goes: `places[path]` is its (split, class)."""
 
     classes: list[str]
     places: dict[str, tuple[str, str]]
 
 
+Splits = dict[Kind, dict[str, Folder]]  # the folder of each class, by split
+
+
 def lay_out(source: Path, paths: Iterable[str], folders: Iterable[str] = ()) -> Layout:
-    """train/<class>/* with test/<class>/* (or another name of test), or just <class>/*, below any single
-    folders. `folders` are all of the source's folders: a class may not be an empty one.
+    """train/<class>/* with test/<class>/*, <class>/train/* with <class>/test/*, or just <class>/*, below any single
+    folders, whatever people call the splits. `folders` are all of the source's folders: a class may not be empty.
 
-    Raises ConvlineError, naming the folder, for what is neither.
+    Raises ConvlineError, naming the folder, for what is none of these, and with a question where splits could be
+    classes.
     """
-    files: Parts = {path: PurePosixPath(path).parts for path in paths}
-    depth = _depth_of_classes(files)
-    parts = {path: p for path, p in files.items() if len(p) > depth + 1}
-    loose = [path for path in files if path not in parts]
-    if not parts:
+    root = read_tree(paths, folders)
+    strays = [path for folder in root.below() for path in folder.strays]
+    tell_unused(strays, "as they are no images")
+    top = _unwrapped(root)
+    if not top.filled:
+        files = top.images or strays
+        only = f", only files such as {printable(files[0])}" if files else ""
+        raise ConvlineError(f"{source} has no class folders{only}; {EXPECTED}")
+    splits = _splits(source, top)
+    classes = check_classes(source, {kind: labelled.keys() for kind, labelled in splits.items()})
+    return Layout(
+        classes,
+        {
+            path: (kind, label)
+            for kind, labelled in splits.items()
+            for label, folder in labelled.items()
+            for path in folder.all_images()
+        },
+    )
+
+
+def _unwrapped(folder: Folder) -> Folder:
+    """What single folders wrap: the folder with the splits or classes in it."""
+    while len(folder.filled) == 1:
+        (inner,) = folder.filled
+        wraps_splits = any(split_of(f.name) and f.holds_folders for f in inner.filled)
+        if not inner.filled or (split_of(inner.name) and not wraps_splits):
+            break
+        _tell_loose(folder)
+        folder = inner
+    return folder
+
+
+def _tell_loose(folder: Folder) -> None:
+    tell_unused(folder.images, "as they are in no class")
+
+
+def _splits(source: Path, top: Folder) -> Splits:
+    named = [folder for folder in top.filled if split_of(folder.name)]
+    if any(folder.filled and split_of(folder.name) != "unlabelled" for folder in named):
+        return _read_splits(source, top)
+    kinds = {split_of(folder.name) for folder in named}
+    if named and (len(named) == len(top.filled) or "unlabelled" in kinds or ("train" in kinds and len(kinds) > 1)):
         raise ConvlineError(
-            f"{source} has no class folders{f', only files such as {loose[0]}' if loose else ''}; "
-            "expected <class>/<image> or train/<class>/<image>"
+            f"{source}: {_names(named)} are called like splits and hold no class folders; {EXPECTED}; {BELOW_TRAIN}"
         )
-    if loose:
-        log(f"not in any class, so not used: {', '.join(loose[:3])}{' …' if len(loose) > 3 else ''}")
-    top = {p[depth] for p in parts.values()}
-    has_splits = any(map(_split_of, top))
-    wrap = next(iter(parts.values()))[:depth]
-    folders = [f for f in folders if PurePosixPath(f).parts[:depth] == wrap]
-    _refuse_empty_classes(source, files, folders, depth + 2 if has_splits else depth + 1)
-    if has_splits:
-        return _layout(source, _read_splits(source, parts, depth, top))
-    return _layout(source, {path: ("train", p[depth]) for path, p in parts.items()})
+    if (turned := _turned(top)) is not None:
+        return _read_splits(source, turned)
+    _ask_what_could_be_splits(source, top)
+    if named:
+        log(f"{_names(named)} holds images and no class folders, so it is read as a class")
+    return {"train": _classes(source, top)}
 
 
-def _depth_of_classes(files: Parts) -> int:
-    """How many single folders wrap the splits or classes."""
-    depth = 0
-    while True:
-        inside = [p for p in files.values() if len(p) > depth + 1]
-        names = {p[depth] for p in inside}
-        if len(names) != 1 or _split_of(*names) or not any(len(p) > depth + 2 for p in inside):
-            return depth
-        depth += 1
-
-
-def _split_of(name: str) -> Literal["train", "test"] | None:
-    if name.lower() in TRAIN_NAMES:
-        return "train"
-    return "test" if name.lower() in TEST_NAMES else None
-
-
-def _refuse_empty_classes(source: Path, files: Parts, folders: Iterable[str], depth: int) -> None:
-    filled = {p[:depth] for p in files.values()}
-    for folder in sorted(folders):
-        parts = PurePosixPath(folder).parts
-        if len(parts) == depth and parts not in filled:
-            raise ConvlineError(f"{source}: the class folder {folder} is empty; add images or remove it")
-
-
-def _read_splits(source: Path, parts: Parts, depth: int, top: set[str]) -> dict[str, tuple[str, str]]:
-    train = [name for name in top if _split_of(name) == "train"]
-    tests = sorted((name for name in top if _split_of(name) == "test"), key=lambda n: TEST_NAMES.index(n.lower()))
-    if others := sorted(name for name in top if _split_of(name) is None):
+def _read_splits(source: Path, top: Folder) -> Splits:
+    """Splits with classes in them. Raises ConvlineError for other folders beside them, and for two of one kind."""
+    of_kind: dict[Kind, list[Folder]] = {}
+    others = []
+    for folder in top.filled:
+        if kind := split_of(folder.name):
+            of_kind.setdefault(kind, []).append(folder)
+        else:
+            others.append(folder)
+    if others:
+        splits = [folder for folders in of_kind.values() for folder in folders]
         raise ConvlineError(
-            f"{source} holds splits ({', '.join(sorted(top.difference(others)))}) and other folders "
-            f"({', '.join(others[:3])}); move the others away"
+            f"{source} holds {_names(splits)} beside {_names(others)}: is {others[0].name} a split? "
+            f"Then call it train, val or test; move away what is not to be used; {BELOW_TRAIN}"
         )
-    if len(train) != 1:
-        raise ConvlineError(f"{source} holds {', '.join(sorted(top))}; exactly one folder must be named train")
-    if unused := tests[1:]:
-        log(f"{tests[0]} serves as test; not used: {', '.join(unused)}")
-    splits = {train[0]: "train"} | dict.fromkeys(tests[:1], "test")
-    for path, p in parts.items():
-        if len(p) < depth + 3:
-            raise ConvlineError(f"{source}: {path} is in no class; expected {p[depth]}/<class>/<image>")
-    return {path: (splits[p[depth]], p[depth + 1]) for path, p in parts.items() if p[depth] in splits}
+    _tell_loose(top)
+    for folder in of_kind.pop("unlabelled", []):
+        tell_unused(list(folder.all_images()), f"as {folder.name} is called like images without labels")
+    if len(of_kind.get("train", [])) != 1:
+        raise ConvlineError(
+            f"{source} holds {_names(top.filled)}; exactly one folder must be named train; {BELOW_TRAIN}"
+        )
+    for kind, folders in of_kind.items():
+        if len(folders) > 1:
+            raise ConvlineError(f"{source}: {_names(folders)} are all called like the {kind} split; keep one of them")
+    chosen = _chosen({kind: folder for kind, (folder,) in of_kind.items()})
+    return {kind: _classes(source, _inner(source, folder)) for kind, folder in chosen.items()}
 
 
-def _layout(source: Path, places: dict[str, tuple[str, str]]) -> Layout:
-    """Sorted class names, the same in every split."""
-    of: dict[str, set[str]] = {}
-    for split, label in places.values():
-        of.setdefault(split, set()).add(label)
-    for label in of["train"]:
-        if not label.isprintable():
-            raise ConvlineError(f"{source}: {label!r} is no name for a class (not UTF-8, or unprintable); rename it")
-    if len(of["train"]) < 2:
-        raise ConvlineError(f"{source} has only the class {min(of['train'])!r}; a classifier needs two or more")
-    for here, there in (("train", "test"), ("test", "train")):
-        if len(of) == 2 and (missing := of[here] - of[there]):
-            raise ConvlineError(f"{source}: class {min(missing)!r} is in {here} but not in {there}; add or remove it")
-    return Layout(sorted(of["train"]), places)
+def _chosen(folders: dict[Kind, Folder]) -> dict[Kind, Folder]:
+    """The splits that are used, train and test; tells what serves as what."""
+    validation = folders.pop("validation", None)
+    if renamed := [f"{folder.name} is {kind}" for kind, folder in folders.items() if folder.name.lower() != kind]:
+        log(f"splits: {', '.join(renamed)}")
+    if validation is not None and "test" in folders:
+        log(
+            f"{folders['test'].name} serves as test; {validation.name} ({validation.count} images) is not used: "
+            "validation images are held out of train, as a recipe says"
+        )
+    elif validation is not None:
+        log(f"there is no test split: {validation.name} serves as test")
+        folders["test"] = validation
+    return folders
+
+
+def _inner(source: Path, split: Folder) -> Folder:
+    """The folder of a split that its classes are in: often in a second one of its name."""
+    if not split.filled:
+        raise ConvlineError(
+            f"{source}: {printable(split.images[0])} is in no class; expected {split.path}/<class>/<image>; move "
+            f"{split.name} away if its images have no labels"
+        )
+    while len(split.filled) == 1 and split.filled[0].holds_folders:
+        _tell_loose(split)
+        (split,) = split.filled
+    return split
+
+
+def _classes(source: Path, folder: Folder) -> dict[str, Folder]:
+    """The class folders in a folder. Raises ConvlineError for one without images."""
+    _tell_loose(folder)
+    for name, label in sorted(folder.folders.items()):
+        if not label.count:
+            strays = [path for below in label.below() for path in below.strays]
+            what = f"holds no images, only files such as {printable(strays[0])}" if strays else "is empty"
+            raise ConvlineError(f"{source}: the class folder {label.path} {what}; add images or remove it")
+        if len(label.spellings) > 1:
+            log(f"{len(label.spellings)} folders are called {name}, in several forms of Unicode: they are one class")
+    return {label.name: label for label in folder.filled}
+
+
+def _turned(top: Folder) -> Folder | None:
+    """<class>/<split>/* as <split>/<class>/*, where every class is divided like that."""
+    inner = [folder for label in top.filled for folder in label.filled]
+    kinds = {split_of(folder.name) for folder in inner}
+    if None in kinds or "train" not in kinds or len(kinds) < 2:
+        return None
+    if not all(label.holds_folders for label in top.filled) or any(folder.holds_folders for folder in inner):
+        return None
+    turned = Folder(images=list(top.images))
+    for label in top.filled:
+        _tell_loose(label)
+        for folder in label.filled:
+            turned.enter(folder.name).folders[label.name] = replace(folder, name=label.name, spellings=label.spellings)
+    return turned
+
+
+def _ask_what_could_be_splits(source: Path, top: Folder) -> None:
+    """Raise ConvlineError where folders that are not called like splits could be some, or hold some."""
+    names = [folder.name for folder in top.filled]
+    if are_of_classes_and_splits(names):
+        raise ConvlineError(
+            f"{source} holds {_names(top.filled)}: are these classes and splits in one name? "
+            f"Then put them as train/<class>/<image> and test/<class>/<image>; {BELOW_TRAIN}"
+        )
+    for folder in top.filled:
+        if any(split_of(inner.name) and inner.holds_folders for inner in folder.filled):
+            raise ConvlineError(
+                f"{source}: {folder.name} holds splits ({_names(folder.filled)}) and stands beside "
+                f"{', '.join([name for name in names if name != folder.name][:3])}; move away what is not to be used"
+            )
+    alike, shared = _alike([top, *(folder for folder in top.filled if folder.holds_folders)])
+    if top in alike:
+        alike = [folder for folder in alike if folder is not top]
+        raise ConvlineError(
+            f"{source}: {_names(alike)} holds folders that are beside it as well ({', '.join(shared[:3])}); "
+            f"move away what is not to be used; {BELOW_TRAIN}"
+        )
+    if alike:
+        raise ConvlineError(
+            f"{source}: {_names(alike)} hold the same folders ({', '.join(shared[:3])}): is {alike[0].name} a split? "
+            f"Then call them train, val or test; {BELOW_TRAIN}"
+        )
+
+
+def _alike(folders: list[Folder]) -> tuple[list[Folder], list[str]]:
+    """Folders of which at least two names, and half of all in each, stand in another one too; and these names."""
+    names = [{inner.name.casefold() for inner in _inside(folder).filled} for folder in folders]
+    count = Counter(name for within in names for name in within)
+    shared = {name for name, times in count.items() if times > 1}
+    alike = [
+        folder
+        for folder, within in zip(folders, names, strict=True)
+        if len(within & shared) >= 2 and 2 * len(within & shared) >= len(within)
+    ]
+    return (alike, sorted(shared)) if len(alike) > 1 else ([], [])
+
+
+def _inside(folder: Folder) -> Folder:
+    while len(folder.filled) == 1 and folder.filled[0].holds_folders:
+        (folder,) = folder.filled
+    return folder
+
+
+def _names(folders: list[Folder]) -> str:
+    return ", ".join(printable(folder.name) for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
