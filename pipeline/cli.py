@@ -78,11 +78,13 @@ def preprocess(
     mirror: Mirrors = None,
 ) -> None:
     """Turn an archive or an image folder into a prepared dataset."""
+    from pipeline.engine.class_table import class_table
     from pipeline.engine.image_folder import Options
     from pipeline.preprocess import preprocess as prepare
 
     folder_options = Options(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
+    print(*class_table(prepared.meta["counts"]), sep="\n")
     image = prepared.meta["image"]
     sizes = ", ".join(f"{sum(counts.values())} {split}" for split, counts in prepared.meta["counts"].items())
     print(

@@ -77,16 +77,13 @@ def _splits(source: Path, top: Folder) -> Splits:
     named = [folder for folder in top.filled if split_of(folder.name)]
     if any(folder.filled and split_of(folder.name) != "unlabelled" for folder in named):
         return _read_splits(source, top)
-    kinds = {split_of(folder.name) for folder in named}
-    if named and (len(named) == len(top.filled) or "unlabelled" in kinds or ("train" in kinds and len(kinds) > 1)):
+    if named:  # a class may be called train, but so may be images without labels
         raise ConvlineError(
-            f"{source}: {_names(named)} are called like splits and hold no class folders; {EXPECTED}; {BELOW_TRAIN}"
+            f"{source}: {_names(named)} is called like a split and holds no class folders; {EXPECTED}; {BELOW_TRAIN}"
         )
     if (turned := _turned(top)) is not None:
         return _read_splits(source, turned)
     _ask_what_could_be_splits(source, top)
-    if named:
-        log(f"{_names(named)} holds images and no class folders, so it is read as a class")
     return {"train": _classes(source, top)}
 
 

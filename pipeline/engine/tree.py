@@ -38,10 +38,12 @@ class Folder:
         return bool(self.filled) and 10 * len(self.images) < self.count
 
     def below(self) -> Iterator[Folder]:
-        """This one and all that are below it."""
-        yield self
-        for folder in self.folders.values():
-            yield from folder.below()
+        """This one and all that are below it, each before what is in it."""
+        left = [self]
+        while left:
+            folder = left.pop()
+            yield folder
+            left.extend(folder.folders[name] for name in sorted(folder.folders, reverse=True))
 
     def all_images(self) -> Iterator[str]:
         for folder in self.below():
@@ -63,8 +65,10 @@ def read_tree(paths: Iterable[str], folders: Iterable[str] = ()) -> Folder:
 
     def folder_at(path: str) -> Folder:
         if path not in known:
-            parent, _, name = path.rpartition("/")
-            known[path] = folder_at(parent).enter(name)
+            folder = root
+            for name in path.split("/"):
+                folder = folder.enter(name)
+            known[path] = folder
         return known[path]
 
     for path in paths:
@@ -73,4 +77,6 @@ def read_tree(paths: Iterable[str], folders: Iterable[str] = ()) -> Folder:
     for path in folders:
         if not is_stray(f"{path}/"):
             folder_at(path)
+    for folder in reversed(list(root.below())):
+        _ = folder.count  # from the innermost ones on, as an archive can hold thousands one in the other
     return root
