@@ -21,6 +21,7 @@ from serving.files import sha256
 from serving.found import Found
 from serving.images import Fit, ImageSpec, Resample, decode
 from serving.listing import find, folders
+from serving.time_limit import SECONDS
 
 MAX_REJECTED = 0.01
 COMPARED = 64  # images, when JPEGs are decoded at reduced size
@@ -41,8 +42,9 @@ class Options:
     resample: Resample = "bilinear"
 
 
-def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
-    """Decode every image of `source` into an array below `folder`.
+def decode_images(source: Path, folder: Path, options: Options, limit: float = SECONDS) -> Prepared:
+    """Decode every image of `source` into an array below `folder`. One that takes more than `limit` seconds, or kills
+    the process that decodes it, is unusable.
 
     Raises ConvlineError for a source that is not laid out in classes, for images of several sizes without
     `options.size`, for more unusable files than `options` allow, and for JPEGs that differ too much at reduced size.
@@ -53,15 +55,15 @@ def decode_images(source: Path, folder: Path, options: Options) -> Prepared:
     layout = lay_out(source, paths, folders(source))
     order = _order(layout)
     files = _placed(source, order, Counter(paths))
-    height, width = options.size or _first_size(source, files)
+    height, width = options.size or _first_size(source, files, limit)
     kept = 1 if options.channels == "1" else 3
     spec = ImageSpec(height, width, kept, options.fit, options.resample, jpeg=options.jpeg)
-    told: dict[str, Any] = (
-        {"reduced_jpegs": compare_reduced(files, len(order), spec)} if options.jpeg == "reduced" else {}
-    )
+    told: dict[str, Any] = {}
+    if options.jpeg == "reduced":
+        told = {"reduced_jpegs": compare_reduced(files, len(order), spec, limit)}
     images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
     (folder / "decoded.npy").unlink()  # the map keeps its pages for as long as it is used
-    decoded = decode_into(images, files(), spec, native=options.size is None)
+    decoded = decode_into(images, files(), spec, native=options.size is None, limit=limit)
     rejects = [
         {"path": order[row], "reason": problem.reason, "detail": problem.detail}
         for row, problem in sorted(decoded.rejects.items())
@@ -111,14 +113,14 @@ def _placed(source: Path, order: list[str], times: Counter[str]) -> Files:
     return files
 
 
-def _first_size(source: Path, files: Files) -> tuple[int, int]:
-    size = first_size(files())
+def _first_size(source: Path, files: Files, limit: float) -> tuple[int, int]:
+    size = first_size(files(), limit)
     if size is None:
         raise ConvlineError(f"{source} holds no usable image")
     return size
 
 
-def compare_reduced(files: Files, total: int, spec: ImageSpec) -> dict[str, float]:
+def compare_reduced(files: Files, total: int, spec: ImageSpec, limit: float = SECONDS) -> dict[str, float]:
     """How far JPEGs decoded at reduced size are from whole ones, over some of a source: the mean |difference| of an
     image's values, from 0 to 255, at most and on average.
 
@@ -137,7 +139,7 @@ def compare_reduced(files: Files, total: int, spec: ImageSpec) -> dict[str, floa
 
     differences: dict[str, float] = {}
     some = (file for file in files() if file.row % stride == 0)
-    for one in on_all_cpus(difference, some, -(-total // stride), size=1):
+    for one in on_all_cpus(difference, some, -(-total // stride), size=1, limit=limit):
         differences |= one
     if not differences:
         return {"images": 0}

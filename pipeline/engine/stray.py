@@ -26,21 +26,17 @@ ENDINGS = {
     *(".md5", ".sha1", ".sha256", ".url", ".webloc", ".lnk", ".xmp", ".aae", ".ds_store", ".license"),
     *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg", ".mp3", ".wav", ".flac", ".ogg"),
 }
-IMAGES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm"),
-    *(".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"),
-}
 NAMED = 3  # of many
 
 
 def is_stray(path: str) -> bool:
-    """Whether a file is certainly no image, by its name or a folder's."""
-    *folders, name = path.casefold().split("/")
-    return name in NAMES or PurePosixPath(name).suffix in ENDINGS or not FOLDERS.isdisjoint(folders)
+    """Whether a file is certainly no image of the dataset, by its name or a folder's."""
+    name = PurePosixPath(path).name.casefold()
+    return name in NAMES or PurePosixPath(name).suffix in ENDINGS or is_in_stray_folder(path)
 
 
-def is_called_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.casefold() in IMAGES
+def is_in_stray_folder(path: str) -> bool:
+    return not FOLDERS.isdisjoint(path.casefold().split("/")[:-1])
 
 
 def tell_unused(paths: list[str], why: str) -> None:

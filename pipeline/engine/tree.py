@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.engine.stray import is_stray
+from pipeline.engine.stray import is_in_stray_folder, is_stray
 
 
 @dataclass(eq=False)
@@ -72,10 +72,10 @@ def read_tree(paths: Iterable[str], folders: Iterable[str] = ()) -> Folder:
         return known[path]
 
     for path in paths:
-        folder = folder_at(path.rpartition("/")[0])
+        folder = root if is_in_stray_folder(path) else folder_at(path.rpartition("/")[0])
         (folder.strays if is_stray(path) else folder.images).append(path)
     for path in folders:
-        if not is_stray(f"{path}/"):
+        if not is_in_stray_folder(f"{path}/"):
             folder_at(path)
     for folder in reversed(list(root.below())):
         _ = folder.count  # from the innermost ones on, as an archive can hold thousands one in the other

@@ -32,6 +32,13 @@ def encode(image: Image.Image | NDArray[Any], format: str, **options: Any) -> by
     return buffer.getvalue()
 
 
+def slow_jpeg(side: int = 1000, scans: int = 1000) -> bytes:
+    """A small JPEG whose last progressive scan is repeated: a second and a half of decoding, and more for more."""
+    data = encode(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + scans * scan + data[-2:]
+
+
 def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[0x112] = orientation

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from serving.classifier import Classifier, Prediction, Reject, batched
+from serving.classifier import Classifier, Prediction, Reject, batched, try_decode
 from serving.errors import ConvlineError, ImageError
 from serving.found import Found, InMemory, OnDisk
+from serving.images import ImageSpec
 from serving.listing import find
 from serving.predict import _on_accelerator, predictor
+from serving.time_limit import time_limited
 from serving.workers import AHEAD, Workers
-from tests.serving.helpers import encode, noise, write
+from tests.serving.helpers import encode, noise, slow_jpeg, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,6 +137,80 @@ def test_what_a_process_raises_is_raised_here(error: Exception) -> None:
         list(workers.map(iter([files("a")]), as_it_is))
 
 
+# --- files that take too long
+
+LIMIT = 0.3  # seconds
+TOO_LONG = f"timeout: decoding it took more than {LIMIT} s"
+
+
+def outcome(file: Found) -> str:
+    decoded = try_decode(file, ImageSpec(2, 2, 1))
+    return f"{decoded.reason}: {decoded.detail}" if isinstance(decoded, ImageError) else "decoded"
+
+
+def run_limited(batches: list[list[Found]], decode: Callable[[Found], str], processes: int = 2) -> list[list[str]]:
+    def work(batch: list[Found], _: int = 0) -> list[str]:
+        return [decode(file) for file in batch]
+
+    with Workers(processes, work, work, LIMIT) as workers:
+        return list(workers.map(iter(batches), as_it_is))
+
+
+def test_a_file_that_takes_too_long_is_told_and_its_neighbours_are_done() -> None:
+    quick, slow = (Found("", InMemory(data)) for data in (encode(noise(8, 8), "PNG"), slow_jpeg()))
+    assert run_limited([[quick, slow, quick], [quick], [slow]], outcome) == [
+        ["decoded", TOO_LONG, "decoded"],
+        ["decoded"],
+        [TOO_LONG],
+    ]
+
+
+def test_a_decoder_that_lets_nobody_else_run_is_ended() -> None:
+    def hang(file: Found) -> str:
+        content = told(file)
+        with time_limited():
+            re.fullmatch("(A+)+", 40 * content + "b")  # of A it takes years, and holds Python's lock
+        return content
+
+    assert run_limited([files("x", "a", "y")], hang) == [["X", TOO_LONG, "Y"]]
+
+
+@dataclass(frozen=True)
+class SlowlyRead(InMemory):
+    def read(self) -> bytes:
+        time.sleep(1.5 * LIMIT)
+        return self.data
+
+
+def test_neither_a_slow_read_nor_many_files_are_a_decoder_that_hangs() -> None:
+    slow = Found("slow", SlowlyRead(encode(noise(8, 8), "PNG")))
+
+    def decode(file: Found) -> str:
+        with time_limited():
+            time.sleep(LIMIT / 5)
+        return outcome(file)
+
+    many = [Found("quick", InMemory(slow.content.read()))] * 8
+    assert run_limited([[slow], many], decode) == [["decoded"], ["decoded"] * 8]
+
+
+def test_one_thread_that_hangs_while_others_go_on_is_ended() -> None:
+    def decode(file: Found) -> str:
+        content = told(file)
+        with time_limited():
+            time.sleep(600 if content == "HANG" else LIMIT / 10)
+        return content
+
+    def work(batch: list[Found], _: int = 0) -> list[str]:
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(decode, batch))
+
+    with Workers(1, work, work, LIMIT) as workers:
+        assert list(workers.map(iter([files("a", "hang", "b", "c", "d")]), as_it_is)) == [
+            ["A", TOO_LONG, "B", "C", "D"]
+        ]
+
+
 ORPHANS = """
 import os, sys, time
 from serving.found import Found, InMemory
@@ -188,6 +267,39 @@ def test_every_way_of_dividing_the_work_gives_the_same_entries(
             entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
     assert entries == expected
     assert [type(entry) for entry in entries] == [Prediction if number % 7 else Reject for number in range(30)]
+
+
+@dataclass(frozen=True)
+class Deadly(InMemory):
+    def read(self) -> bytes:
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return b""
+
+
+@pytest.mark.parametrize("shares_batches", [False, True])
+def test_files_that_kill_or_hold_up_their_decoder_are_rejects_in_small_jobs_and_large_ones(
+    model: Path, shares_batches: bool
+) -> None:
+    quick = InMemory(encode(noise(8, 8), "PNG"))
+    contents = [quick, Deadly(b""), quick, InMemory(slow_jpeg()), InMemory(b"text"), quick]
+    found = [Found(str(number), content) for number, content in enumerate(contents)]
+    with (
+        Classifier(model, "cpu", 1, batch_size=4) as classifier,
+        predictor(classifier, 1, 2, shares_batches, LIMIT) as predict,
+    ):
+        entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
+        (expected,) = next(classifier.classify_batches([found[:1]]))
+    assert [entry.path for entry in entries] == ["0", "1", "2", "3", "4", "5"]
+    assert [entry.reason if isinstance(entry, Reject) else "classified" for entry in entries] == [
+        "classified",
+        "unreadable",
+        "classified",
+        "timeout",
+        "not-an-image",
+        "classified",
+    ]
+    assert entries[0] == expected
 
 
 def test_an_archive_that_the_parent_holds_open_is_read_by_whoever_replaces_the_dead(tmp_path: Path) -> None:
