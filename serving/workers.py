@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any
 
+from PIL import Image
+
 from serving.archives import forget_archives
 from serving.errors import ConvlineError, ImageError
 from serving.found import Found, InMemory, Unusable
@@ -85,6 +87,7 @@ class Workers:
         self._limit = limit
         self._advice = advice
         self._workers: list[_Worker] = []
+        Image.init()  # Pillow's readers, once rather than in each copy
         for number in range(count):
             process, pipe = self._fork()
             self._workers.append(_Worker(process, pipe, (2 * number, 2 * number + 1)))

@@ -1,13 +1,18 @@
+import faulthandler
 import io
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.dataset import Dataset
-from pipeline.engine.image_folder import Options
+from pipeline.engine.image_folder import Options, decode_images
 from pipeline.preprocess import preprocess
 from serving.console import sentence
 from serving.errors import ConvlineError
@@ -25,6 +30,7 @@ from serving.files import new_folder
 from serving.images import decode
 from tests.conftest import command
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
+from tests.serving.helpers import slow_jpeg
 
 SPLITS = {"train/cat": 4, "train/dog": 3, "test/cat": 2, "test/dog": 1}
 META = {
@@ -273,6 +279,68 @@ def test_the_source_is_left_as_it_was(data: Path, pets: Path, tmp_path: Path, en
     assert len(paths) == len([path for path in tmp_path.rglob("*") if data not in (path, *path.parents)])
 
 
+def tidied(pets: Path, ending: str) -> Path:
+    """The pets as an archive with names in the other form of Unicode, below folders of its own, hard links within."""
+    names = {
+        path: unicodedata.normalize("NFD", f"a/b/{path.relative_to(pets)}") for path in sorted(pets.rglob("*.png"))
+    }
+    if ending == ".zip":
+        with zipfile.ZipFile(pets.with_suffix(".zip"), "w") as packed:
+            for path, name in names.items():
+                packed.writestr(name, path.read_bytes())
+        return pets.with_suffix(".zip")
+    with tarfile.open(pets.with_suffix(".tar"), "w") as packed:
+        for path, name in names.items():
+            packed.add(path, name)
+    return pets.with_suffix(".tar")
+
+
+@pytest.mark.parametrize("ending", [".tar", ".zip"])
+def test_an_archive_with_other_unicode_and_hard_links_gives_what_its_folder_gives(
+    data: Path, tmp_path: Path, ending: str
+) -> None:
+    names = [unicodedata.normalize("NFC", name) for name in ("café", "thé", "Ångström")]
+    pets = image_folder(tmp_path / "pets", {f"{split}/{name}": 3 for split in ("train", "test") for name in names})
+    for split in ("train", "test"):
+        (pets / split / names[0] / "ééé.png").hardlink_to(pets / split / names[0] / "001.png")
+        write_files(pets / split / names[1], {"ea.png": png(seed=90), "eé.png": png(seed=91), "ez.png": png(seed=92)})
+    folder = prepare(data, pets)
+    packed = preprocess("packed", data, tidied(pets, ending))
+    assert packed.classes == folder.classes == sorted(names)
+    assert packed.fingerprint == folder.fingerprint
+    assert folder.meta["counts"]["train"] == {names[0]: 4, names[1]: 6, names[2]: 3}
+
+
+def test_of_a_file_that_an_archive_holds_twice_the_last_one_is_used(data: Path, pets: Path) -> None:
+    packed, other = archive(pets, ".tar"), png(seed=99)
+    with tarfile.open(packed, "a") as file:
+        info = tarfile.TarInfo("train/cat/001.png")
+        info.size = len(other)
+        file.addfile(info, io.BytesIO(other))
+    (pets / "train/cat/001.png").write_bytes(other)  # as it is where the archive is unpacked
+    assert preprocess("packed", data, packed).fingerprint == prepare(data, pets).fingerprint
+
+
+def test_files_that_are_no_images_are_not_rejected_and_told_in_one_line(
+    data: Path, pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fingerprint = prepare(data, pets).fingerprint
+    capsys.readouterr()
+    stray = ("README.txt", "train/_classes.csv", "train/cat/Thumbs.db", "train/cat/desktop.ini", "test/dog/0.txt")
+    write_files(pets, dict.fromkeys(stray, b"MZ"))
+    again = prepare(data, pets, overwrite=True)
+    assert (again.fingerprint, again.meta["rejected"]) == (fingerprint, [])
+    assert capsys.readouterr().err == (
+        "not used, as they are no images: 5 files (README.txt, test/dog/0.txt, train/_classes.csv, …)\n"
+    )
+
+
+def test_a_web_page_that_is_called_an_image_is_rejected(data: Path, pets: Path) -> None:
+    write_files(pets, {"train/cat/page.jpg": b"<html>"})
+    (reject,) = prepare(data, pets, Options(allow_rejects=True)).meta["rejected"]
+    assert (reject["path"], reject["reason"]) == ("train/cat/page.jpg", "not-an-image")
+
+
 # layouts that are refused, with nothing left behind
 
 
@@ -461,7 +529,8 @@ def test_padding_and_the_filter_are_chosen_and_travel_with_the_dataset(data: Pat
 def test_a_size_is_a_side_or_height_and_width(data: Path, pets: Path, written: str, size: str) -> None:
     status, output = run(data, "pets", "--source", pets, "--image-size", written)
     assert (status, f"{size}x3" in output) == (0, True)
-    assert "7 train, 3 test" in output
+    assert output.splitlines()[-4:-1] == ["class  train  test", "cat        4     2", "dog        3     1"]
+    assert output.splitlines()[-1].startswith(f"{data / 'pets'}: 7 train, 3 test images of ")
     assert Dataset.open(data, "pets").split("test").images.shape == (3, *map(int, size.split("x")), 3)
 
 
@@ -570,6 +639,49 @@ def test_a_source_without_a_usable_image_is_refused(data: Path, tmp_path: Path) 
     source = write_files(tmp_path / "pets", {"cat/a.txt": b"a", "dog/b.txt": b"b"})
     with refused(str(source), leaves=data):
         prepare(data, source, Options(allow_rejects=True))
+
+
+@pytest.fixture
+def deadly_gifs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's reader of GIF has a defect that kills its process, as that of a C library would."""
+
+    def die(_: object) -> None:
+        faulthandler.disable()  # pytest's, which would tell of it at length
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    monkeypatch.setattr("PIL.GifImagePlugin.GifImageFile.load", die)
+
+
+@pytest.mark.usefixtures("deadly_gifs")
+@pytest.mark.parametrize("options", [Options(), Options((2, 2)), Options((2, 2), jpeg="reduced")])
+def test_a_file_that_kills_its_decoder_is_a_reject(data: Path, pets: Path, options: Options) -> None:
+    before = prepare(data, pets, options)
+    for name in ("test/cat/!.gif", "test/dog/000.gif", "train/dog/z.gif"):  # the first file of all is one
+        Image.new("L", (4, 4)).save(pets / name)
+    after = prepare(data, pets, replace(options, allow_rejects=True), overwrite=True)
+    assert after.fingerprint == before.fingerprint
+    assert [(reject["path"], reject["reason"], reject["detail"]) for reject in after.meta["rejected"]] == [
+        (path, "unreadable", "the process that decoded it ended (SIGSEGV)")
+        for path in ("test/cat/!.gif", "test/dog/000.gif", "train/dog/z.gif")
+    ]
+
+
+@pytest.mark.parametrize("jpeg", ["full", "reduced"])
+def test_a_file_that_holds_up_its_decoder_is_a_reject(
+    tmp_path: Path, pets: Path, jpeg: Literal["full", "reduced"]
+) -> None:
+    write_files(pets, {"test/cat/!.jpg": slow_jpeg(2000)})
+    prepared = decode_images(pets, tmp_path, Options((2, 2), allow_rejects=True, jpeg=jpeg), limit=0.5)
+    assert [(reject["path"], reject["reason"]) for reject in prepared.rejects] == [("test/cat/!.jpg", "timeout")]
+    assert {split: len(rows) for split, rows in prepared.rows.items()} == {"train": 7, "test": 3}
+
+
+def test_where_processes_cannot_be_forked_the_dataset_is_the_same(
+    data: Path, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = preprocess("many", data, many).fingerprint
+    monkeypatch.setattr("pipeline.engine.decoding.can_fork", lambda: False)
+    assert preprocess("again", data, many).fingerprint == expected
 
 
 @pytest.fixture(scope="module")
