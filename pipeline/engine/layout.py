@@ -15,6 +15,7 @@ from serving.console import log
 from serving.errors import ConvlineError
 
 EXPECTED = "expected <class>/<image> or train/<class>/<image>"
+MOVE_AWAY = "move away what is not to be used"
 BELOW_TRAIN = "if all of them are classes, put them below a folder train/"  # where no class is taken for a split
 
 
@@ -61,12 +62,17 @@ def _unwrapped(folder: Folder) -> Folder:
     """What single folders wrap: the folder with the splits or classes in it."""
     while len(folder.filled) == 1:
         (inner,) = folder.filled
-        wraps_splits = any(split_of(f.name) and f.holds_folders for f in inner.filled)
-        if not inner.filled or (split_of(inner.name) and not wraps_splits):
+        if not inner.filled or (split_of(inner.name) and not _wraps_splits(inner)):
             break
         _tell_loose(folder)
         folder = inner
     return folder
+
+
+def _wraps_splits(folder: Folder) -> bool:
+    """Whether a folder that is called like a split holds splits, and not a class that is called like one."""
+    kinds = {split_of(inner.name) for inner in folder.filled if inner.holds_folders}
+    return "train" in kinds and (len(kinds - {None}) > 1 or all(split_of(inner.name) for inner in folder.filled))
 
 
 def _tell_loose(folder: Folder) -> None:
@@ -75,11 +81,15 @@ def _tell_loose(folder: Folder) -> None:
 
 def _splits(source: Path, top: Folder) -> Splits:
     named = [folder for folder in top.filled if split_of(folder.name)]
+    for folder in top.folders.values():
+        if not folder.count and split_of(folder.name):
+            raise ConvlineError(f"{source}: {folder.path} is called like a split and is empty; add images or remove it")
     if any(folder.filled and split_of(folder.name) != "unlabelled" for folder in named):
         return _read_splits(source, top)
     if named:  # a class may be called train, but so may be images without labels
         raise ConvlineError(
-            f"{source}: {_names(named)} is called like a split and holds no class folders; {EXPECTED}; {BELOW_TRAIN}"
+            f"{source}: {_names(named)} is called like a split and holds no class folders; {EXPECTED}; {MOVE_AWAY}; "
+            f"{BELOW_TRAIN}"
         )
     if (turned := _turned(top)) is not None:
         return _read_splits(source, turned)
@@ -99,8 +109,8 @@ def _read_splits(source: Path, top: Folder) -> Splits:
     if others:
         splits = [folder for folders in of_kind.values() for folder in folders]
         raise ConvlineError(
-            f"{source} holds {_names(splits)} beside {_names(others)}: is {others[0].name} a split? "
-            f"Then call it train, val or test; move away what is not to be used; {BELOW_TRAIN}"
+            f"{source} holds {_names(splits)} beside {_names(others)}: is {_names(others[:1])} a split? "
+            f"Then call it train, val or test; {MOVE_AWAY}; {BELOW_TRAIN}"
         )
     _tell_loose(top)
     for folder in of_kind.pop("unlabelled", []):
@@ -152,9 +162,11 @@ def _classes(source: Path, folder: Folder) -> dict[str, Folder]:
         if not label.count:
             strays = [path for below in label.below() for path in below.strays]
             what = f"holds no images, only files such as {printable(strays[0])}" if strays else "is empty"
-            raise ConvlineError(f"{source}: the class folder {label.path} {what}; add images or remove it")
+            raise ConvlineError(f"{source}: the class folder {printable(label.path)} {what}; add images or remove it")
         if len(label.spellings) > 1:
-            log(f"{len(label.spellings)} folders are called {name}, in several forms of Unicode: they are one class")
+            log(
+                f"{len(label.spellings)} folders are called {printable(name)}, in several Unicode forms: they are one class"
+            )
     return {label.name: label for label in folder.filled}
 
 
@@ -176,33 +188,33 @@ def _turned(top: Folder) -> Folder | None:
 
 def _ask_what_could_be_splits(source: Path, top: Folder) -> None:
     """Raise ConvlineError where folders that are not called like splits could be some, or hold some."""
-    names = [folder.name for folder in top.filled]
-    if are_of_classes_and_splits(names):
+    if are_of_classes_and_splits([folder.name for folder in top.filled]):
         raise ConvlineError(
             f"{source} holds {_names(top.filled)}: are these classes and splits in one name? "
             f"Then put them as train/<class>/<image> and test/<class>/<image>; {BELOW_TRAIN}"
         )
     for folder in top.filled:
-        if any(split_of(inner.name) and inner.holds_folders for inner in folder.filled):
+        kinds = {split_of(inner.name) for inner in folder.filled} - {None}
+        if kinds > {"train"} or any(split_of(inner.name) and inner.holds_folders for inner in folder.filled):
+            others = [other for other in top.filled if other is not folder]
             raise ConvlineError(
-                f"{source}: {folder.name} holds splits ({_names(folder.filled)}) and stands beside "
-                f"{', '.join([name for name in names if name != folder.name][:3])}; move away what is not to be used"
+                f"{source}: {_names([folder])} holds splits ({_names(folder.filled)}) and {_names(others)} beside it "
+                f"does not: put splits above classes, as train/<class>/<image>, or {MOVE_AWAY}"
             )
     alike, shared = _alike([top, *(folder for folder in top.filled if folder.holds_folders)])
     if top in alike:
-        alike = [folder for folder in alike if folder is not top]
         raise ConvlineError(
-            f"{source}: {_names(alike)} holds folders that are beside it as well ({', '.join(shared[:3])}); "
-            f"move away what is not to be used; {BELOW_TRAIN}"
+            f"{source}: {_names(alike[1:])} holds folders that are beside it as well ({shared}); {MOVE_AWAY}; "
+            f"{BELOW_TRAIN}"
         )
     if alike:
         raise ConvlineError(
-            f"{source}: {_names(alike)} hold the same folders ({', '.join(shared[:3])}): is {alike[0].name} a split? "
+            f"{source}: {_names(alike)} hold the same folders ({shared}): is {_names(alike[:1])} a split? "
             f"Then call them train, val or test; {BELOW_TRAIN}"
         )
 
 
-def _alike(folders: list[Folder]) -> tuple[list[Folder], list[str]]:
+def _alike(folders: list[Folder]) -> tuple[list[Folder], str]:
     """Folders of which at least two names, and half of all in each, stand in another one too; and these names."""
     names = [{inner.name.casefold() for inner in _inside(folder).filled} for folder in folders]
     count = Counter(name for within in names for name in within)
@@ -212,7 +224,9 @@ def _alike(folders: list[Folder]) -> tuple[list[Folder], list[str]]:
         for folder, within in zip(folders, names, strict=True)
         if len(within & shared) >= 2 and 2 * len(within & shared) >= len(within)
     ]
-    return (alike, sorted(shared)) if len(alike) > 1 else ([], [])
+    if len(alike) < 2:
+        return [], ""
+    return alike, _names([inner for inner in _inside(alike[0]).filled if inner.name.casefold() in shared])
 
 
 def _inside(folder: Folder) -> Folder:

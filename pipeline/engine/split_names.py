@@ -28,6 +28,8 @@ _SPLIT = re.compile(f"{_FILLER}({'|'.join(WORDS)}){_FILLER}")
 
 def split_of(name: str) -> Kind | None:
     """Which split a folder of this name is: "training_set", "Test Images", "seg_pred", "train2017"; None: no split."""
+    if not name.isprintable():
+        return None
     letters = re.sub(r"[\W\d_]+", "", unicodedata.normalize("NFKC", name).casefold())
     found = _SPLIT.fullmatch(letters)
     return WORDS[found.group(1)] if found else None

@@ -97,6 +97,10 @@ ARRANGED = {
         ["train/bus", "train/train", "train/car"],
         {"train": {"bus": 3, "car": 3, "train": 3}},
     ),
+    "a class called train, with folders, below train": (
+        ["train/bus", "train/train/steam", "train/train/electric"],
+        {"train": {"bus": 3, "train": 6}},
+    ),
     "valid and invalid, below train": (["train/valid", "train/invalid"], {"train": {"invalid": 3, "valid": 3}}),
     "valid and invalid in splits": (
         ["train/valid", "train/invalid", "test/valid", "test/invalid"],
@@ -152,6 +156,18 @@ ASKED = {
         [*both("set/train", "set/test"), "more"],
         ["set holds splits (test, train)", "more", "move away"],
     ),
+    "a class that is divided beside one that is not": (
+        ["cat/train", "cat/test", "dog"],
+        ["cat holds splits (test, train)"],
+    ),
+    "unlabelled images beside classes": (
+        ["cat", "dog", "unlabeled"],
+        ["unlabeled", "move away what is not to be used"],
+    ),
+    "a set of data called like a split, with more in it": (
+        [*both("training_data/train", "training_data/test"), "training_data/extra"],
+        ["beside extra"],
+    ),
     "a split without classes": ([*both("train"), "test"], ["test/0.jpg", "test/<class>/<image>", "move test away"]),
 }
 
@@ -160,6 +176,12 @@ ASKED = {
 def test_what_could_be_splits_or_classes_is_asked(folders: list[str], said: list[str]) -> None:
     with refused("photos", *said):
         read(*folders)
+
+
+@pytest.mark.parametrize("folders", [["test"], ["test", "test/cat", "test/dog"]])
+def test_an_empty_split_is_named(folders: list[str]) -> None:
+    with refused("photos: test is called like a split and is empty"):
+        lay_out(SOURCE, [f"{folder}/0.jpg" for folder in both("train")], folders)
 
 
 def test_what_serves_as_what_is_told(capsys: pytest.CaptureFixture[str]) -> None:
