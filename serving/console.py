@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from serving.errors import ConvlineError
@@ -28,6 +29,8 @@ def main(app: typer.Typer) -> NoReturn:
     """Run a Typer app and exit: a `ConvlineError` becomes one sentence, `--debug` shows tracebacks."""
     debug = "--debug" in sys.argv
     _replace_missing_streams()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class may have a name that the terminal cannot show
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

@@ -118,4 +118,7 @@ def decode_into(
         for part in on_all_cpus(work, files, len(images), limit=limit):
             whole.add(part)
             bar.advance(bar.task_ids[0], len(part.digests))
+    for row in set(range(len(images))) - whole.digests.keys():
+        whole.rejects[row] = ImageError("unreadable", "it was there at first, and gone when it was its turn")
+        whole.digests[row] = b""
     return whole

@@ -163,10 +163,8 @@ def _classes(source: Path, folder: Folder) -> dict[str, Folder]:
             strays = [path for below in label.below() for path in below.strays]
             what = f"holds no images, only files such as {printable(strays[0])}" if strays else "is empty"
             raise ConvlineError(f"{source}: the class folder {printable(label.path)} {what}; add images or remove it")
-        if len(label.spellings) > 1:
-            log(
-                f"{len(label.spellings)} folders are called {printable(name)}, in several Unicode forms: they are one class"
-            )
+        if (several := len(label.spellings)) > 1:
+            log(f"{several} folders are called {printable(name)}, in several forms of Unicode: they are one class")
     return {label.name: label for label in folder.filled}
 
 

@@ -22,13 +22,16 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.dataset import Dataset
+from pipeline.engine.decoding import Placed, decode_into
 from pipeline.engine.image_folder import Options, decode_images
+from pipeline.engine.prepared import create_array
 from pipeline.preprocess import preprocess
 from serving.console import sentence
 from serving.errors import ConvlineError
 from serving.files import new_folder
-from serving.images import decode
-from tests.conftest import command
+from serving.found import OnDisk
+from serving.images import ImageSpec, decode
+from tests.conftest import command, run_command
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
 from tests.serving.helpers import slow_jpeg
 
@@ -534,6 +537,12 @@ def test_a_size_is_a_side_or_height_and_width(data: Path, pets: Path, written: s
     assert Dataset.open(data, "pets").split("test").images.shape == (3, *map(int, size.split("x")), 3)
 
 
+def test_a_class_that_the_terminal_cannot_show_is_shown_as_an_escape(tmp_path: Path) -> None:
+    image_folder(tmp_path / "pets", {"猫": 2, "dog": 2})
+    result = run_command(tmp_path, "pipeline", "preprocess", "pets", "--source", "pets", PYTHONIOENCODING="ascii")
+    assert result.stdout.splitlines()[:3] == ["class  train  test", "dog        1     1", "\\u732b          1     1"]
+
+
 @pytest.mark.parametrize("written", ["", "0", "6x0", "-6", "x", "x6", "6x", "6x5x4", "6,5", "six", "1.5"])
 def test_a_size_that_is_none_is_wrong_usage(data: Path, pets: Path, written: str) -> None:
     status, output = run(data, "pets", "--source", pets, f"--image-size={written}")
@@ -664,6 +673,15 @@ def test_a_file_that_kills_its_decoder_is_a_reject(data: Path, pets: Path, optio
         (path, "unreadable", "the process that decoded it ended (SIGSEGV)")
         for path in ("test/cat/!.gif", "test/dog/000.gif", "train/dog/z.gif")
     ]
+
+
+def test_a_file_that_vanishes_before_its_turn_is_a_reject(tmp_path: Path, pets: Path) -> None:
+    paths = sorted(pets.rglob("*.png"))
+    images = create_array(tmp_path / "images.npy", (len(paths), 4, 4, 3))
+    files = (Placed(path.name, OnDisk(str(path)), row=row) for row, path in enumerate(paths) if row not in (3, 5))
+    decoded = decode_into(images, files, ImageSpec(4, 4, 3), native=True)
+    assert {row: problem.reason for row, problem in decoded.rejects.items()} == {3: "unreadable", 5: "unreadable"}
+    assert decoded.digests.keys() == set(range(len(paths)))
 
 
 @pytest.mark.parametrize("jpeg", ["full", "reduced"])
