@@ -83,7 +83,9 @@ def _splits(source: Path, top: Folder) -> Splits:
     named = [folder for folder in top.filled if split_of(folder.name)]
     for folder in top.folders.values():
         if not folder.count and split_of(folder.name):
-            raise ConvlineError(f"{source}: {folder.path} is called like a split and is empty; add images or remove it")
+            raise ConvlineError(
+                f"{source}: {folder.path} is called like a split and holds no images; add some or remove it"
+            )
     if any(folder.filled and split_of(folder.name) != "unlabelled" for folder in named):
         return _read_splits(source, top)
     if named:  # a class may be called train, but so may be images without labels

@@ -180,7 +180,7 @@ def test_what_could_be_splits_or_classes_is_asked(folders: list[str], said: list
 
 @pytest.mark.parametrize("folders", [["test"], ["test", "test/cat", "test/dog"]])
 def test_an_empty_split_is_named(folders: list[str]) -> None:
-    with refused("photos: test is called like a split and is empty"):
+    with refused("photos: test is called like a split and holds no images"):
         lay_out(SOURCE, [f"{folder}/0.jpg" for folder in both("train")], folders)
 
 
