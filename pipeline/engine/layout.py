@@ -182,7 +182,8 @@ def _turned(top: Folder) -> Folder | None:
     for label in top.filled:
         _tell_loose(label)
         for folder in label.filled:
-            turned.enter(folder.name).folders[label.name] = replace(folder, name=label.name, spellings=label.spellings)
+            as_label = replace(folder, name=label.name, spellings=label.spellings)
+            turned.enter(folder.name).folders[label.name] = as_label
     return turned
 
 

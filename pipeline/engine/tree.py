@@ -12,15 +12,24 @@ from pipeline.engine.stray import is_in_stray_folder, is_stray
 
 @dataclass(eq=False)
 class Folder:
-    """`name` and `path` are in Unicode's form C; `spellings` are the name as it is written in the source: two folders
-    whose names differ in that form alone are one."""
+    """`name` is in Unicode's form C; `spellings` are the name as it is written in the source: two folders whose names
+    differ in that form alone are one."""
 
     name: str = ""
-    path: str = ""
+    parent: Folder | None = None
     images: list[str] = field(default_factory=list)  # paths, as the source has them, of files directly in it
     strays: list[str] = field(default_factory=list)
     folders: dict[str, Folder] = field(default_factory=dict)
     spellings: set[str] = field(default_factory=set)
+
+    @property
+    def path(self) -> str:
+        names = []
+        folder = self
+        while folder.parent is not None:
+            names.append(folder.name)
+            folder = folder.parent
+        return "/".join(reversed(names))
 
     @cached_property
     def count(self) -> int:
@@ -53,7 +62,7 @@ class Folder:
         """The folder of that name in it, made where there is none yet."""
         normal = unicodedata.normalize("NFC", name)
         if normal not in self.folders:
-            self.folders[normal] = Folder(normal, f"{self.path}/{normal}" if self.path else normal)
+            self.folders[normal] = Folder(normal, self)
         self.folders[normal].spellings.add(name)
         return self.folders[normal]
 
