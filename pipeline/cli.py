@@ -150,6 +150,10 @@ def train(
     tracking: Annotated[Tracking, typer.Option(help="Where metrics are sent.")] = "mlflow",
     devices: Annotated[int, typer.Option(min=1, help="Share the work among N devices of this machine.")] = 1,
     max_restarts: Annotated[int, typer.Option(min=0, help="Of --devices, when a rank dies.")] = 0,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Of each rank, on the CPU; default: OMP_NUM_THREADS, or an even share."),
+    ] = None,
     memory_limit: Annotated[
         int | None, typer.Option(min=0, metavar="BYTES", help="Stream training images beyond it from disk.")
     ] = None,
@@ -167,7 +171,7 @@ def train(
     loaded = load(recipe, [*(overrides or []), *given])
     folder = runs_dir / check_name(loaded.name if run is None else run, "run")
     if devices > 1 and not is_rank():
-        from pipeline.engine.distributed import launch
+        from pipeline.engine.launch import launch
 
         raise typer.Exit(launch(devices, max_restarts, device, sys.argv[1:]))
     from pipeline.train import train as run_training
@@ -181,6 +185,7 @@ def train(
         overwrite=overwrite,
         tracking=tracking == "mlflow",
         memory_limit=memory_limit,
+        threads=threads,
     )
     print(folder)
 

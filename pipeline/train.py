@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from pipeline.preprocess import preprocess
 from pipeline.recipe import Recipe, differences
 from serving.console import log
 from serving.errors import ConvlineError
+from serving.files import atomic_write
 
 
 def train(
@@ -38,33 +40,44 @@ def train(
     overwrite: bool = False,
     tracking: bool = True,
     memory_limit: int | None = None,
+    threads: int | None = None,
 ) -> Run:
     """Train `recipe` into the run `folder`; a dataset that is missing is prepared first.
 
     Raises ConvlineError for a recipe that does not fit its dataset, for a run that exists (unless `resume`
     goes on with it or `overwrite` replaces it) or is another recipe's, and where the loss stops being finite.
     Exits 130 or 143, after saving, when interrupted. Training images of more than `memory_limit` bytes (default:
-    half of the device's free memory) are streamed from disk.
+    half of the device's free memory) are streamed from disk. `threads`: of each rank, on the CPU (see `set_threads`).
     """
     if restarts():
         resume, overwrite = True, False
     with join(device) as world, ExitStack() as held:
         where = choose_device(device, world.local_rank)
-        dataset = world.on_main(lambda: _open_dataset(recipe, data_dir))
+        world.on_main(lambda: _prepare(recipe, data_dir))
+        dataset = _open_dataset(recipe, data_dir, world)
         world.on_main(lambda: _check_fit(recipe, dataset, world, is_new=overwrite or not folder.exists()))
-        run = world.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite))
+        info = world.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite).info)
+        run = Run(folder, info, recipe)
         if world.on_main(lambda: _is_finished(run)):
             log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
             return run
         world.on_main(lambda: held.enter_context(run.lock()))
         follower = Follower(run) if tracking and world.is_main else None
-        loop(run, dataset, where, world, memory_limit)
+        with _saying_what_is_saved(run):
+            loop(run, dataset, where, world, memory_limit, threads)
     if follower is not None:
         follower.finish()
     return run
 
 
-def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_limit: int | None = None) -> None:
+def loop(
+    run: Run,
+    dataset: Dataset,
+    device: torch.device,
+    world: World,
+    memory_limit: int | None = None,
+    threads: int | None = None,
+) -> None:
     """From the newest checkpoint, or from the start, to the last step."""
     recipe, settings = run.recipe, run.recipe.train
     state = world.on_main(lambda: checkpoint.load_newest(run.folder / "checkpoints"))
@@ -72,7 +85,7 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
     log(training.batches.whereabouts)
     preprocessing = training.served.preprocessing
     with monitor(run, world) as watch, stop_request() as stop:
-        first = training.restore(state, watch)
+        first = training.restore(state, watch, threads)
         del state  # it is as large as the network and its optimiser
         if first == 0:
             training.evaluate(0, watch)
@@ -102,19 +115,48 @@ def loop(run: Run, dataset: Dataset, device: torch.device, world: World, memory_
             if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
                 training.evaluate(done, watch)
             if done % settings.checkpoint_every == 0 or is_last or status is not None:
+                training.check(done)
+                if is_last:
+                    watch.finish(done, done - first)
                 training.save(done, watch)
             if status is not None and not is_last:
                 sys.exit(status)
-        watch.finish(settings.steps, settings.steps - first)
 
 
-def _open_dataset(recipe: Recipe, data_dir: Path) -> Dataset:
+@contextmanager
+def _saying_what_is_saved(run: Run) -> Iterator[None]:
+    """Where a signal ends the block."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if stopped.code in (130, 143):
+            saved = checkpoint.paths(run.folder / "checkpoints")
+            what = (
+                f"{saved[-1]} is saved, --resume goes on from step {checkpoint.step_of(saved[-1])}"
+                if saved
+                else ("nothing is saved yet, --resume begins at step 0")
+            )
+            log(f"stopped: {what}")
+        raise
+
+
+def _prepare(recipe: Recipe, data_dir: Path) -> None:
+    """The dataset, where it is missing."""
     name = recipe.data.dataset
     if not (data_dir / name / "meta.json").exists():
         if name in officials():
             log(f"the dataset {name} is not in {data_dir} yet: preparing it")
         preprocess(name, data_dir)
-    return Dataset.open(data_dir, name)
+
+
+def _open_dataset(recipe: Recipe, data_dir: Path, world: World) -> Dataset:
+    """Raises ConvlineError for one that is not rank 0's."""
+    dataset = Dataset.open(data_dir, recipe.data.dataset)
+    if world.broadcast(dataset.fingerprint) != dataset.fingerprint:
+        raise ConvlineError(
+            f"{dataset.folder} is not the dataset of rank 0 (its fingerprint differs); prepare the same one everywhere"
+        )
+    return dataset
 
 
 def _check_fit(recipe: Recipe, dataset: Dataset, world: World, is_new: bool) -> None:
@@ -155,12 +197,33 @@ def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, o
     changed = differences(run.recipe, recipe)
     if run.info["dataset"]["fingerprint"] != dataset.fingerprint:
         changed.append("the dataset's fingerprint")
-    if changed:
+    if changed == ["train.steps"]:
+        _change_steps(run, recipe)
+    elif changed:
         raise ConvlineError(
             f"{folder} was begun otherwise, different are: {', '.join(changed)}; "
             "train into another --run, or --overwrite it"
         )
     return Run(folder, run.info, recipe)
+
+
+def _change_steps(run: Run, recipe: Recipe) -> None:
+    """Let a run go on to another number of steps, if its learning rates have been the same so far as they would have
+    been with that number from the start. Raises ConvlineError where they have not."""
+    with run.lock():
+        state = checkpoint.load_newest(run.folder / "checkpoints")
+        done = 0 if state is None else int(state["step"])
+        before, steps = run.recipe.train.steps, recipe.train.steps
+        if steps < done:
+            raise ConvlineError(f"{run.folder} has trained {done} steps already; give train.steps as many or more")
+        factor = recipe.schedule.factor
+        if any(factor(step, steps) != factor(step, before) for step in range(done)):
+            raise ConvlineError(
+                f"{run.folder} was begun with {before} steps and cannot go on to {steps}: the learning rates of the "
+                f"schedule {recipe.schedule.name!r} depend on train.steps; train into another --run, or --overwrite it"
+            )
+        with atomic_write(run.folder / "recipe.toml", "w", encoding="utf-8") as file:
+            file.write(recipe.to_toml())
 
 
 def _is_finished(run: Run) -> bool:

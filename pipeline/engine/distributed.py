@@ -1,36 +1,33 @@
 """Several devices, on one machine or many: the ranks of one training, each with its share of every batch.
 
-torchrun starts them (or `--devices`, by torchrun's own launcher) and says by the environment who is who.
+torchrun starts them, or `--devices` (`launch.py`), and says by the environment who is who.
 """
 
 from __future__ import annotations
 
 import atexit
-import logging
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.engine.torchrun import is_rank, restarts
+from pipeline.engine.torchrun import is_rank, meeting_file, restarts
 from serving import console
 from serving.errors import ConvlineError
-from serving.machine import usable_cpus
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 T = TypeVar("T")
 
@@ -51,11 +48,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this is rank 0, which alone logs and saves."""
         return self.rank == 0
-
-    @property
-    def threads(self) -> int:
-        """Threads for this process on the CPU: an even share of the machine's."""
-        return max(1, usable_cpus() // self.local_size)
 
     def share(self, count: int) -> slice:
         """The part of a batch of `count` images that is this rank's."""
@@ -106,15 +98,25 @@ class World:
         return int(asked) or None
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, on every rank."""
+        """Rank 0's `value`, on every rank: what a checkpoint may hold.
+
+        It is read as a checkpoint is, which runs no code: whoever reaches a rank over the network can't bring any.
+        """
         if self.size == 1:
             return value
-        box: list[Any] = [value]
-        dist.broadcast_object_list(box, device=torch.device("cpu"))
-        return box[0]
+        packed = io.BytesIO()
+        if self.is_main:
+            torch.save(value, packed)
+        size = torch.tensor(packed.tell())
+        dist.broadcast(size, 0)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        if self.is_main:
+            content.copy_(torch.frombuffer(packed.getbuffer(), dtype=torch.uint8))
+        dist.broadcast(content, 0)
+        return value if self.is_main else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, on every rank; where it raises, every rank ends."""
+        """What `action` returns on rank 0, on every rank (see `broadcast`); where it raises, every rank ends."""
         result, error = None, None
         if self.is_main:
             try:
@@ -145,7 +147,7 @@ class SharedDropout(nn.Dropout):
 
 @contextmanager
 def join(device: str) -> Iterator[World]:
-    """Meet the other ranks that torchrun has started; a world of one where it has not."""
+    """Meet the other ranks that torchrun or `--devices` has started; a world of one where none has."""
     if not is_rank():
         yield World()
         return
@@ -153,11 +155,8 @@ def join(device: str) -> Iterator[World]:
     world = World(*(int(os.environ[name]) for name in names))
     console.mute(not world.is_main)
     on_cuda = device != "cpu" and torch.cuda.is_available()
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-    # torchrun keeps its store when it starts ranks again: what they tell each other must not be what the dead told
-    store = PrefixStore(f"attempt {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size, timeout=PATIENCE)
     try:
         yield world
     except RuntimeError as error:
@@ -166,6 +165,28 @@ def join(device: str) -> Iterator[World]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _store(world: World) -> Store:
+    """Where the ranks find each other."""
+    if (meeting := meeting_file()) is not None:
+        _end_with_launcher()
+        store: Store = FileStore(meeting, world.size)
+        store.set_timeout(PATIENCE)
+        return store
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps its store when it starts ranks again: what they tell each other must not be what the dead told
+    return PrefixStore(f"attempt {restarts()}", store)
+
+
+def _end_with_launcher() -> None:
+    """Save and end, as by SIGTERM, where `--devices` is killed: its end of standard input is closed then."""
+
+    def wait() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -184,54 +205,3 @@ def rank_process() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def launch(devices: int, max_restarts: int, device: str, arguments: Sequence[str]) -> int:
-    """Run `pipeline` with these arguments on several devices of this machine; the exit status.
-
-    Raises ConvlineError for more devices than there are, and where a signal ended a rank.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    there = torch.cuda.device_count() if on_cuda else usable_cpus()
-    if devices > there:
-        raise ConvlineError(f"--devices {devices}: there are {there} {'CUDA devices' if on_cuda else 'CPUs'} here")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        max_restarts=max_restarts,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        monitor_interval=0.1,
-    )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks tell what went wrong
-    try:
-        elastic_launch(config, sys.executable)("-m", "pipeline", *arguments)
-    except SignalException as signaled:
-        return 128 + signaled.sigval.value
-    except ChildFailedError as failed:
-        rank = first_to_end(failed.failures)
-        status = failed.failures[rank].exitcode
-        if status < 0:
-            name = signal.Signals(-status).name
-            raise ConvlineError(
-                f"rank {rank} was ended by {name}; --resume goes on from the last checkpoint"
-            ) from failed
-        return status
-    return 0
-
-
-def first_to_end(failures: Mapping[int, ProcessFailure]) -> int:
-    """The rank that took the others with it.
-
-    One that a signal ends is gone at once, and the others may be before torchrun looks again: it sees them together,
-    in any order. Whom it finds alive it ends itself: by SIGTERM, and by SIGKILL after 30 seconds.
-    """
-    first = min(failures, key=lambda rank: failures[rank].timestamp)
-    together = [rank for rank in failures if failures[rank].timestamp <= failures[first].timestamp + 1]
-    killed = [rank for rank in together if failures[rank].exitcode < 0 and failures[rank].exitcode != -signal.SIGTERM]
-    return killed[0] if killed else first

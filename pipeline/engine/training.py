@@ -26,6 +26,7 @@ from pipeline.engine.network import build_served, predictor
 from pipeline.engine.points import cut_back
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.engine.run import Run
+from pipeline.engine.threads import set_threads
 from pipeline.evaluate import evaluate
 
 
@@ -112,11 +113,11 @@ class Training:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def restore(self, state: dict[str, Any] | None, watch: Monitor) -> int:
-        """Go on from a checkpoint's `state`, if there is one; returns the step to go on from."""
-        # sums depend on the number of threads
+    def restore(self, state: dict[str, Any] | None, watch: Monitor, threads: int | None = None) -> int:
+        """Go on from a checkpoint's `state`, if there is one, with so many threads (see `set_threads`); returns the
+        step to go on from."""
         is_alike = state is not None and state.get("ranks", 1) == self.world.size
-        torch.set_num_threads(state["threads"] if state and is_alike else self.world.threads)
+        set_threads(threads, self.world.local_size, state["threads"] if state and is_alike else None)
         if self.world.is_main:
             checkpoint.tidy(self.run.folder / "checkpoints")
             sizes = state["monitor"] if state else {}
@@ -130,15 +131,19 @@ class Training:
         watch.restore(state["monitor"], state["step"], self.device)
         return int(state["step"])
 
-    def save(self, step: int, watch: Monitor) -> None:
-        """A checkpoint after `step` updates, never of weights that are not finite."""
+    def check(self, step: int) -> None:
+        """Raises ConvlineError where the loss, or the weights after `step` updates, are not finite: they are never
+        saved."""
         self.guard.check()
-        raw, averaged = self.served.network.state_dict(), self.average.network.state_dict()
-        self.guard.check_weights(step, [*raw.values(), *averaged.values()])
+        networks = (self.served.network, self.average.network)
+        self.guard.check_weights(step, [value for network in networks for value in network.state_dict().values()])
+
+    def save(self, step: int, watch: Monitor) -> None:
+        """A checkpoint after `step` updates, which have been checked."""
         if self.world.is_main:
             state: dict[str, Any] = {
-                "raw": raw,
-                "averaged": averaged,
+                "raw": self.served.network.state_dict(),
+                "averaged": self.average.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "threads": torch.get_num_threads(),
                 "ranks": self.world.size,
