@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from pipeline.engine.curves import draw_curves, series
 from pipeline.engine.exhibits import duration
+from pipeline.engine.findings import read_findings
 from pipeline.engine.network import build_served, count_parameters, multiply_adds, seen_shape
 from pipeline.engine.pictures import Picture
 from pipeline.engine.points import Point, last_value, read_points
@@ -64,9 +64,9 @@ class Compared:
 
     def _evaluated(self, step: int) -> float | None:
         """What `pipeline evaluate` found on the whole test split, if that is of the last step."""
-        path = self.run.folder / "evaluation.json"
-        evaluation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return evaluation["precision_at_1"] if evaluation.get("step") == step else None
+        evaluation = read_findings(self.run.folder / "evaluation.json")
+        found = evaluation.get("precision_at_1")
+        return found if evaluation.get("step") == step and isinstance(found, float) else None
 
 
 def compare(runs: Sequence[Run], output: Path) -> list[dict[str, Any]]:

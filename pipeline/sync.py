@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.engine import mlflow_runs
+from pipeline.engine.cursor import Cursor
+from pipeline.engine.findings import read_findings
+from pipeline.engine.patience import PatientClient
 from pipeline.engine.points import Point, read_points, unpacked
 from pipeline.engine.run import Run
 from pipeline.recipe import flat
 from pipeline.samples import grid, pixels
 from serving.console import log
 from serving.errors import ConvlineError
-from serving.files import atomic_write, sha256
-from serving.registry import asking, prepare_mlflow, public, tracking_uri
+from serving.files import sha256
+from serving.registry import asking, database_file, prepare_mlflow, tracking_uri
+from serving.secrets import public
 
 INTERVAL = 2.0  # seconds between two looks at the file
 LONGEST = 30.0  # between two attempts, where the server does not answer
@@ -31,37 +34,13 @@ REDRAWN = 60.0  # seconds between two looks at the summaries, at least
 DRAWING_SHARE = 0.01  # of the time, at most
 
 
-@dataclass
-class Cursor:
-    """How far the run `run_id` has been sent to the server at `uri`: of metrics.jsonl everything before `step`, and
-    `points` of it (it may be cut back and written again); of summaries.jsonl everything up to `summarized`, its
-    images up to `imaged`; of watched.jsonl the first `watched` points.
-
-    `mlflow_run` is empty until there is one; `problem` is what the last attempt met, None where it went well."""
-
-    uri: str
-    run_id: str
-    mlflow_run: str = ""
-    step: int = -1
-    points: int = 0
-    watched: int = 0
-    summarized: int = -1
-    imaged: int = -1
-    artifacts: dict[str, str] = field(default_factory=dict)
-    problem: str | None = None
-
-    def is_new(self, step: int, nth: int) -> bool:
-        """Whether the `nth` point of `step` (from 0) in metrics.jsonl has not been sent."""
-        return step > self.step or (step == self.step and nth >= self.points)
-
-
 def has_failed(run: Run, since: float) -> bool:
     """Whether the last attempt to send the run, if it was after `since` (seconds since the epoch), failed."""
     try:
         is_recent = (run.folder / "sync.json").stat().st_mtime >= since
     except FileNotFoundError:
         return False
-    return is_recent and _read_cursor(run, public(tracking_uri())).problem is not None
+    return is_recent and Cursor.read(run, public(tracking_uri())).problem is not None
 
 
 def sync(run: Run, follow: bool = False) -> str:
@@ -70,7 +49,7 @@ def sync(run: Run, follow: bool = False) -> str:
     A server that does not answer is tried again while the training goes on. Returns the MLflow run's id.
     Raises ConvlineError where MLflow is missing, or the last attempt fails.
     """
-    sender = Sender(run, tracking_uri())
+    sender = Sender(run, tracking_uri(), in_hurry=lambda: follow and not run.is_training())
     with ExitStack() as stack:
         if follow:
             os.nice(10)  # training comes first
@@ -103,16 +82,18 @@ def _follow(run: Run, sender: Sender, stack: ExitStack) -> None:
 
 
 class Sender:
-    """A run on its way to the server at `uri`. Its methods raise ConvlineError where the server fails.
+    """A run on its way to the server at `uri`. Its methods raise ConvlineError where the server fails, or is slow
+    (see `PatientClient`).
 
     Several processes may send one run: they take turns, and each goes on where the last one stopped.
     Raises ConvlineError where MLflow is missing.
     """
 
-    def __init__(self, run: Run, uri: str) -> None:
+    def __init__(self, run: Run, uri: str, in_hurry: Callable[[], bool] = lambda: False) -> None:
         prepare_mlflow("tracking (unless by --tracking none)")
         self._run = run
         self._uri = uri
+        self._in_hurry = in_hurry
         self._client: Any = None
         self._known = ""  # the MLflow run that is certainly there
         self._is_sampling = False
@@ -159,13 +140,15 @@ class Sender:
         with self._run.sending(wait):
             if not self._run.is_current():
                 raise ConvlineError(f"{self._run.folder} was replaced by another run meanwhile")
-            cursor = _read_cursor(self._run, public(self._uri))
+            cursor = Cursor.read(self._run, public(self._uri))
             met = cursor.problem
             try:
                 with asking(self._uri, f"did not take the run {self._run.folder}, `pipeline sync` sends the rest"):
                     if self._client is None:
                         mlflow_runs.create_database(self._uri)
-                        self._client = mlflow.MlflowClient(self._uri)
+                        client = mlflow.MlflowClient(self._uri)
+                        is_local = database_file(self._uri) is not None
+                        self._client = client if is_local else PatientClient(client, self._in_hurry)
                     if cursor.mlflow_run != self._known or not self._known:
                         cursor = self._open_run(cursor)
                         self._known = cursor.mlflow_run
@@ -177,16 +160,17 @@ class Sender:
             finally:
                 if (met is not None or cursor.problem is not None) and self._run.is_current():
                     cursor.problem = met
-                    _keep(self._run, cursor)
+                    cursor.keep(self._run)
 
     def _open_run(self, cursor: Cursor) -> Cursor:
         """The cursor, if its MLflow run is there; else one at the start of a new run."""
-        if cursor.mlflow_run and mlflow_runs.exists(self._client, cursor.mlflow_run):
+        if cursor.mlflow_run and (found := mlflow_runs.find(self._client, cursor.mlflow_run)) is not None:
+            mlflow_runs.describe(self._client, self._run, found)
             self._client.update_run(cursor.mlflow_run, status="RUNNING")
             return cursor
         self._sent.clear()
-        fresh = Cursor(cursor.uri, cursor.run_id, mlflow_runs.open_run(self._client, self._run, cursor.uri))
-        _keep(self._run, fresh)
+        fresh = Cursor(cursor.uri, cursor.run_id, mlflow_runs.open_run(self._client, self._run, self._uri))
+        fresh.keep(self._run)
         return fresh
 
     def _send_points(self, cursor: Cursor) -> None:
@@ -194,16 +178,16 @@ class Sender:
         for points in self._new(self._run.metrics, lambda point: cursor.is_new(point.step, point.nth)):
             self._log(cursor, points)
             cursor.step, cursor.points = points[-1].step, points[-1].nth + 1
-            _keep(self._run, cursor)
+            cursor.keep(self._run)
         for points in self._new(self._run.summaries, lambda point: point.step > cursor.summarized):
             self._log(cursor, [_sparsities(point) for point in points])
             cursor.summarized = points[-1].step
-            _keep(self._run, cursor)
+            cursor.keep(self._run)
         watched = islice(read_points(self._run.watched), cursor.watched, None)
         while points := list(islice(watched, POINTS)):
             self._log(cursor, points)
             cursor.watched += len(points)
-            _keep(self._run, cursor)
+            cursor.keep(self._run)
 
     def _new(self, path: Path, is_new: Callable[[Point], bool]) -> Iterator[list[Point]]:
         """The points that are new, POINTS at a time. What was sent is not read again: a file may be megabytes."""
@@ -221,15 +205,6 @@ class Sender:
             for name, value in point.values.items()
         ]
         self._client.log_batch(cursor.mlflow_run, metrics=metrics)
-
-
-def _read_cursor(run: Run, uri: str) -> Cursor:
-    """Where the last sync left off; at the start where there was none, or to another server."""
-    try:
-        cursor = Cursor(**json.loads((run.folder / "sync.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return Cursor(uri, run.info["id"])
-    return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else Cursor(uri, run.info["id"])
 
 
 def _sparsities(summary: Point) -> Point:
@@ -258,9 +233,9 @@ def _send_artifacts(client: Any, run: Run, cursor: Cursor) -> None:
         if cursor.artifacts.get(name) != (digest := sha256(path)):
             client.log_artifact(cursor.mlflow_run, str(path), None if path.parent == run.folder else path.parent.name)
             if name == "parity.json":
-                _send_proof(client, cursor, json.loads(path.read_text(encoding="utf-8")))
+                _send_proof(client, cursor, path)
             cursor.artifacts[name] = digest
-            _keep(run, cursor)
+            cursor.keep(run)
 
 
 def _send_images(client: Any, run: Run, cursor: Cursor) -> None:
@@ -271,18 +246,15 @@ def _send_images(client: Any, run: Run, cursor: Cursor) -> None:
             at = {"step": point.step, "timestamp": point.milliseconds}
             client.log_image(cursor.mlflow_run, row, key="batch", **at, synchronous=True)
             cursor.imaged = point.step
-            _keep(run, cursor)
+            cursor.keep(run)
 
 
-def _send_proof(client: Any, cursor: Cursor, proof: dict[str, Any]) -> None:
+def _send_proof(client: Any, cursor: Cursor, path: Path) -> None:
     """Figures of parity.json as metrics: `parity.probability_difference.largest` and the like."""
     from mlflow.entities import Metric
 
     now = round(1000 * time.time())
-    figures = {key: value for key, value in flat(proof).items() if isinstance(value, (int, float))}
-    client.log_batch(cursor.mlflow_run, metrics=[Metric(f"parity.{k}", float(v), now, 0) for k, v in figures.items()])
-
-
-def _keep(run: Run, cursor: Cursor) -> None:
-    with atomic_write(run.folder / "sync.json", "w") as file:
-        json.dump(asdict(cursor), file, indent=2)
+    figures = {key: value for key, value in flat(read_findings(path)).items() if isinstance(value, (int, float))}
+    metrics = [Metric(f"parity.{name}", float(value), now, 0) for name, value in figures.items()]
+    if metrics:
+        client.log_batch(cursor.mlflow_run, metrics=metrics)

@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from serving.errors import ConvlineError
+from serving.secrets import scrubbed_stream
 
 if TYPE_CHECKING:
     import typer
@@ -31,6 +32,7 @@ def main(app: typer.Typer) -> NoReturn:
     _replace_missing_streams()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class may have a name that the terminal cannot show
+    sys.stderr = scrubbed_stream(sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:

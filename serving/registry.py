@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serving.errors import ConvlineError, ModelError
+from serving.secrets import public, scrubbed
 
 SCHEME = "models:/"
 
@@ -28,9 +29,11 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
-def public(uri: str) -> str:
-    """Without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite store; None for a store of another kind."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
 
 
 @contextmanager
@@ -44,7 +47,7 @@ def asking(uri: str, failed: str, error: type[ConvlineError] = ConvlineError) ->
     except ConvlineError:
         raise
     except Exception as problem:
-        met = str(problem).replace(uri, public(uri)).strip().partition("\n")[0]
+        met = scrubbed(str(problem), uri).strip().partition("\n")[0]
         raise error(f"MLflow at {public(uri)} {failed}: {met}") from problem
 
 
@@ -66,8 +69,8 @@ def read_registered(name: str) -> bytes:
         raise ModelError(f"{name} names no registered model; write it as models:/NAME@champion or models:/NAME/3")
     prepare_mlflow(f"the model {name}")
     uri = tracking_uri()
-    store = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not store.exists():
+    store = database_file(uri)
+    if store is not None and not store.exists():
         raise ModelError(f"no MLflow store at {store}, where {name} would be; set MLFLOW_TRACKING_URI")
     from mlflow.artifacts import download_artifacts
 

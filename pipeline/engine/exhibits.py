@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import median
@@ -10,6 +9,7 @@ from typing import Any
 
 from pipeline.engine import diagrams
 from pipeline.engine.curves import training_curves
+from pipeline.engine.findings import read_findings
 from pipeline.engine.layer_pictures import layer_pictures
 from pipeline.engine.network import count_parameters
 from pipeline.engine.points import Point, last_value
@@ -154,13 +154,20 @@ def _tolerance(proof: dict[str, Any]) -> str:
 
 
 def _parity(subject: Subject) -> Html:
-    path = subject.run.folder / "parity.json"
-    if not (path.exists() and subject.run.model.exists()):
-        export = element("code", "pipeline export")
+    proof = read_findings(subject.run.folder / "parity.json")
+    export = element("code", "pipeline export")
+    if not (proof and subject.run.model.exists()):
         return note(["The run is not exported yet: ", export, " writes the file, and proves that it is this network."])
-    proof: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return facts(_proven(proof), "Parity of ONNX and PyTorch")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return note(["The proof, parity.json, is damaged: ", export, " makes it again."])
+
+
+def _proven(proof: dict[str, Any]) -> list[tuple[str, Content]]:
+    """What parity.json says, for a table."""
     logit, probability, precision = proof["logit_difference"], proof["probability_difference"], proof["precision_at_1"]
-    told = [
+    told: list[tuple[str, Content]] = [
         ("passed", "yes" if proof["passed"] else "no"),
         ("compared", f"{proof['images']:,} images, in {proof.get('precision', 'fp32')}, on {proof['provider']}"),
         ("largest |Δlogit|", f"{logit['largest']:.2g}"),
@@ -170,4 +177,4 @@ def _parity(subject: Subject) -> Html:
     ]
     for what, rate in proof.get("speed", {}).get("images_per_second", {}).items():
         told.append((f"images/s {what}", f"{rate:,.0f}"))
-    return facts(told, "Parity of ONNX and PyTorch")
+    return told

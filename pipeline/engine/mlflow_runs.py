@@ -10,12 +10,13 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
+from pipeline.engine.patience import SLOW, time_limit
 from pipeline.engine.points import read_points
 from pipeline.engine.run import Run
 from pipeline.recipe import flat
+from serving.registry import database_file
 
 EXPERIMENT = "convline"
 DIGEST = 8  # characters, as of those that MLflow makes itself
@@ -34,8 +35,8 @@ COLUMNS = (
 
 def create_database(uri: str) -> None:
     """A new SQLite store, made beside and linked into place: one that is torn while being made stays torn."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path.exists():
+    path = database_file(uri)
+    if path is None or path.exists():
         return
     import mlflow
 
@@ -46,15 +47,17 @@ def create_database(uri: str) -> None:
             os.link(beside, path)
 
 
-def exists(client: Any, mlflow_run: str) -> bool:
+def find(client: Any, mlflow_run: str) -> Any:
+    """The MLflow run of this id; None where there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return bool(client.get_run(mlflow_run).info.lifecycle_stage == "active")
+        found = client.get_run(mlflow_run)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+            return None
         raise
+    return found if found.info.lifecycle_stage == "active" else None
 
 
 def open_run(client: Any, run: Run, uri: str) -> str:
@@ -70,11 +73,22 @@ def open_run(client: Any, run: Run, uri: str) -> str:
     }
     first = next(read_points(run.metrics), None)
     began = None if first is None else first.milliseconds
-    mlflow_run = (made[0] if made else client.create_run(experiment, began, tags, run.name)).info.run_id
-    parameters = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
-    client.log_batch(mlflow_run, params=[_param(key, value) for key, value in parameters.items()])
-    client.log_inputs(mlflow_run, datasets=[_dataset(run)])
-    return str(mlflow_run)
+    found = made[0] if made else client.create_run(experiment, began, tags, run.name)
+    describe(client, run, found)
+    client.log_inputs(found.info.run_id, datasets=[_dataset(run)])
+    return str(found.info.run_id)
+
+
+def describe(client: Any, run: Run, found: Any) -> None:
+    """Give the MLflow run `found` the recipe as its parameters. Those can't be changed once they are there: where they
+    are others by now (more steps, say) tags of the same names tell."""
+    known = found.data.params
+    told = flat(run.recipe.to_dict()) | {"dataset.fingerprint": run.info["dataset"]["fingerprint"]}
+    if fresh := [_param(key, value) for key, value in told.items() if key not in known]:
+        client.log_batch(found.info.run_id, params=fresh)
+    for key, value in told.items():
+        if key in known and known[key] != str(value) and found.data.tags.get(key) != str(value):
+            client.set_tag(found.info.run_id, key, str(value))
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:
@@ -84,8 +98,8 @@ def _experiment(client: Any, name: str, uri: str) -> str:
             if key not in there.tags:
                 client.set_experiment_tag(there.experiment_id, key, value)
         return str(there.experiment_id)
-    local = uri.startswith("sqlite:///")
-    location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri() if local else None
+    database = database_file(uri)
+    location = None if database is None else (database.parent / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=location, tags=_experiment_tags()))
 
 
@@ -122,4 +136,5 @@ def system_metrics(mlflow_run: str, uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sampler.finish()
+        with suppress(TimeoutError), time_limit(SLOW):
+            sampler.finish()

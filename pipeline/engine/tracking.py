@@ -13,7 +13,8 @@ from pipeline.sync import has_failed
 from serving.console import log
 from serving.files import open_in_place
 
-PATIENCE = 60  # seconds that a finished training waits for the rest to be sent
+# seconds that a finished training waits for the rest to be sent; the follower itself gives up on a server that is slow
+PATIENCE = 60
 LIVES = 3  # a follower that is killed is started again
 
 
@@ -24,7 +25,9 @@ class Follower:
         self._run = run
         self._log = run.folder / "sync.log"
         self._began = time.time()
+        self._is_over = False
         self._status: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._keeper = threading.Thread(target=self._keep_alive, daemon=True)
         self._keeper.start()
 
@@ -33,7 +36,7 @@ class Follower:
         for _ in range(LIVES):
             with open_in_place(self._log, "ab") as output:
                 # in a session of its own: Ctrl-C stops the training, and the follower sends what there is
-                process = subprocess.Popen(
+                self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -41,8 +44,8 @@ class Follower:
                     start_new_session=True,
                     env=environment_of_no_rank(),
                 )
-            self._status = process.wait()
-            if self._status >= 0:  # else a signal ended it
+            self._status = self._process.wait()
+            if self._status >= 0 or self._is_over:  # else a signal ended it
                 return
 
     def finish(self) -> None:
@@ -52,5 +55,9 @@ class Follower:
         until = time.monotonic() + PATIENCE
         while self._keeper.is_alive() and time.monotonic() < until and not has_failed(self._run, self._began):
             self._keeper.join(0.1)
+        is_late = self._keeper.is_alive() and time.monotonic() >= until
+        if is_late and self._process is not None:  # its cursor is on the disk: nothing is lost, or sent twice
+            self._is_over = True
+            self._process.kill()
         if self._keeper.is_alive() or self._status != 0:
             log(f"warning: tracking is incomplete (see {self._log}); `pipeline sync` sends the rest")
