@@ -1,36 +1,32 @@
 """Everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O.
 
-A new network is a module here and a line in NETWORKS; those of torchvision are there by name.
+A new network is a module here and a line in NETWORKS; those of torchvision are there by name. Neither is imported
+before it is built: torch takes seconds.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from models import signatures
 
-from models import zoo
-from models.cifar10 import Cifar10
-from models.cifar10_local import Cifar10Local
-from models.deep_mnist import DeepMnist
-from models.digits_convnet import DigitsConvnet
-from models.mlp import Mlp
-from models.simple_convnet import SimpleConvnet
-from models.slides_convnet import SlidesConvnet
-from models.softmax_regression import SoftmaxRegression
+if TYPE_CHECKING:
+    from torch import nn
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    "cifar10": Cifar10,
-    "cifar10_local": Cifar10Local,
-    "deep_mnist": DeepMnist,
-    "digits_convnet": DigitsConvnet,
-    "mlp": Mlp,
-    "simple_convnet": SimpleConvnet,
-    "slides_convnet": SlidesConvnet,
-    "softmax_regression": SoftmaxRegression,
+NETWORKS = {
+    "cifar10": "Cifar10",
+    "cifar10_local": "Cifar10Local",
+    "deep_mnist": "DeepMnist",
+    "digits_convnet": "DigitsConvnet",
+    "mlp": "Mlp",
+    "simple_convnet": "SimpleConvnet",
+    "slides_convnet": "SlidesConvnet",
+    "softmax_regression": "SoftmaxRegression",
 }
+TORCHVISION = "torchvision/"
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
@@ -46,10 +42,23 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, **options:
 
 def find(name: str) -> Callable[..., nn.Module]:
     """What builds the network of this name. Raises KeyError where there is none."""
-    return zoo.find(name) if name.startswith(zoo.PREFIX) else NETWORKS[name]
+    if name.startswith(TORCHVISION):
+        from models import zoo
+
+        return zoo.find(name.removeprefix(TORCHVISION))
+    builder: Callable[..., nn.Module] = getattr(import_module(f"models.{name}"), NETWORKS[name])
+    return builder
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a network, with annotation and default: the keyword-only parameters of what builds it."""
-    parameters = inspect.signature(find(name), eval_str=True).parameters
-    return {key: value for key, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
+    """The options of a network, with annotation and default: the keyword-only parameters of what builds it, read
+    without importing it. Raises KeyError where there is none of this name."""
+    if not name.startswith(TORCHVISION):
+        return signatures.keyword_options(name, NETWORKS[name], "__init__")
+    signatures.torchvision_weights(name.removeprefix(TORCHVISION))
+    return signatures.keyword_options("zoo", "build")
+
+
+def weights_of(name: str) -> list[str]:
+    """What the option `weights` of a network of torchvision may be: "none", "default", or torchvision's own names."""
+    return ["none", "default", *signatures.torchvision_weights(name.removeprefix(TORCHVISION))]

@@ -1,4 +1,4 @@
-"""The classifiers of `torchvision.models`, by name: "torchvision/resnet18"."""
+"""The classifiers of `torchvision.models`, by name: "resnet18"."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from functools import partial
 from typing import Any
 
 from torch import nn
-
-PREFIX = "torchvision/"
 
 # networks that must be told the size of their images
 SIZED: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -23,21 +21,13 @@ def find(name: str) -> Callable[..., nn.Module]:
     """The function that builds a classifier of the installed torchvision. Raises KeyError for none of them."""
     from torchvision import models
 
-    short = name.removeprefix(PREFIX)
-    if short not in models.list_models(module=models):
+    if name not in models.list_models(module=models):
         raise KeyError(name)
-    return partial(_build, short)
+    return partial(build, name)
 
 
-def weights_of(name: str) -> list[str]:
-    """What the option `weights` of a network may be: "none", "default", or torchvision's own names."""
-    from torchvision import models
-
-    return ["none", "default", *(weight.name for weight in models.get_model_weights(name.removeprefix(PREFIX)))]
-
-
-def _build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights: str = "none") -> nn.Module:
-    """`weights` names what a training begins from (see `weights_of`); whoever trains loads them.
+def build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights: str = "none") -> nn.Module:
+    """`weights` names what a training begins from (see `models.weights_of`); whoever trains loads them.
 
     Raises ValueError for images that the network does not take.
     """

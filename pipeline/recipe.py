@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from models import NETWORKS, TORCHVISION, options, weights_of
 from pipeline.engine.optim import Constant, OptimizerSection, ScheduleSection
 from pipeline.engine.schema import Section
 from serving.errors import ConvlineError
@@ -71,22 +72,20 @@ class Model(BaseModel):
     @classmethod
     def _resolve(cls, fields: Any) -> Any:
         """Check the options against the network's own signature and fill in its defaults."""
-        from models import NETWORKS, find, options, zoo
-
         if not isinstance(fields, dict) or "name" not in fields:
             return fields
         name = fields["name"]
         try:
-            find(name)
+            known = options(name)
         except (KeyError, AttributeError) as error:
-            known = ", ".join(sorted(NETWORKS))
             raise ValueError(
-                f"there is no network {name!r}; there are {known}, and torchvision's as torchvision/resnet18"
+                f"there is no network {name!r}; there are {', '.join(sorted(NETWORKS))}, and torchvision's as "
+                "torchvision/resnet18"
             ) from error
         weights = fields.get("weights", "none")
-        if name.startswith(zoo.PREFIX) and weights not in (known_weights := zoo.weights_of(name)):
+        if name.startswith(TORCHVISION) and weights not in (known_weights := weights_of(name)):
             raise ValueError(f"{name} has no weights {weights!r}; there are {', '.join(known_weights)}")
-        accepted: dict[str, Any] = {key: (p.annotation, p.default) for key, p in options(name).items()}
+        accepted: dict[str, Any] = {key: (option.annotation, option.default) for key, option in known.items()}
         schema = create_model("Options", __base__=Section, **accepted)
         return {"name": name, **schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()}
 
@@ -230,7 +229,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         _override(fields, override)
     if any(override.partition("=")[0].strip() == "data.dataset" for override in overrides):
         fields.pop("published", None)  # a figure on other images
-    return parse(fields, f"recipe {name}")
+    loaded = parse(fields, f"recipe {name}")
+    warmup = getattr(loaded.schedule, "warmup", 0)
+    if warmup >= loaded.train.steps:
+        raise ConvlineError(
+            f"recipe {name}: schedule.warmup {warmup} leaves nothing of train.steps {loaded.train.steps}; make it "
+            "shorter, or train for longer"
+        )
+    return loaded
 
 
 def parse(fields: dict[str, Any], where: str) -> Recipe:
@@ -303,8 +309,6 @@ def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
     """The fields of a section; those of a model, optimiser or schedule depend on its name."""
     schema: Any = Recipe.model_fields[section].annotation if section else Recipe
     if section == "model":
-        from models import options
-
         return ["name", *options(fields[section]["name"])]
     if members := get_args(schema):
         name = fields[section].get("name", "constant")

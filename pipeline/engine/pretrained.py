@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from models.zoo import PREFIX
+from models import TORCHVISION
 from pipeline.recipe import Model
 from serving.console import log
 from serving.errors import ConvlineError
@@ -22,9 +22,9 @@ def load_pretrained(network: nn.Module, model: Model) -> None:
     Raises ConvlineError where they cannot be fetched, or do not fit.
     """
     name = model.options.get("weights", "none")
-    if not model.name.startswith(PREFIX) or name == "none":
+    if not model.name.startswith(TORCHVISION) or name == "none":
         return
-    theirs = _fetch(model.name.removeprefix(PREFIX), name)
+    theirs = _fetch(model.name.removeprefix(TORCHVISION), name)
     mine = network.state_dict()
     last_layer = list(mine)[-1].rpartition(".")[0]
     differing = [key for key, value in mine.items() if key not in theirs or theirs[key].shape != value.shape]
