@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from torch.distributed.run import parse_args as parse_torchrun
 
 import pipeline.cli
 import serving.cli
@@ -21,7 +22,7 @@ GROUPS: dict[str, Any] = {
     name: typer.main.get_command(module.app) for name, module in (("pipeline", pipeline.cli), ("serving", serving.cli))
 }
 FENCED = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)  # language and block
-PROGRAMS = re.compile(r"(?:^|\| |-m )((?:pipeline|serving|make) .*)")
+PROGRAMS = re.compile(r"(?:^|\| |-m (?:-- )?)((?:pipeline|serving|make) .*)")
 
 
 def code_lines(text: str) -> Iterator[str]:
@@ -63,6 +64,14 @@ def parse(program: str, arguments: list[str]) -> None:
 @pytest.mark.parametrize("command", WHOLE, ids=" ".join)
 def test_the_command_line_takes_what_the_documents_show(command: list[str]) -> None:
     parse(command[0], command[1:])
+
+
+def test_torchrun_takes_the_line_that_is_documented_and_leaves_the_options_of_pipeline_to_it() -> None:
+    (line,) = [line for text in TEXTS for line in code_lines(text) if line.startswith("torchrun ")]
+    options = parse_torchrun(shlex.split(line, comments=True)[1:])
+    assert (options.module, options.training_script) == (True, "pipeline")
+    assert options.training_script_args == next(commands([line]))[1:]
+    assert "--run" in options.training_script_args
 
 
 @pytest.mark.parametrize("command", MENTIONED, ids=" ".join)

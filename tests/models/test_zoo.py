@@ -1,14 +1,17 @@
 """Networks of torchvision by name; that one trains and exports, the test of the README's recipe shows."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torchvision.models import resnet18
 
 import models
+from models.signatures import torchvision_weights
 from pipeline.engine.pretrained import load_pretrained
 from pipeline.recipe import Model, load
 from serving.errors import ConvlineError
@@ -147,3 +150,19 @@ def test_weights_that_differ_beyond_the_last_layer_are_refused() -> None:
 def test_torchvision_is_imported_only_for_its_own_networks() -> None:
     code = "import sys, models; models.build('mlp', (1, 4, 4), 2); sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_networks_of_torchvision_and_their_weights_are_known_without_importing_it() -> None:
+    names = torchvision.models.list_models(torchvision.models)
+    theirs = {name: [weight.name for weight in torchvision.models.get_model_weights(name)] for name in names}
+    assert len(theirs) > 50
+    assert {name: torchvision_weights(name) for name in theirs} == theirs
+    with pytest.raises(KeyError):
+        torchvision_weights("fasterrcnn_resnet50_fpn")  # no classifier
+
+
+@pytest.mark.parametrize("name", [*models.NETWORKS, "torchvision/resnet18"])
+def test_the_options_of_a_network_are_those_of_its_signature(name: str) -> None:
+    parameters = inspect.signature(models.find(name), eval_str=True).parameters
+    options = {key: value for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
+    assert models.options(name) == options

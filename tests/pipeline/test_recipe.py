@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from pydantic import ValidationError
 
 from pipeline import recipe
 from pipeline.recipe import differences, load, parse
-from tests.conftest import Cli
+from tests.conftest import ROOT, Cli
 from tests.pipeline.helpers import contents, refused
 
 OWN = """
@@ -343,6 +345,35 @@ def test_every_system_of_the_sources_is_listed_with_its_size_and_published_figur
 
 def test_a_recipe_is_shown_as_it_is_written(cli: Cli) -> None:
     assert cli("pipeline", "recipes", "digits").stdout == recipe.find("digits").read_text()
+
+
+@pytest.mark.parametrize("warmup", [100, 2000])
+def test_a_warm_up_that_the_training_does_not_outlast_is_refused(warmup: int) -> None:
+    settings = ["train.steps=100", "schedule.name=linear"]
+    assert load("digits", [*settings, "schedule.warmup=99"]).train.steps == 100
+    with refused(f"schedule.warmup {warmup}", "train.steps 100"):
+        load("digits", [*settings, f"schedule.warmup={warmup}"])
+
+
+def test_what_is_wrong_with_a_recipe_is_found_without_torch() -> None:
+    """Instead of a timed test: importing torch takes seconds, torchvision more."""
+    settings = ("train.stepz=1", "optimizer.name=nope", "schedule.x=1", "train.steps=0", "model.filterz=3")
+    settings += ("model.name=lenet", "model.name=torchvision/resnet19", "schedule.warmup=9")
+    wrong = [["train", "nosuch"], *(["train", "digits", "--set", setting] for setting in settings)]
+    script = f"""
+import sys
+from pipeline.cli import app
+from serving.errors import ConvlineError
+for arguments in {wrong!r}:
+    try:
+        app(arguments)
+    except ConvlineError as error:
+        print(error)
+print(sorted({{"torch", "torchvision", "mlflow"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == len(wrong) + 1, done.stdout
+    assert done.stdout.endswith("\n[]\n")
 
 
 def test_a_refused_recipe_exits_1_with_one_sentence_and_leaves_nothing(cli: Cli, tmp_path: Path) -> None:

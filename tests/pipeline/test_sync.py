@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import os
 import signal
@@ -7,15 +8,21 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 import pytest
 
+from pipeline.engine import patience
+from pipeline.engine.cursor import Cursor
+from pipeline.engine.findings import read_findings
 from pipeline.engine.points import append_point, read_points
 from pipeline.engine.run import Run
-from pipeline.sync import Cursor, Sender, sync
-from serving.registry import public, tracking_uri
+from pipeline.sync import Sender, sync
+from serving.errors import ConvlineError
+from serving.registry import tracking_uri
+from serving.secrets import public, scrubbed, scrubbed_stream
 from tests.conftest import Cli, QuietHandler, command, run_command
 from tests.pipeline.helpers import refused, write_files
 from tests.tracking_server import Server
@@ -119,8 +126,12 @@ def test_a_cursor_counts_points_within_a_step() -> None:
 
 
 def test_a_server_that_is_down_costs_one_warning(cli: Cli, tmp_path: Path) -> None:
-    closed = "http://127.0.0.1:9"
+    closed = "http://me:p@ss-w0rd@127.0.0.1:9/?token=t0ken"
     result = cli("pipeline", "train", "digits", "--steps", 20, MLFLOW_TRACKING_URI=closed)
+    kept = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert tmp_path / "runs/digits/sync.log" in kept and tmp_path / "runs/digits/sync.json" in kept
+    for told in (result.stderr.encode(), *(path.read_bytes() for path in kept)):
+        assert b"w0rd" not in told and b"t0ken" not in told
     assert result.stderr.count("warning: tracking is incomplete") == 1
     assert "`pipeline sync` sends the rest" in result.stderr
     cli("pipeline", "sync")
@@ -205,9 +216,131 @@ def test_a_run_lasted_as_long_as_it_was_trained_whenever_it_is_sent(untracked: P
     assert (told.start_time, told.end_time) == (first.milliseconds, last.milliseconds)
 
 
-def test_credentials_are_not_kept() -> None:
-    assert public("https://me:secret@mlflow.example/path") == "https://mlflow.example/path"
-    assert public("sqlite:////data/a@b.db") == "sqlite:////data/a@b.db"
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@mlflow.example/path", "https://mlflow.example/path"),
+        ("http://me:p@ss@host:5000", "http://host:5000"),
+        ("http://me:p/s:s@host:5000/path", "http://host:5000/path"),
+        ("http://token@host/", "http://host/"),
+        ("http://host/path?token=secret#secret", "http://host/path"),
+        ("postgresql+psycopg2://me:p@ss@host:5432/mlflow?sslpassword=secret", "postgresql+psycopg2://host:5432/mlflow"),
+        ("mysql://me:s?cret@host/mlflow", "mysql://…"),  # a query that begins in the password?
+        ("http://host/?user=me@home&token=secret", "http://…"),
+        ("me:secret@host:5000", "host:5000"),
+        ("databricks://profile", "databricks://profile"),
+        ("databricks", "databricks"),
+        ("sqlite:////data/a@b.db", "sqlite:////data/a@b.db"),
+        ("sqlite:////data/a@b.db?key=secret", "sqlite:////data/a@b.db"),
+        ("/data/me@home/mlruns", "/data/me@home/mlruns"),
+    ],
+)
+def test_of_a_uri_its_secrets_are_not_shown(uri: str, shown: str) -> None:
+    assert public(uri) == shown
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "http://me:p@ss/w0rd@host:5000/?token=t0ken",  # whole
+        "me:p@ss/w0rd",
+        "'p@ss/w0rd'",
+        "p%40ss%2Fw0rd and p%40ss%2fw0rd and p%40ss/w0rd",
+        "host 'ss/w0rd@host'",  # what a parser makes of it that looks for the first @
+        "http://host:5000/?token=t0ken/api/2.0 and token%3Dt0ken",
+        base64.b64encode(b"me:p@ss/w0rd").decode(),  # as HTTP sends it
+        "Bearer t0ken-of-the-environment",
+    ],
+)
+def test_a_secret_is_hidden_however_it_is_written(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken-of-the-environment")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:p@ss/w0rd@host:5000/?token=t0ken")
+    stream = io.StringIO()
+    print(f"before {written} after", file=scrubbed_stream(stream))
+    for told in (scrubbed(f"before {written} after"), stream.getvalue()):
+        assert told.startswith("before ") and told.rstrip().endswith(" after")
+        assert not any(secret in told for secret in ("w0rd", "t0ken", "cEBz"))
+
+
+def test_a_short_secret_is_hidden_only_where_it_is_a_word() -> None:
+    told = scrubbed("a password: a, of a banana", "http://me:a@host")
+    assert told == "*** password: ***, of *** banana"
+
+
+class Echo(QuietHandler):
+    """Answers by what it was asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(400)
+        self.end_headers()
+        self.wfile.write(f"{self.path} {dict(self.headers)}".encode())
+
+    do_POST = do_GET
+
+
+def test_what_a_server_repeats_of_the_secrets_is_not_kept(
+    own_project: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., str]
+) -> None:
+    run = Run.open(own_project / "runs/digits")
+    with_password = serve(own_project, Echo).replace("http://", "http://me:p@ss-w0rd@")
+    for uri, token in ((with_password, ""), (with_password + "?token=t0ken", ""), (serve(own_project, Echo), "t0ken")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+        with pytest.raises(ConvlineError) as caught:
+            sync(run)
+        for told in (str(caught.value), (run.folder / "sync.json").read_text()):
+            assert "User-Agent" in told and "***" in told  # it was repeated
+            assert not any(secret in told for secret in ("w0rd", "t0ken", base64.b64encode(b"me:p@ss-w0rd").decode()))
+
+
+def test_a_cursor_that_was_damaged_is_begun_anew(own_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run.open(own_project / "runs/digits")
+    path, fresh = run.folder / "sync.json", Cursor("http://host", run.info["id"])
+    kept = Cursor("http://host", run.info["id"], "abc", step=140, points=1, artifacts={"run.json": "0" * 64})
+    kept.keep(run)
+    whole = path.read_bytes()
+    assert Cursor.read(run, "http://host") == kept
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        # what is no part of a value (a space that is a line feed now) does no harm
+        assert Cursor.read(run, "http://host") == (kept if is_same_json(damaged, whole) else fresh)
+    assert "sync.json is damaged" in capsys.readouterr().err
+    for content in (b"", b"[]", b"null", b'{"digest": "x"}'):
+        path.write_bytes(content)
+        assert Cursor.read(run, "http://host") == fresh
+
+
+def is_same_json(one: bytes, other: bytes) -> bool:
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff\xfe"])
+def test_findings_that_were_damaged_are_left_out_with_a_warning(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "parity.json"
+    assert read_findings(path) == {} and capsys.readouterr().err == ""
+    path.write_bytes(content)
+    assert read_findings(path) == {}
+    assert f"warning: {path} is damaged" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_to_more_steps_says_so_by_a_tag(untracked: Path) -> None:
+    """MLflow does not let a parameter be changed; and a proof that was damaged is no reason not to send the rest."""
+    run = Run.open(untracked / "runs/digits")
+    sync(run)
+    recipe = (run.folder / "recipe.toml").read_text()
+    (run.folder / "recipe.toml").write_text(recipe.replace("steps = 300", "steps = 400"))
+    (run.folder / "parity.json").write_bytes(b'{"passed": tru')
+    sync(Run.open(run.folder))
+    sent = tracked(untracked)[1]
+    assert (sent.data.params["train.steps"], sent.data.tags["train.steps"]) == ("300", "400")
+    assert sent.info.status == "KILLED"  # there are fewer yet
 
 
 def test_the_answers_of_several_watchers_are_all_sent(untracked: Path) -> None:
@@ -286,6 +419,49 @@ class Slow(QuietHandler):
         self.send_error(500)
 
     do_POST = do_GET
+
+
+class Dripping(QuietHandler):
+    """Answers by a byte now and then, so that no time limit between two of them is met."""
+
+    def do_GET(self) -> None:
+        with suppress(OSError):  # nobody waits any more
+            for byte in b"HTTP/1.1 200 OK\r\nX: " + 1000 * b"x":
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.1)
+
+    do_POST = do_GET
+
+
+def test_a_server_that_drips_is_left_within_seconds(
+    own_project: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(own_project, Dripping))
+    monkeypatch.setattr(patience, "SLOW", 0.5)
+    run = Run.open(own_project / "runs/digits")
+    sender, began = Sender(run, tracking_uri()), time.monotonic()
+    with refused("did not take the run", "`pipeline sync` sends the rest"):
+        sender.send_points()
+    assert time.monotonic() - began < 10  # 100 s, if it were waited for
+    assert "did not take the run" in Cursor.read(run, public(tracking_uri())).problem
+
+
+class Sluggish:
+    """A client each of whose calls takes 0.15 s."""
+
+    def ask(self) -> str:
+        time.sleep(0.15)
+        return "answer"
+
+
+def test_calls_in_a_hurry_are_late_by_so_much_in_all_and_else_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "QUICK", 0.1)
+    monkeypatch.setattr(patience, "SLOW", 0.2)
+    patient = patience.PatientClient(Sluggish(), in_hurry=lambda: False)
+    assert [patient.ask() for _ in range(8)] == 8 * ["answer"]
+    hurried = patience.PatientClient(Sluggish(), in_hurry=lambda: True)
+    with pytest.raises(TimeoutError):
+        print([hurried.ask() for _ in range(8)])
 
 
 @pytest.mark.parametrize("handler", [Broken, Slow])

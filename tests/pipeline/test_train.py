@@ -6,16 +6,20 @@ import subprocess
 import tomllib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from pipeline.engine.checkpoint import load_newest, paths
+from pipeline.engine.checkpoint import load_newest, paths, step_of
 from pipeline.engine.monitor import sparkline
 from pipeline.engine.run import Run
+from pipeline.engine.threads import usual_threads
 from pipeline.recipe import load
+from pipeline.train import train
 from serving.errors import ConvlineError
 from tests.conftest import Cli, command, run_command
+from tests.pipeline.helpers import refused
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
 
@@ -81,6 +85,97 @@ def test_resuming_another_recipe_names_what_differs(own_project: Path) -> None:
         own_project, *TRAIN, "--steps", 300, "--resume", "--set", "model.filters=8", "--seed", 5, status=1
     )
     assert "model.filters, train.seed" in result.stderr
+
+
+SHORT = ("train.batch_size=16", "train.checkpoint_every=9", "train.evaluate_every=10", "schedule.name=exponential")
+STAIRS = (*SHORT, "schedule.rate=0.5", "schedule.every=7")
+
+
+def trained(project: Path, run: Path, steps: int, *settings: str, **options: Any) -> Path:
+    """In this process."""
+    recipe = load("digits", [*(settings or STAIRS), f"train.steps={steps}"])
+    return train(recipe, run, project / "data", "cpu", tracking=False, **options).folder
+
+
+def stopped(project: Path, run: Path, at: int, steps: int, *settings: str) -> None:
+    """As a training of `steps` that was killed after the checkpoint `at`."""
+    trained(project, run, steps, *settings)
+    for path in paths(run / "checkpoints"):
+        if step_of(path) > at:
+            path.unlink()
+
+
+@pytest.mark.parametrize("before", [12, 30])
+def test_a_run_goes_on_to_another_number_of_steps_as_if_it_had_been_that_from_the_start(
+    project: Path, tmp_path: Path, before: int
+) -> None:
+    if before == 12:
+        trained(project, tmp_path / "resumed", before)  # finished, and goes on
+    else:
+        stopped(project, tmp_path / "resumed", 18, before)  # and ends sooner
+    resumed = trained(project, tmp_path / "resumed", 24, resume=True)
+    assert_same_weights(resumed, trained(project, tmp_path / "whole", 24))
+    assert tomllib.loads((resumed / "recipe.toml").read_text())["train"]["steps"] == 24
+    logged = [point["step"] for point in points(resumed) if "loss" in point]
+    assert logged == sorted(set(logged)) and logged[-1] == 23
+    assert "training_seconds" in points(resumed)[-1]
+
+
+def test_a_run_whose_learning_rates_depend_on_the_steps_does_not_go_on_to_others(project: Path, tmp_path: Path) -> None:
+    run, cosine = tmp_path / "run", (*SHORT[:3], "schedule.name=cosine")
+    trained(project, run, 12, *cosine)
+    with refused("12 steps", "24", "schedule 'cosine'", "--overwrite", leaves=run):
+        trained(project, run, 24, *cosine, resume=True)
+    with refused("has trained 12 steps already", leaves=run):
+        trained(project, run, 11, *cosine, resume=True)
+    warming_up = (*SHORT[:3], "schedule.name=linear", "schedule.warmup=10")
+    stopped(project, tmp_path / "warming-up", 9, 12, *warming_up)
+    resumed = trained(project, tmp_path / "warming-up", 20, *warming_up, resume=True)  # up to there all the same
+    assert_same_weights(resumed, trained(project, tmp_path / "warmed-up", 20, *warming_up))
+
+
+def test_threads_are_the_checkpoints_unless_they_are_asked_for(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        run = trained(project, tmp_path / "run", 9)
+        assert final_state(run)["threads"] == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert final_state(trained(project, run, 12, resume=True))["threads"] == 2
+        assert "--threads" not in capsys.readouterr().err
+        assert final_state(trained(project, run, 15, resume=True, threads=1))["threads"] == 1
+        assert "--threads 1: there were 2 before" in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks", "threads"),
+    [
+        ({}, 1, 8),
+        ({}, 3, 2),
+        ({}, 16, 1),
+        ({"OMP_NUM_THREADS": "3"}, 1, 3),
+        ({"OMP_NUM_THREADS": "3,2"}, 2, 3),
+        ({"OMP_NUM_THREADS": "0"}, 1, 8),
+        ({"OMP_NUM_THREADS": "many"}, 1, 8),
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 2, 4),  # torchrun's doing
+        ({"OMP_NUM_THREADS": "2", "TORCHELASTIC_RUN_ID": "x"}, 2, 2),
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, 1),  # torchrun does not with one rank
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "CONVLINE_MEETING_FILE": "y"}, 2, 1),  # --devices
+    ],
+)
+def test_omp_num_threads_counts_where_the_user_has_set_it(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], ranks: int, threads: int
+) -> None:
+    monkeypatch.setattr("pipeline.engine.threads.usable_cpus", lambda: 8)
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "CONVLINE_MEETING_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert usual_threads(ranks) == threads
 
 
 def test_resuming_on_another_dataset_is_refused(own_project: Path) -> None:
