@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,25 +38,25 @@ def launch(devices: int, max_restarts: int, device: str, arguments: Sequence[str
         for restart in range(max_restarts + 1):
             with _started(devices, restart, Path(folder) / f"ranks-{restart}", arguments) as ranks:
                 _wait(ranks, stop)
-                ended = {number: rank.returncode for number, rank in enumerate(ranks) if rank.returncode is not None}
-            if not any(ended.values()):
+                statuses = [rank.returncode for rank in ranks]
+            if statuses == devices * [0]:
                 return 0
             if stop.status is not None:
                 return stop.status
-    first = first_to_end(ended)
-    if ended[first] < 0:
-        name = signal.Signals(-ended[first]).name
+    first = first_to_end(statuses)
+    if (status := statuses[first]) < 0:
+        name = signal.Signals(-status).name
         raise ConvlineError(f"rank {first} was ended by {name}; --resume goes on from the last checkpoint")
-    return ended[first]
+    return status
 
 
-def first_to_end(ended: Mapping[int, int]) -> int:
-    """Of the ranks that have ended, by their exit statuses, the one that took the others with it.
+def first_to_end(statuses: Sequence[int | None]) -> int:
+    """By the exit statuses of the ranks (None: it runs), the one that took the others with it.
 
     One that a signal ends is gone at once. The others notice, and say so.
     """
-    failed = sorted(rank for rank, status in ended.items() if status != 0)
-    return next((rank for rank in failed if ended[rank] < 0), failed[0])
+    failed = [rank for rank, status in enumerate(statuses) if status]
+    return next((rank for rank in failed if (statuses[rank] or 0) < 0), failed[0])
 
 
 def _check_devices(devices: int, device: str) -> None:

@@ -135,16 +135,16 @@ def test_a_rank_that_dies_ends_the_job_soon_and_it_resumes(tmp_path: Path, rank:
 
 
 @pytest.mark.parametrize(
-    ("ended", "first"),
+    ("statuses", "first"),
     [
-        ({0: 1, 1: -signal.SIGKILL}, 1),  # 0 ended because 1 was gone
-        ({0: -signal.SIGSEGV, 1: 1}, 0),
-        ({1: 1}, 1),
-        ({0: 0, 1: 1}, 1),  # 0 was done
+        ([1, -signal.SIGKILL], 1),  # 0 ended because 1 was gone
+        ([-signal.SIGSEGV, 1], 0),
+        ([None, 1], 1),  # 0 runs
+        ([0, 1], 1),  # 0 was done
     ],
 )
-def test_the_rank_that_is_named_took_the_others_with_it(ended: dict[int, int], first: int) -> None:
-    assert first_to_end(ended) == first
+def test_the_rank_that_is_named_took_the_others_with_it(statuses: list[int | None], first: int) -> None:
+    assert first_to_end(statuses) == first
 
 
 def stop(process: subprocess.Popen[str], beyond: int) -> None:
