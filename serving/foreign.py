@@ -223,9 +223,7 @@ def _complete(told: Preprocessing, dims: list[int], kind: int, name: Path | str)
             "has to be as long as those, and goes with fit=crop"
         )
     _check_scaling(told, channels, kind, name)
-    # left out where it is not wanted: what a spec holds is what it does
-    more: dict[str, Any] = {} if told.resize is None else {"resize": told.resize}
-    spec = ImageSpec(*size, channels, told.fit, told.resample, jpeg=told.jpeg, **more)  # type: ignore[arg-type]
+    spec = ImageSpec(*size, channels, told.fit, told.resample, jpeg=told.jpeg, resize=told.resize)
     return replace(told, layout=layout, size=size), spec
 
 

@@ -20,7 +20,7 @@ from serving.errors import ConvlineError, ImageError
 from serving.files import sha256
 from serving.found import Found
 from serving.images import Fit, ImageSpec, Resample, decode
-from serving.listing import find, folders
+from serving.listing import find, folders, once_each
 from serving.time_limit import SECONDS
 
 MAX_REJECTED = 0.01
@@ -103,11 +103,8 @@ def _placed(source: Path, order: list[str], times: Counter[str]) -> Files:
         log(f"{len(several)} files are in {source} more than once: the last ones are used, such as {min(several)}")
 
     def files() -> Iterator[Placed]:
-        left = several.copy()
-        for file in find([str(source)]):
-            if left.get(file.path, 1) > 1:
-                left[file.path] -= 1
-            elif file.path in rows:
+        for file in once_each(find([str(source)]), several):
+            if file.path in rows:
                 yield Placed(file.path, file.content, row=rows[file.path])
 
     return files
