@@ -487,10 +487,10 @@ results = [try_decode(file, ImageSpec(8, 8, 3)) for file in files]
 
 def test_a_small_archive_of_large_members_takes_the_memory_of_one(tmp_path: Path) -> None:
     """Of many such: they stay in files that are read again."""
-    zeros = bytes(2**24)
+    zeros = bytes(2**23)
     archive = tar_of(tmp_path / "x.tar.gz", [entry(f"{number}.png", zeros) for number in range(10)])
     assert archive.stat().st_size < 2**20
-    assert grown(BATCH, archive) < 100  # 32 held, 16 read, and what they are copied by
+    assert grown(f"from serving import members; members.HELD = 2**20\n{BATCH}", archive) < 30  # of 80
 
 
 @pytest.mark.slow
@@ -521,11 +521,11 @@ def test_a_job_on_a_small_archive_of_large_members_takes_little_memory(
 def test_a_zip_member_takes_the_memory_that_it_says(tmp_path: Path) -> None:
     """Whatever its compressed data grow to."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
-        zipped.writestr("a.png", bytes(2**27))
+        zipped.writestr("a.png", bytes(2**26))
         info = zipped.getinfo("a.png")
     data = (tmp_path / "x.zip").read_bytes().replace(struct.pack("<I", info.file_size), struct.pack("<I", 1000))
     write(tmp_path / "x.zip", data)
-    assert grown(BATCH, tmp_path / "x.zip") < 50
+    assert grown(BATCH, tmp_path / "x.zip") < 30
     assert set(listing(tmp_path / "x.zip").values()) == {"unreadable"}
 
 
