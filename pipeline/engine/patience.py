@@ -26,13 +26,17 @@ def time_limit(seconds: float) -> Iterator[None]:
     def end(*_: object) -> None:
         raise TimeoutError(f"it took more than {seconds:.0f} seconds")
 
+    began = time.monotonic()
     earlier = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds, QUICK)  # again, where a library has caught the first
+    # again and again: a library may catch the first
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, QUICK)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, earlier)
+        if left:  # the caller's own alarm
+            signal.setitimer(signal.ITIMER_REAL, max(0.001, left - (time.monotonic() - began)), interval)
 
 
 class PatientClient:
