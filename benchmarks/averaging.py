@@ -98,14 +98,14 @@ def take(run: Path, process: subprocess.Popen[bytes] | None, seen: dict[int, dic
     split = opened.dataset(run.parent.parent / "data").split("test")
     for path in new:
         if (state := checkpoint.load(path)) is not None:
-            seen[state["step"]] = {kind: precision(opened, state[kind], split) for kind in KINDS}
+            seen[state["step"]] = {kind: precision(opened, state, kind, split) for kind in KINDS}
             print(f"{run.name}, step {state['step']}: {seen[state['step']]}", flush=True)
     if process is not None:
         process.send_signal(signal.SIGCONT)
 
 
-def precision(run: Run, weights: dict[str, torch.Tensor], split: Split) -> float:
-    return evaluate(predictor(restored(run, weights), torch.device("cpu")), split, run.classes).precision_at(1)
+def precision(run: Run, state: dict[str, Any], weights: str, split: Split) -> float:
+    return evaluate(predictor(restored(run, state, weights), torch.device("cpu")), split, run.classes).precision_at(1)
 
 
 def write_page() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import mmap
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.engine.integrity import AGAIN, forget, open_arrays
+from pipeline.engine.meta import DatasetFields, read_described
 from serving.errors import ConvlineError
 from serving.images import ImageSpec
 
@@ -48,10 +47,8 @@ class Split:
         return Split(self.name, self.images, self.labels, self.rows[first::size])
 
     def forget(self) -> None:
-        """Drop the pages that were read from the map: they count as this process's memory, and the file stays."""
-        pages: object = self.images.base
-        if isinstance(pages, mmap.mmap):
-            pages.madvise(mmap.MADV_DONTNEED)
+        """As `forget`, of its images."""
+        forget(self.images)
 
     def batch(self, start: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images and labels of rows `start` to `start + size`, in order."""
@@ -71,21 +68,12 @@ class Dataset:
         """Raises ConvlineError where it is not there, or not readable by this version."""
         folder = data_dir / name
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            return cls(folder, read_described(folder / "meta.json", DatasetFields, FORMAT, AGAIN))
         except FileNotFoundError as error:
             raise ConvlineError(
                 f"no dataset {name} in {data_dir}; `pipeline preprocess {name}` prepares it (images of your own with "
                 "--source FOLDER|ARCHIVE)"
             ) from error
-        except ValueError as error:
-            raise ConvlineError(f"{folder}/meta.json is damaged ({error}); prepare the dataset again") from error
-        if not isinstance(meta, dict):
-            raise ConvlineError(f"{folder}/meta.json is damaged; prepare the dataset again")
-        if meta.get("format") != FORMAT:
-            raise ConvlineError(
-                f"{folder} has format {meta.get('format')}, this convline reads {FORMAT}; prepare it again"
-            )
-        return cls(folder, meta)
 
     @property
     def name(self) -> str:
@@ -106,14 +94,11 @@ class Dataset:
     def split(self, name: str, validation: int | float = 0, seed: int = 0) -> Split:
         """The rows of "train", "validation" or "test". Validation is cut from train, stratified, by `seed`.
 
-        Raises ConvlineError for a validation split that is empty or leaves nothing to train on.
+        Raises ConvlineError for a validation split that is empty or leaves nothing to train on, and where the arrays
+        are not those that were prepared.
         """
         source = "test" if name == "test" else "train"
-        try:
-            images = np.load(self.folder / f"{source}.images.npy", mmap_mode="c")
-            labels = np.load(self.folder / f"{source}.labels.npy")
-        except (FileNotFoundError, EOFError, ValueError) as error:
-            raise ConvlineError(f"{self.folder} is damaged ({error}); prepare the dataset again") from error
+        images, labels = open_arrays(self.folder, self.meta, source)
         rows = np.arange(len(labels))
         if source == "train":
             held_out = stratified(labels, validation, seed) if validation else rows[:0]
@@ -144,12 +129,3 @@ def stratified(labels: NDArray[np.int64], share: int | float, seed: int) -> NDAr
         for label, quota in zip(classes, quotas, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
-
-
-def fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-    """SHA-256 over shape, pixels and labels."""
-    digest = hashlib.sha256(f"{images.shape}".encode())
-    for start in range(0, len(images), 4096):
-        digest.update(np.ascontiguousarray(images[start : start + 4096]).data)
-    digest.update(np.ascontiguousarray(labels).data)
-    return digest.hexdigest()

@@ -99,7 +99,7 @@ def watch(run: Run, data_dir: Path, question: Question, interval: float, trackin
         for path in _unwatched(run, question):
             if (state := checkpoint.load(path)) is None:
                 continue
-            predict = predictor(restored(run, state[question.weights]).to(device), device)
+            predict = predictor(restored(run, state, question.weights).to(device), device)
             evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
             point = {"step": state["step"], "time": round(time.time(), 3), question.metric: evaluation.precision_at(1)}
             append_point(run.watched, point)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset import Dataset, Split
+from pipeline.engine.blends import Blends
 from pipeline.engine.gate import GATES, PRECISIONS, Batch, Gate, Parity, Precision
 from pipeline.engine.network import Predict, load_served, predictor
 from pipeline.engine.run import Run
@@ -159,10 +160,13 @@ def _run_of(model: Model, path: Path, runs_dir: Path) -> Run:
 
 def compare(parity: Parity, reference: Predict, candidate: Predict, real: Iterator[Batch], spec: ImageSpec) -> None:
     """Take in both models over the real images, as batched, and the first 64 of them with hostile ones in batches of
-    1, 2, 3 and 17."""
+    1, 2, 3 and 17; where logits are gated, blends near the decision boundary, too."""
     first: list[Batch] = []
+    blends = Blends(len(parity.classes))
     for batch in real:
-        parity.add(batch, reference(batch.images), candidate(batch.images))
+        mine = reference(batch.images)
+        parity.add(batch, mine, candidate(batch.images))
+        blends.take(batch.images, mine[1].argmax(1))
         if sum(len(kept.images) for kept in first) < REAL_BESIDE_HOSTILE:
             first.append(batch)
     names = [name for batch in first for name in batch.names][:REAL_BESIDE_HOSTILE] + list(HOSTILE)
@@ -172,6 +176,11 @@ def compare(parity: Parity, reference: Predict, candidate: Predict, real: Iterat
         for start in range(0, len(mixed), size):
             batch = Batch(names[start : start + size], mixed[start : start + size])
             parity.add(batch, reference(batch.images), candidate(batch.images), is_real=False)
+    if parity.gate.logit is not None:
+        near = blends.near_boundary(reference)
+        for start in range(0, len(near), SERVING_BATCH):
+            part = near[start : start + SERVING_BATCH]
+            parity.add_blends(reference(part)[1], candidate(part)[1])
 
 
 def split_batches(split: Split) -> Iterator[Batch]:

@@ -5,7 +5,6 @@ Everything is written to a folder beside the destination, which is renamed when 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import FORMAT, Dataset, check_name, fingerprint, stratified
+from pipeline.dataset import FORMAT, Dataset, check_name, stratified
 from pipeline.download import download, officials
 from pipeline.engine.archives import READERS
 from pipeline.engine.image_folder import Options, decode_images
+from pipeline.engine.integrity import fingerprint, moments
+from pipeline.engine.meta import fingerprint_of
 from pipeline.engine.prepared import CHUNK, Prepared, create_array
 from serving.console import log
 from serving.errors import ConvlineError
@@ -80,8 +81,7 @@ def _write(folder: Path, name: str, prepared: Prepared) -> None:
         create_array(folder / f"{split}.labels.npy", labels.shape, np.int64)[:] = labels
         fingerprints[split] = fingerprint(images, labels)
         if split == "train":
-            mean, std = _moments(images)
-    told = [prepared.classes, prepared.spec.to_dict(), fingerprints]
+            mean, std = moments(images)
     meta = {
         "format": FORMAT,
         "name": name,
@@ -93,7 +93,7 @@ def _write(folder: Path, name: str, prepared: Prepared) -> None:
         "mean": mean,
         "std": std,
         "fingerprints": fingerprints,
-        "fingerprint": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        "fingerprint": fingerprint_of(prepared.classes, prepared.spec.to_dict(), fingerprints),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
@@ -112,18 +112,3 @@ def _copy_rows(path: Path, prepared: Prepared, rows: NDArray[np.int64]) -> NDArr
     for start in range(0, len(rows), CHUNK):
         images[start : start + CHUNK] = prepared.images[rows[start : start + CHUNK], ..., : spec.channels]
     return images
-
-
-def _moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Mean and (population) standard deviation of each channel, exact: from histograms."""
-    channels = images.shape[-1]
-    histogram = np.zeros((channels, 256))
-    for start in range(0, len(images), CHUNK):
-        for channel in range(channels):
-            pixels = images[start : start + CHUNK, ..., channel].ravel()
-            histogram[channel] += np.bincount(pixels, minlength=256)
-    share = histogram / histogram.sum(1, keepdims=True)
-    values = np.arange(256)
-    mean = share @ values
-    variance = share @ values**2 - mean**2
-    return mean.tolist(), np.sqrt(np.maximum(variance, 0)).tolist()

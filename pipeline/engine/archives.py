@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset import fingerprint
 from pipeline.download import Official
+from pipeline.engine.integrity import fingerprint
 from pipeline.engine.prepared import Prepared
 from serving.archives import read_archive
 from serving.errors import ConvlineError

@@ -153,6 +153,16 @@ def _tolerance(proof: dict[str, Any]) -> str:
     return "" if proof["tolerance"] is None else f", tolerance {proof['tolerance']:g}"
 
 
+def _of_range(proof: dict[str, Any]) -> str:
+    """What older proofs do not say; fp16 and int8 are judged by precision @ 1 alone."""
+    if proof.get("logit_tolerance") is None:
+        return ""
+    return (
+        f", {proof['relative_logit_difference']['largest']:.2g} of the range of an image's logits, tolerance "
+        f"{proof['logit_tolerance']:g} (with {proof['blends']:,} blends near the decision boundary)"
+    )
+
+
 def _parity(subject: Subject) -> Html:
     proof = read_findings(subject.run.folder / "parity.json")
     export = element("code", "pipeline export")
@@ -170,7 +180,7 @@ def _proven(proof: dict[str, Any]) -> list[tuple[str, Content]]:
     told: list[tuple[str, Content]] = [
         ("passed", "yes" if proof["passed"] else "no"),
         ("compared", f"{proof['images']:,} images, in {proof.get('precision', 'fp32')}, on {proof['provider']}"),
-        ("largest |Δlogit|", f"{logit['largest']:.2g}"),
+        ("largest |Δlogit|", f"{logit['largest']:.2g}{_of_range(proof)}"),
         ("largest |Δprobability|", f"{probability['largest']:.2g}{_tolerance(proof)}"),
         ("other top-1", f"{proof['top1_differences']:,} images"),
         ("precision @ 1", f"{precision['pytorch']:.4f} PyTorch, {precision['onnx']:.4f} ONNX"),

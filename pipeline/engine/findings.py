@@ -15,7 +15,7 @@ def read_findings(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         log(f"warning: {path} is damaged and left out; the command that wrote it writes it again")

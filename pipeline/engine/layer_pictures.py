@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.engine.curves import SERIES, curves
 from pipeline.engine.pictures import COLORS, Picture, axes_of, shade
 from pipeline.engine.points import Point
+from serving.errors import ConvlineError
 
 WIDTH = 5.0  # standard deviations to each side that are drawn
 COLUMNS = 120  # summaries that are drawn side by side
@@ -88,7 +89,14 @@ def sparsity(summaries: Sequence[Point]) -> Picture:
 
 
 def layer_pictures(summaries: Sequence[Point]) -> list[Picture]:
-    """Sparsity, then the distributions of each layer."""
+    """Sparsity, then the distributions of each layer. Raises ConvlineError where the summaries are not of the same."""
     if not summaries:
         return []
+    layers = summaries[-1].values.get("layers", {}).keys()
+    for point in summaries:
+        if not layers or point.values.get("layers", {}).keys() != layers:
+            raise ConvlineError(
+                f"summaries.jsonl is damaged: the summaries of the steps {point.step} and {summaries[-1].step} are not "
+                "of the same layers; remove one of the two lines, or train with --overwrite"
+            )
     return [sparsity(summaries), *(distributions(summaries, layer) for layer in summaries[-1].values["layers"])]

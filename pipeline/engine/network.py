@@ -83,18 +83,28 @@ def _first_line(error: Exception) -> str:
 def load_served(run: Run, weights: str = "averaged") -> tuple[Served, int]:
     """The run's network with its newest "averaged" or "raw" weights, for inference, and their step.
 
-    Raises ConvlineError where the run has no checkpoint yet.
+    Raises ConvlineError where the run has no checkpoint yet, or none that is whole and its own.
     """
-    state = checkpoint.load_newest(run.folder / "checkpoints")
+    folder = run.folder / "checkpoints"
+    state = checkpoint.load_newest(folder)
+    if state is None and checkpoint.paths(folder):
+        raise ConvlineError(
+            f"every checkpoint in {folder} is damaged; `pipeline train --resume` begins again at step 0"
+        )
     if state is None:
         raise ConvlineError(f"{run.folder} has no checkpoint yet; `pipeline train` makes one")
-    return restored(run, state[weights]), state["step"]
+    return restored(run, state, weights), state["step"]
 
 
-def restored(run: Run, weights: dict[str, Tensor]) -> Served:
-    """The run's network with these weights, for inference."""
+def restored(run: Run, state: dict[str, Any], weights: str = "averaged") -> Served:
+    """The run's network with the "averaged" or "raw" weights of a checkpoint's `state`, for inference.
+
+    Raises ConvlineError where they are not this run's.
+    """
+    run.check_provenance(state)
     served = build_served(run.recipe, run.info["dataset"])
-    served.network.load_state_dict(weights)
+    with run.fitting(state):
+        served.network.load_state_dict(state[weights])
     return served.eval().requires_grad_(False)
 
 

@@ -64,7 +64,10 @@ class PointWriter:
 
 
 def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
-    """The whole lines; those `after` a point that was read before, if it still is where it was. None without a file."""
+    """The whole lines; those `after` a point that was read before, if it still is where it was. None without a file.
+
+    Raises ConvlineError for a line that is whole and no point; one that is torn, at the end, is not read.
+    """
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -76,7 +79,14 @@ def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
                 last = None
         offset = file.tell()
         for line in file:
-            if (point := _point(line, offset, 0)) is None:
+            try:
+                point = _point(line, offset, 0)
+            except ValueError as error:
+                number = path.read_bytes()[:offset].count(b"\n") + 1
+                raise ConvlineError(
+                    f"line {number} of {path} is damaged ({error}); remove that line, or train with --overwrite"
+                ) from error
+            if point is None:
                 return
             if last is not None and point.step == last.step:
                 point = replace(point, nth=last.nth + 1)
@@ -86,11 +96,19 @@ def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
 
 
 def _point(line: bytes, offset: int, nth: int) -> Point | None:
-    """None for a line that is not whole."""
+    """None for a line that is not whole. Raises ValueError for one that is no point."""
     if not line.endswith(b"\n"):
         return None
     values = json.loads(line)
-    return Point(values.pop("step"), nth, values.pop("time"), values, offset)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    step, seconds = values.pop("step", None), values.pop("time", None)
+    if not (type(step) is int and 0 <= step < 2**53 and _is_number(seconds) and 0 <= seconds < LAST):
+        raise ValueError("it has no step and time")
+    for key, value in values.items():
+        if not (_is_number(value) or (key in SPECIAL and SPECIAL[key](value))):
+            raise ValueError(f"{key!r} is not what it should be")
+    return Point(step, nth, seconds, values, offset)
 
 
 def _is(line: bytes, point: Point) -> bool:
@@ -98,6 +116,38 @@ def _is(line: bytes, point: Point) -> bool:
         return _point(line, point.offset, point.nth) == point
     except ValueError:  # it begins within another line
         return False
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_layers(layers: Any) -> bool:
+    """Whether it is what `summarize` returns: by layer and kind how its values are distributed."""
+    try:
+        return all(
+            _is_number(kinds["activations"]["zeros"]) and all(map(_is_distribution, kinds.values()))
+            for kinds in layers.values()
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def _is_distribution(told: dict[str, Any]) -> bool:
+    counts = told.get("counts", [0])
+    figures = (told[key] for key in ("lowest", "highest", "mean", "std") if "counts" in told)
+    return len(counts) > 0 and all(map(_is_number, (*counts, *figures)))
+
+
+def _is_packed(value: Any) -> bool:
+    try:
+        return unpacked(value).ndim == 4
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+LAST = 253402300800  # seconds from the epoch to the year 10000
+SPECIAL = {"layers": _is_layers, "images": _is_packed}  # of the summaries; other values are numbers
 
 
 def last_value(points: Sequence[Point], key: str) -> Any:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import Dataset, Split
-from pipeline.recipe import Recipe, parse
+from pipeline.engine.meta import RunFields, read_described, read_object
+from pipeline.recipe import Recipe, flat, parse
 from serving.errors import ConvlineError
 from serving.files import new_folder, open_in_place
 from serving.images import ImageSpec
 
 FORMAT = 1
+KEPT = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")  # of a dataset's meta.json
+REMEDY = "train it again with --overwrite"
 LOOKS = 5  # at a lock that is held, for it may be somebody who looks, too
 
 
@@ -34,9 +37,7 @@ class Run:
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> Run:
         """A new run in `folder`, which appears whole; whatever is there is replaced."""
-        kept = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")
-        meta = {key: dataset.meta[key] for key in kept}
-        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": meta}
+        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": {key: dataset.meta[key] for key in KEPT}}
         with new_folder(folder) as beside:
             (beside / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
             (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
@@ -46,14 +47,12 @@ class Run:
     def open(cls, folder: Path) -> Run:
         """Raises ConvlineError where there is no run of this version."""
         try:
-            info = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            info = read_described(folder / "run.json", RunFields, FORMAT, REMEDY)
             fields = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConvlineError(f"{folder} is no run ({Path(error.filename).name} is missing)") from error
-        except ValueError as error:
-            raise ConvlineError(f"{folder} is damaged ({error}); train it again with --overwrite") from error
-        if info.get("format") != FORMAT:
-            raise ConvlineError(f"{folder} has format {info.get('format')}, this convline reads {FORMAT}")
+        except (ValueError, RecursionError) as error:
+            raise ConvlineError(f"{folder}/recipe.toml is damaged ({error}); {REMEDY}") from error
         return cls(folder, info, parse(fields, str(folder / "recipe.toml")))
 
     @classmethod
@@ -81,6 +80,38 @@ class Run:
     @property
     def spec(self) -> ImageSpec:
         return ImageSpec.from_dict(self.info["dataset"]["image"])
+
+    def provenance(self) -> dict[str, Any]:
+        """What its weights were made by and mean something with: a checkpoint keeps it, for recipe.toml and run.json
+        may be changed or damaged afterwards."""
+        told = self.recipe.to_dict()
+        recipe = {key: told[key] for key in ("data", "preprocess", "model")} | {"seed": self.recipe.train.seed}
+        return {"recipe": recipe, "dataset": self.info["dataset"]}
+
+    def check_provenance(self, state: dict[str, Any]) -> None:
+        """Raises ConvlineError where a checkpoint's `state` was made by another recipe or dataset. Older ones do not
+        say."""
+        mine = flat(self.provenance())
+        told = flat(state.get("provenance", {}))  # what a newer convline adds to a recipe, it lacks
+        if differs := sorted(key for key, value in told.items() if mine.get(key) != value):
+            raise ConvlineError(
+                f"{self.folder} was changed since it was trained: its recipe.toml or run.json differ from what its "
+                f"checkpoint of step {state['step']} was trained by in {', '.join(differs[:3])}; put them back, or "
+                f"{REMEDY}"
+            )
+
+    @contextmanager
+    def fitting(self, state: dict[str, Any]) -> Iterator[None]:
+        """While what a checkpoint's `state` holds is loaded: raises ConvlineError where it does not fit."""
+        try:
+            yield
+        # torch's ways to say that names or shapes differ; an older checkpoint may hold anything
+        except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+            told = str(error).strip().splitlines()[-1].strip()
+            raise ConvlineError(
+                f"the checkpoint of step {state['step']} in {self.folder} does not fit its recipe's network ({told}); "
+                f"put its recipe.toml back, or {REMEDY}"
+            ) from error
 
     @property
     def metrics(self) -> Path:
@@ -111,11 +142,14 @@ class Run:
 
     def dataset(self, data_dir: Path) -> Dataset:
         """The dataset it was trained on. Raises ConvlineError where it is not the same any more."""
-        dataset = Dataset.open(data_dir, self.info["dataset"]["name"])
-        if dataset.fingerprint != self.info["dataset"]["fingerprint"]:
+        mine = self.info["dataset"]
+        dataset = Dataset.open(data_dir, mine["name"])
+        # as lists: classes in another order are others
+        if differs := [key for key in KEPT if key != "name" and dataset.meta[key] != mine[key]]:
             raise ConvlineError(
-                f"{dataset.folder} is not the dataset that {self.folder} was trained on (its fingerprint differs); "
-                "prepare that one again, or train with --overwrite"
+                f"{dataset.folder} is not the dataset that {self.folder} was trained on (its {differs[0]} "
+                f"{'differ' if differs[0].endswith('s') else 'differs'}); prepare that one again, or train with "
+                "--overwrite"
             )
         return dataset
 
@@ -155,7 +189,7 @@ class Run:
     def is_current(self) -> bool:
         """Whether the folder still holds this run, and not one that has replaced it."""
         try:
-            return bool(json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["id"] == self.info["id"])
+            return bool(read_object(self.folder / "run.json", REMEDY).get("id") == self.info["id"])
         except FileNotFoundError:
             return False
 

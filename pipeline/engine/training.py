@@ -115,21 +115,25 @@ class Training:
 
     def restore(self, state: dict[str, Any] | None, watch: Monitor, threads: int | None = None) -> int:
         """Go on from a checkpoint's `state`, if there is one, with so many threads (see `set_threads`); returns the
-        step to go on from."""
+        step to go on from.
+
+        Raises ConvlineError where it is not this run's.
+        """
         is_alike = state is not None and state.get("ranks", 1) == self.world.size
         set_threads(threads, self.world.local_size, state["threads"] if state and is_alike else None)
+        if state is not None:
+            self.run.check_provenance(state)
+            with self.run.fitting(state):
+                self.served.network.load_state_dict(state["raw"])
+                self.average.network.load_state_dict(state["averaged"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            watch.restore(state["monitor"], state["step"], self.device)
         if self.world.is_main:
             checkpoint.tidy(self.run.folder / "checkpoints")
             sizes = state["monitor"] if state else {}
             cut_back(self.run.metrics, int(sizes.get("metrics_size", 0)))
             cut_back(self.run.summaries, int(sizes.get("summaries_size", 0)))
-        if state is None:
-            return 0
-        self.served.network.load_state_dict(state["raw"])
-        self.average.network.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        watch.restore(state["monitor"], state["step"], self.device)
-        return int(state["step"])
+        return int(state["step"]) if state else 0
 
     def check(self, step: int) -> None:
         """Raises ConvlineError where the loss, or the weights after `step` updates, are not finite: they are never
@@ -148,6 +152,7 @@ class Training:
                 "threads": torch.get_num_threads(),
                 "ranks": self.world.size,
                 "monitor": watch.state(),
+                "provenance": self.run.provenance(),
             }
             checkpoint.save(self.run.folder / "checkpoints", step, state)
         watch.resume_clock(step)

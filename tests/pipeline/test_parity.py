@@ -1,5 +1,6 @@
 """`pipeline parity`: a published file is proven again, against its checkpoint or another file."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from models.served import Served
+from pipeline import export
+from pipeline.engine.blends import PAIRS, Blends
 from pipeline.engine.gate import GATES, Batch, Gate, Parity
+from pipeline.engine.graph import to_onnx
+from pipeline.engine.network import Predict, load_served, predictor
+from pipeline.engine.run import Run
+from pipeline.parity import compare, split_batches
 from tests.conftest import run_command
 from tests.serving.helpers import resealed
 
@@ -22,7 +30,8 @@ def test_parity_proves_the_published_file_again(project: Path, model: Path, tmp_
     shutil.copy(model, copy)
     report = json.loads(run_command(project, "pipeline", "parity", copy, "--json").stdout)
     assert report["passed"]
-    assert report["images"] == 359 + 4 * 68
+    assert report["images"] == 359 + 4 * 68 and report["blends"] == 64
+    assert report["relative_logit_difference"]["largest"] <= report["logit_tolerance"] == 2e-5
     assert report["probability_difference"]["largest"] <= 1e-5
 
 
@@ -165,3 +174,101 @@ def test_a_file_that_favours_a_class_fails_with_its_precision_unchanged() -> Non
     parity = judged(GATES["int8"], mine, theirs, labels)
     assert parity.lost == 0
     assert parity.problems == ["12 of 100 predictions moved to other classes, 4 may"]
+
+
+def linear(weight: np.ndarray, bias: np.ndarray) -> Predict:
+    """Logits are `weight` times the pixels, and `bias`; in float64."""
+
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logit = images.reshape(len(images), -1) @ weight + bias
+        powers = np.exp(logit - logit.max(1, keepdims=True))
+        return (powers / powers.sum(1, keepdims=True)).astype(np.float32), logit.astype(np.float32)
+
+    return predict
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_blends_lie_at_the_decision_boundary_whatever_the_order_of_the_images(classes: int) -> None:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (200, 6, 6, 1), np.uint8)
+    predict = linear(draw.normal(size=(36, classes)), np.zeros(classes))
+    logit = predict(images)[1]
+    images = images[np.argsort(logit.argmax(1), kind="stable")]  # as where a split is sorted by class
+    blends = Blends(classes)
+    for start in range(0, 200, 64):
+        batch = images[start : start + 64]
+        blends.take(batch, predict(batch)[1].argmax(1))
+    near = blends.near_boundary(predict)
+    assert near.dtype == np.uint8 and len(near) == 2 * PAIRS
+    last, first = np.split(predict(near)[1], 2)
+    assert (last.argmax(1) != first.argmax(1)).all()
+    margins = [np.diff(np.sort(logits, 1)[:, -2:]).ravel() for logits in (logit, last, first)]
+    assert max(margins[1].max(), margins[2].max()) < 0.05 * np.median(margins[0])
+
+
+def test_there_are_no_blends_where_all_images_get_one_answer() -> None:
+    blends = Blends(3)
+    blends.take(np.zeros((5, 2, 2, 1), np.uint8), np.ones(5, np.int64))
+    assert len(blends.near_boundary(linear(np.zeros((4, 3)), np.zeros(3)))) == 0
+
+
+def compared(difference: np.ndarray, scale: float = 1000.0, count: int = 400) -> Parity:
+    """A saturated network of three classes, logits of about `scale`, and one that differs by `difference`."""
+    logit = scale * np.random.default_rng(0).permuted(np.tile([-1.0, 0.0, 1.0], (count, 1)), axis=1)
+    parity = Parity(list("abc"), GATES["fp32"])
+    batch = Batch([""] * count, np.zeros((count, 1, 1, 1), np.uint8), logit.argmax(1))
+    p = np.exp(logit - logit.max(1, keepdims=True))
+    parity.add(batch, (p, logit), (p, logit + difference))
+    return parity
+
+
+def test_logits_may_differ_by_rounding_errors_and_not_by_a_bias_of_their_size() -> None:
+    errors = np.random.default_rng(1).uniform(-1, 1, (400, 3))
+    assert compared(0.01 * errors).passed  # 5e-6 of a range of 2,000
+    (told,) = compared(0.01 * np.array([0, 1, 0])).problems
+    assert told == "the mean Δlogit of a class is 5.0e-06 of the range, it may be 1.0e-06"
+    assert compared(0.1 * errors).problems == ["|Δlogit| may be 2e-05 of the logits' range"]
+
+
+def test_the_range_counts_for_its_own_image_and_is_never_less_than_the_usual_one() -> None:
+    one = np.zeros((400, 3))
+    one[7, 1] = 0.03
+    assert compared(one).passed
+    assert not compared(one, scale=100).passed
+    assert compared(1e-5 * one, scale=1e-6).passed  # less than any probability shows
+
+
+@pytest.fixture(scope="module")
+def saturated(project: Path) -> Served:
+    """The network of digits, trained, with logits a hundred times as large: no probability is between 0 and 1."""
+    served, _ = load_served(Run.open(project / "runs/digits"))
+    with torch.no_grad():
+        for tensor in served.network.fc2.parameters():
+            tensor.mul_(100)
+    return served
+
+
+WRONG = {
+    "a bias": ("network.fc2.bias", lambda b: b + torch.eye(10)[3] * 0.01),
+    "a bias further in": ("network.conv1.bias", lambda b: b + torch.eye(len(b))[0] * 1e-4),
+    "the mean": ("preprocessing.mean", lambda mean: mean + 0.01),
+    "the scale": ("preprocessing.scale", lambda scale: scale * 1.0001),
+}
+
+
+@pytest.mark.parametrize("part", [None, *WRONG])
+def test_what_a_saturated_softmax_hides_is_caught(project: Path, saturated: Served, part: str | None) -> None:
+    run = Run.open(project / "runs/digits")
+    exported = copy.deepcopy(saturated)
+    if part is not None:
+        name, change = WRONG[part]
+        tensor = dict([*exported.named_parameters(), *exported.named_buffers()])[name]
+        with torch.no_grad():
+            tensor.copy_(change(tensor.clone()))
+    parity = Parity(run.classes, GATES["fp32"])
+    reference = predictor(saturated, torch.device("cpu"))
+    candidate = export._session(to_onnx(exported, run.spec))
+    compare(parity, reference, candidate, split_batches(run.dataset(project / "data").split("test")), run.spec)
+    assert parity.blends == 2 * PAIRS
+    assert parity.largest_probability < 1e-5 and not parity.top1_differences  # as if nothing were wrong
+    assert parity.passed == (part is None), parity.problems
