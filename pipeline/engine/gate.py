@@ -271,7 +271,7 @@ class Parity:
         rows = {"|Δlogit|": self._logits, "… of its range": [self._relatives], "|Δprobability|": self._probabilities}
         for name, parts in rows.items():
             lines.append(f"{name:16}" + "".join(f"{value:10.1e}" for value in _spread(parts).values()))
-        lines.append(f"{'… by class, mean':16}{self.mean_logit:10.1e}")
+        lines.insert(3, f"{'… by class, mean':16}{self.mean_logit:10.1e}")
         for told in self.differing[:SHOWN]:
             sides = (f"{told[s]['label']} ({told[s]['probability']}) by {NAMES.get(s, s)}" for s in self.sides)
             lines.append(f"differs: {told['image']}: {', '.join(sides)}")

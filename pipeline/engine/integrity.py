@@ -1,7 +1,7 @@
 """Whether the arrays of a prepared dataset are those that its meta.json tells of.
 
 Each array is read whole and compared before it is used. Large ones (at 1.4 GB/s) leave a stamp, `verified.json`: while
-their files have the same size, times and inode, and meta.json the same bytes, they are not read again. A change of any
+their files have the same size, times and inode, and meta.json says the same, they are not read again. A change of any
 kind moves the time of the last change (ctime), which no program can set back.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from serving.console import log
 from serving.errors import ConvlineError
-from serving.files import atomic_write, sha256
+from serving.files import atomic_write
 
 CHUNK = 2**24  # bytes of images read at once
 STAMPED = 2**24  # bytes of images from which a stamp is left: reading that many takes 0.1 s
@@ -62,7 +62,7 @@ def _verify(
     folder: Path, meta: dict[str, Any], split: str, images: NDArray[np.uint8], labels: NDArray[np.int64]
 ) -> None:
     """Raises ConvlineError where the arrays are not those that `meta` names by their fingerprint."""
-    now = _marks(folder, split)  # before they are read: a change meanwhile makes the stamp void
+    now = _marks(folder, meta, split)  # before they are read: a change meanwhile makes the stamp void
     if _verified.get((folder, split)) == now or (images.nbytes >= STAMPED and _stamps(folder).get(split) == now):
         return
     if images.nbytes >= TOLD:
@@ -89,9 +89,9 @@ def _verify(
             json.dump({**_stamps(folder), split: now}, file, indent=2)
 
 
-def _marks(folder: Path, split: str) -> dict[str, Any]:
-    """What changes whenever the files of a split do."""
-    marks: dict[str, Any] = {"meta.json": sha256(folder / "meta.json")}
+def _marks(folder: Path, meta: dict[str, Any], split: str) -> dict[str, Any]:
+    """What changes whenever the files of a split do. Of `meta` what was read: the file may have been replaced since."""
+    marks: dict[str, Any] = {"meta": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
     for name in (f"{split}.images.npy", f"{split}.labels.npy"):
         told = (folder / name).stat()
         marks[name] = [told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino]

@@ -17,6 +17,7 @@ from torch import nn
 from models.served import Served
 from pipeline import export
 from pipeline.download import officials
+from pipeline.engine.checkpoint import load_newest, save
 from pipeline.engine.graph import to_onnx
 from pipeline.engine.network import load_served, predictor
 from pipeline.engine.run import Run
@@ -189,6 +190,29 @@ def test_what_changes_between_pytorch_and_the_file_is_caught(
     assert not [path for path in run.folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
+    own_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No probability tells: with logits a hundred times as large, all are 0 or 1."""
+    run = Run.open(own_project / "runs/digits")
+    state = load_newest(run.folder / "checkpoints")
+    assert state is not None
+    for name in ("fc2.weight", "fc2.bias"):
+        state["averaged"][name] *= 100
+    save(run.folder / "checkpoints", 300, state)
+    before = run.model.read_bytes()
+
+    def unfaithful(served: Served, spec: ImageSpec) -> onnx.ModelProto:
+        copied = copy.deepcopy(served)
+        changed(copied, "network.fc2.bias", lambda bias: bias + 0.01 * torch.eye(10)[3])
+        return to_onnx(copied, spec)
+
+    monkeypatch.setattr(export, "to_onnx", unfaithful)
+    with pytest.raises(ConvlineError, match=r"parity FAILED.*every top-1 equal.*mean Δlogit of a class is 7.*e-06"):
+        export.export(run, run.dataset(own_project / "data"))
+    assert run.model.read_bytes() == before
+
+
 def test_classes_in_another_order_are_caught(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(photographs / "runs/photographs")
     before = run.model.read_bytes()
@@ -256,3 +280,18 @@ def test_every_recipe_exports_and_is_proven(cli: Cli, tmp_path: Path, recipe: st
     settings = ("--set", "data.validation=0", "--set", "train.evaluate_every=0", "--steps", 3)
     cli("pipeline", "train", recipe, "--dataset", "noise", "--tracking", "none", *settings)
     assert "every top-1 equal" in cli("pipeline", "export").stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16"])
+def test_networks_of_torchvision_are_proven(cli: Cli, tmp_path: Path, name: str) -> None:
+    """After a few steps on noise of 96 x 96 pixels."""
+    counts = {f"{split}/{label}": 12 for split in ("train", "test") for label in "abcdef"}
+    image_folder(tmp_path / "noise", counts, (96, 96))
+    cli("pipeline", "preprocess", "noise", "--source", "noise")
+    settings = [f"model.name=torchvision/{name}", "data.validation=0", "train.evaluate_every=0", "train.batch_size=16"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    cli("pipeline", "train", "digits", "--dataset", "noise", "--tracking", "none", "--steps", 8, *overrides)
+    assert "every top-1 equal" in cli("pipeline", "export").stdout
+    report = json.loads((tmp_path / "runs/digits/parity.json").read_text())
+    assert report["relative_logit_difference"]["largest"] < report["logit_tolerance"] / 4

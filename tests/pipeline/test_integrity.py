@@ -158,6 +158,16 @@ def test_a_damaged_stamp_is_no_stamp(stamped: Path, content: bytes) -> None:
         splits(stamped)
 
 
+def test_a_dataset_replaced_since_it_was_opened_is_found_beside_its_own_stamp(stamped: Path, tmp_path: Path) -> None:
+    opened = Dataset.open(stamped.parent, "pets")
+    counts = {"train/cat": 12, "train/dog": 8, "test/cat": 3, "test/dog": 3}
+    source = image_folder(tmp_path / "others", dict(reversed(counts.items())))  # as many images, of other pixels
+    preprocess("pets", stamped.parent, source, overwrite=True)
+    splits(stamped)
+    with refused("was changed since it was prepared"):
+        opened.split("train")
+
+
 def test_arrays_with_a_stamp_are_not_read_again(stamped: Path) -> None:
     """Told by what it would overlook: the stamp is that of a file which was changed."""
     flip_last(stamped / "test.images.npy")
