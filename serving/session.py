@@ -33,6 +33,9 @@ LIMIT = 60.0
 # a forked process must not collect a session that its parent had done with: it would wait for threads that it lacks
 os.register_at_fork(after_in_child=gc.freeze)
 QUIET = 4  # onnxruntime's log: what matters comes as an exception
+# that a thread looks for work before it sleeps: with onnxruntime's own second, sessions beside other work run at 0.7 of
+# the speed that they have with this one, which costs nothing alone (benchmarks/beside_others.py)
+SPIN_MICROSECONDS = 20
 
 
 def open_session(
@@ -55,6 +58,7 @@ def open_session(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or usable_cpus()
     options.log_severity_level = QUIET
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     session = _loaded(
         data,
         name,

@@ -81,7 +81,7 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     # torch.load raises whatever a damaged file leads it to: KeyError, UnicodeDecodeError, MemoryError, …
     except Exception as error:
-        told = str(error).strip().partition("\n")[0] or type(error).__name__
+        told = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
         log(f"warning: {path} is damaged and skipped ({told})")
         return None
     if state["format"] != FORMAT:

@@ -3,6 +3,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.engine.threads import usual_threads
 from pipeline.recipe import load
 from pipeline.train import train
 from serving.errors import ConvlineError
-from tests.conftest import Cli, command, run_command
+from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline.helpers import refused
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
@@ -149,6 +150,25 @@ def test_threads_are_the_checkpoints_unless_they_are_asked_for(
         assert "--threads 1: there were 2 before" in capsys.readouterr().err
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("told", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_look_for_work_a_moment_unless_the_user_says_how_long(told: dict[str, str], spins: str) -> None:
+    """By what libgomp itself says when it is loaded."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    load = "import ctypes, pathlib, importlib.util as u, pipeline; "
+    load += "ctypes.CDLL(str(next(pathlib.Path(u.find_spec('torch').origin).parent.rglob('libgomp*.so*'))))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", load],
+        env={**kept, **told, "OMP_DISPLAY_ENV": "verbose"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"GOMP_SPINCOUNT = '{spins}'" in loaded.stderr
 
 
 @pytest.mark.parametrize(
