@@ -3,8 +3,8 @@
     python benchmarks/beside_others.py [--rounds 5]
 
 Three recipes, from tiny steps to large ones, and the exported file of the tiniest in batches of 64; each alone, and
-beside one busy process a CPU. `before` is the same with threads that look for work as long as libgomp's and onnxruntime's
-defaults let them. Each side is a process of its own; the sides take turns within a round.
+beside one busy process a CPU. `before` is the same with threads that look for work as long as libgomp's and
+onnxruntime's defaults let them. Each side is a process of its own; the sides take turns within a round.
 """
 
 from __future__ import annotations

@@ -51,9 +51,9 @@ class Gate:
 
 GATES: dict[Precision, Gate] = {
     # between PyTorch and onnxruntime 5e-7 of the range was seen for digits (1e-8 in the mean over a class), 7e-7 (7e-8)
-    # for cifar10, and, after a few steps on noise, 4e-6 (1e-7) for deep-mnist, 2e-6 (1e-7) for resnet50, 3e-7 (2e-7) for
-    # efficientnet_b0, 8e-7 for convnext_tiny, 4e-7 for vit_b_16; less for the others. A bias that is wrong by 0.01 where
-    # logits range over 1,400 is 7e-6.
+    # for cifar10, and, after a few steps on noise, 4e-6 (1e-7) for deep-mnist, 2e-6 (1e-7) for resnet50, 3e-7 (2e-7)
+    # for efficientnet_b0, 8e-7 for convnext_tiny, 4e-7 for vit_b_16; less for the others. A bias that is wrong by 0.01
+    # where logits range over 1,400 is 7e-6.
     "fp32": Gate(probability=1e-5, logit=2e-5, mean_logit=1e-6),
     "fp16": Gate(share=0.001, images=1),
     "int8": Gate(share=0.005, images=2),
