@@ -42,7 +42,8 @@ def killed_after(folder: Path, steps: int) -> Path:
 
 
 def kill_while_saving(process: subprocess.Popen[str], run: Path) -> None:
-    while not any(f".{process.pid}." in path.name for path in being_saved(run)):
+    torn = set(being_saved(run))  # by the kill before, until the training removes it
+    while not set(being_saved(run)) - torn:
         assert process.poll() is None, "the training ended before it was killed"
     kill(process)
 
