@@ -38,7 +38,13 @@ SMALL = (
     (r"s3://", ""),
 )
 SCHEDULERS = {"I": "3", "SLURM_ARRAY_TASK_ID": "3", "JOB_COMPLETION_INDEX": "2"}  # array jobs tell tasks their number
-NAMED_ELSEWHERE = "import numpy\nimages = numpy.zeros((2, 8, 8, 1), numpy.uint8)\n"  # by the text around Python blocks
+# by the text around Python blocks
+NAMED_ELSEWHERE = """
+import numpy, pathlib
+from PIL import Image
+images = numpy.zeros((2, 8, 8, 1), numpy.uint8)
+array, pillow_image, jpeg_bytes = images[0], Image.open("b.jpg"), pathlib.Path("b.jpg").read_bytes()
+"""
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from serving.page import elided
+
 SHOWN = 20  # classes; of more, the largest and the smallest
+WIDTH = 40  # characters of a name
 
 
 def class_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -16,10 +19,12 @@ def class_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     if left_out > 0:
         shown.sort(key=lambda label: -sum(sizes[label]))
         shown = shown[: SHOWN // 2] + shown[-SHOWN // 2 :]
-    width = max(map(len, ["class", *shown]))
+    width = min(WIDTH, max(map(len, ["class", *shown])))
     widths = [max(map(len, [split, *(str(size) for size in counts[split].values())])) for split in splits]
     rows = [["class", *splits], *([label, *map(str, sizes[label])] for label in shown)]
     for number, (label, *cells) in enumerate(rows):
         if left_out > 0 and number == 1 + SHOWN // 2:
             yield f"… {left_out} classes of sizes between these"
-        yield "  ".join([f"{label:{width}}", *(f"{cell:>{wide}}" for cell, wide in zip(cells, widths, strict=True))])
+        yield "  ".join(
+            [f"{elided(label, WIDTH):{width}}", *(f"{cell:>{wide}}" for cell, wide in zip(cells, widths, strict=True))]
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -41,7 +40,7 @@ class Monitor:
         self._world = world
         self._settings = run.recipe.train
         self._points, self._summaries = (  # closed by monitor()
-            PointWriter(path if world.is_main else os.devnull) for path in (run.metrics, run.summaries)
+            PointWriter(path if world.is_main else None) for path in (run.metrics, run.summaries)
         )
         self._bar = bar
         self._began = time.perf_counter()

@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,14 @@ class Point:
 
 
 class PointWriter:
-    """Appends points to a file. Raises ConvlineError where the disk is full."""
+    """Appends points to a file; without one they go nowhere. Raises ConvlineError where the disk is full."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | None) -> None:
         # unbuffered: what was told is there, and a full disk is found at once
-        self._file = open_in_place(Path(path), "ab", buffering=0)
+        if path is None:
+            self._file: IO[bytes] = open(os.devnull, "ab", buffering=0)  # noqa: SIM115  # open as long as the training
+        else:
+            self._file = open_in_place(path, "ab", buffering=0)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"

@@ -268,7 +268,10 @@ FILES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_read_or_refused_in_a_sentence(own_project: Path, name: str, count: int) -> None:
+def test_a_damaged_file_is_read_or_refused_in_a_sentence(
+    own_project: Path, name: str, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What nothing else rests on, evaluation.json and parity.json, is left out with a warning."""
     path, read = own_project / name, FILES[name]
     if name.endswith("evaluation.json"):
         path.write_text(json.dumps({"run": "digits", "step": 300, "precision_at_1": 0.975, "classes": {"0": {}}}))
@@ -282,7 +285,8 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(own_project: Path, name
             read(own_project)
         except ConvlineError as error:
             refusals.append(str(error))
-    assert len(refusals) > count / 3
+    refusals += [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(refusals) > count / (10 if path.name in ("evaluation.json", "parity.json") else 3)
     assert not [said for said in refusals if "\n" in said or own_project.name not in said]
 
 
