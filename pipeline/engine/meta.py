@@ -55,7 +55,7 @@ class DatasetFields(Images):
     """`meta.json`; `counts` by split and class."""
 
     counts: dict[str, dict[str, Count]]
-    source: dict[str, str]
+    source: dict[str, Any]
     rejected: list[dict[str, str]]
 
     @model_validator(mode="after")

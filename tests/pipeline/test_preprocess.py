@@ -464,7 +464,7 @@ def test_of_files_of_one_name_the_last_is_used_as_unpacking_does(
     (tmp_path / "unpacked").mkdir()
     subprocess.run(["tar", "-xf", tmp_path / "pets.tar", "-C", tmp_path / "unpacked"], check=True)
     dataset = prepare(data, tmp_path / "pets.tar")
-    assert "10 paths stand more than once" in capfd.readouterr().err and dataset.meta["rejected"] == []
+    assert "10 files are in" in capfd.readouterr().err and dataset.meta["rejected"] == []
     assert dataset.fingerprint == prepare(data, tmp_path / "unpacked", overwrite=True).fingerprint
 
 
