@@ -312,6 +312,16 @@ def test_a_cursor_that_was_damaged_is_begun_anew(own_project: Path, capsys: pyte
         assert Cursor.read(run, "http://host") == fresh
 
 
+def test_a_cursor_of_before_there_were_digests_is_taken_up(own_project: Path) -> None:
+    run = Run.open(own_project / "runs/digits")
+    path, kept = run.folder / "sync.json", Cursor("http://host", run.info["id"], "abc", step=140, points=1)
+    kept.keep(run)
+    fields = json.loads(path.read_bytes())
+    del fields["digest"]
+    path.write_text(json.dumps(fields))
+    assert Cursor.read(run, "http://host") == kept
+
+
 def is_same_json(one: bytes, other: bytes) -> bool:
     try:
         return bool(json.loads(one) == json.loads(other))
