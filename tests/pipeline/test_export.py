@@ -208,9 +208,7 @@ def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
         return to_onnx(copied, spec)
 
     monkeypatch.setattr(export, "to_onnx", unfaithful)
-    with pytest.raises(
-        ConvlineError, match=r"parity FAILED.*every top-1 equal.*mean Δlogit of a class is \d\.\de-06"
-    ):
+    with pytest.raises(ConvlineError, match=r"parity FAILED.*every top-1 equal.*mean Δlogit of a class is \d\.\de-06"):
         export.export(run, run.dataset(own_project / "data"))
     assert run.model.read_bytes() == before
 
