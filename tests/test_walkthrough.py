@@ -31,6 +31,7 @@ SMALL = (
     (r" --steps \d+", ""),
     (r"pipeline train \S+", r"\g<0> --steps 2 --overwrite --tracking none"),
     (r"train (softmax-regression-1000|deep-mnist) ", r"\g<0>--set data.validation=32 "),  # of 5,000
+    (r"train my\.toml ", r"\g<0>--set schedule.warmup=1 "),  # of 250: no longer than the training
     (r"--devices \d", f"--devices {min(2, len(CPUS))}"),
     (r"--interval \d+", "--interval 0.1"),
     (r"/models/|/shared/(?=model)", ""),
