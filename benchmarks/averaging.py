@@ -26,12 +26,12 @@ from machine import hardware, versions
 from matplotlib.figure import Figure
 from reproduce import PLAN, ROOT, Planned
 
+from convline.files import atomic_write
+from pipeline import checkpoint
 from pipeline.dataset import Split
-from pipeline.engine import checkpoint
-from pipeline.engine.network import predictor, restored
-from pipeline.engine.run import Run
-from pipeline.evaluate import evaluate
-from serving.files import atomic_write
+from pipeline.metrics import evaluate
+from pipeline.network import predictor, restored
+from pipeline.run import Run
 
 RESULTS = ROOT / "benchmarks/results/averaging"
 PAGE = ROOT / "docs/averaging.md"

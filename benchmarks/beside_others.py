@@ -23,7 +23,7 @@ import typer
 from machine import hardware, versions
 from noise import make_noise, timed
 
-from serving.machine import usable_cpus
+from convline.cpus import usable_cpus
 
 # recipe: its dataset of noise, the steps that are timed, and the images of a batch
 TRAININGS = {"digits": ("eight", 400, 64), "mlp": ("grey", 400, 100), "cifar10": ("colour", 20, 128)}

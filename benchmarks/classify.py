@@ -36,10 +36,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
-from serving.found import Found, OnDisk
-from serving.images import ImageSpec, decode
-from serving.listing import find
-from serving.machine import usable_cpus
+from convline.cpus import usable_cpus
+from convline.images import ImageSpec, decode
+from convline.inputs.input_file import InputFile, OnDisk
+from convline.inputs.listing import find
 from serving.model import Model, open_model
 
 CONTENDERS = Path(__file__).parent / "contenders"
@@ -151,7 +151,7 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def decode_rate(files: list[Found], spec: ImageSpec, threads: int) -> float:
+def decode_rate(files: list[InputFile], spec: ImageSpec, threads: int) -> float:
     """Files/s: the faster of threads and processes, each with its share of the files."""
 
     def share(index: int) -> None:

@@ -27,9 +27,9 @@ import typer
 from machine import hardware, versions
 from noise import make_noise, timed
 
-from pipeline.download import officials
-from pipeline.engine.points import read_points
+from pipeline.preparing.official_datasets import officials
 from pipeline.recipe import load, names
+from pipeline.tracking.points import read_points
 
 WAYS = {
     "eager, float32": (),

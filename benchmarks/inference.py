@@ -18,15 +18,15 @@ import typer
 from machine import hardware, versions
 from torch import nn
 
+from convline.cpus import usable_cpus
+from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.served import Served
-from pipeline.download import officials
-from pipeline.engine.graph import to_onnx
-from pipeline.engine.network import build_served
-from pipeline.engine.timing import seconds_per_call
+from pipeline.exporting.graph import to_onnx
+from pipeline.exporting.timing import seconds_per_call
+from pipeline.network import build_served
+from pipeline.preparing.official_datasets import officials
 from pipeline.recipe import load, names
-from serving.images import ImageSpec
-from serving.machine import usable_cpus
 from serving.session import open_session
 
 SECONDS = 0.4  # of each side in a round

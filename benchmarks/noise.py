@@ -16,8 +16,8 @@ from subprocess import DEVNULL
 import numpy as np
 from PIL import Image
 
-from pipeline.engine.points import read_points
 from pipeline.recipe import load
+from pipeline.tracking.points import read_points
 
 
 def make_noise(folder: Path, name: str, side: int, mode: str, classes: int = 10, each: int = 500) -> None:

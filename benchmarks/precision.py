@@ -17,12 +17,12 @@ import typer
 from machine import hardware, versions
 from reproduce import PLAN, ROOT
 
-from pipeline.engine.gate import PRECISIONS
-from pipeline.engine.run import Run
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError
+from convline.files import atomic_write
 from pipeline.export import export
-from serving.errors import ConvlineError
-from serving.files import atomic_write
-from serving.machine import usable_cpus
+from pipeline.exporting.tolerances import PRECISIONS
+from pipeline.run import Run
 
 RESULT = ROOT / "benchmarks/results/precision.json"
 PAGE = ROOT / "docs/export.md"

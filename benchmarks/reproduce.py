@@ -23,11 +23,11 @@ import typer
 from machine import hardware, versions
 from matplotlib.figure import Figure
 
-from pipeline.engine import checkpoint
-from pipeline.engine.points import read_points
-from pipeline.engine.run import Run
+from convline.files import atomic_write
+from pipeline import checkpoint
 from pipeline.recipe import Recipe, differences, load, names, parse
-from serving.files import atomic_write
+from pipeline.run import Run
+from pipeline.tracking.points import read_points
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results/reproduction"

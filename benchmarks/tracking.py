@@ -22,8 +22,8 @@ import typer
 from machine import hardware, versions
 from noise import Timing, make_noise, timed
 
-from pipeline.engine.points import read_points
-from serving.machine import usable_cpus
+from convline.cpus import usable_cpus
+from pipeline.tracking.points import read_points
 
 BATCH = 128
 

@@ -31,9 +31,9 @@ import typer
 from machine import hardware, versions
 from noise import Timing, make_noise, timed
 
+from convline.cpus import usable_cpus
 from models import build
-from pipeline.engine.network import multiply_adds
-from serving.machine import usable_cpus
+from pipeline.network import multiply_adds
 
 CONTENDERS = Path(__file__).parent / "contenders"
 BATCH = 128

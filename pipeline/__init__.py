@@ -3,7 +3,7 @@
     download ─► preprocess ─► train ─► average ─► evaluate ─► export ─► parity ─► classify
     archives    uint8 arrays  raw weights + EMA   precision@k  .onnx     proof     folder → table
 
-The last one is `serving`. Machinery that the stages share is in `engine/`; `recipe` says what to run.
+The last one is `serving`. `recipe` says what to run; the folders hold the machinery, and import no stage.
 """
 
 import os

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.engine.torchrun import is_rank
-from serving import console
-from serving.errors import ConvlineError
+from convline import console
+from convline.errors import ConvlineError
+from pipeline.training.torchrun import is_rank
 
 if TYPE_CHECKING:
-    from pipeline.engine.run import Run
+    from pipeline.run import Run
 
 app = typer.Typer(
     help="Train image classifiers, export the averaged weights to ONNX, and prove that both are the same model.",
@@ -46,7 +46,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors = None) -> None:
     """Fetch a dataset's official archives."""
     from pipeline.download import download as fetch
-    from pipeline.download import officials
+    from pipeline.preparing.official_datasets import officials
 
     table = officials()
     if dataset not in table:
@@ -78,8 +78,8 @@ def preprocess(
     mirror: Mirrors = None,
 ) -> None:
     """Turn an archive or an image folder into a prepared dataset."""
-    from pipeline.engine.class_table import class_table
-    from pipeline.engine.image_folder import Options
+    from pipeline.preparing.class_table import class_table
+    from pipeline.preparing.image_folder import Options
     from pipeline.preprocess import preprocess as prepare
 
     folder_options = Options(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
@@ -113,7 +113,7 @@ def samples(
     folder = output or Path("samples") / dataset
     view = None
     if recipe is not None:
-        from pipeline.engine.view import seen_by
+        from pipeline.reporting.network_view import seen_by
 
         view = seen_by(recipe, opened)
     sheets = write_samples(opened, opened.split(split), count, folder, view)
@@ -130,7 +130,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this one.")] =
 
         print(read(name), end="")
         return
-    from pipeline.engine.overview import HEADER, overview
+    from pipeline.reporting.recipe_list import HEADER, overview
 
     for recipe, dataset, network, parameters, products, published in [HEADER, *overview()]:
         print(f"{recipe:25}{dataset:10}{network:20}{parameters:>10}{products:>15}{published:>11}")
@@ -171,7 +171,7 @@ def train(
     loaded = load(recipe, [*(overrides or []), *given])
     folder = runs_dir / check_name(loaded.name if run is None else run, "run")
     if devices > 1 and not is_rank():
-        from pipeline.engine.launch import launch
+        from pipeline.training.launch import launch
 
         raise typer.Exit(launch(devices, max_restarts, device, sys.argv[1:]))
     from pipeline.train import train as run_training
@@ -209,13 +209,13 @@ def evaluate(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """precision @ k of a run, on images it has not seen."""
-    from pipeline.engine.run import Run
-    from pipeline.evaluate import Question, evaluate_run, table
-    from pipeline.evaluate import watch as follow
+    from pipeline.evaluate import EvaluationOptions, evaluate_run, table
+    from pipeline.run import Run
+    from pipeline.watch import watch as follow
 
     if watch and onnx:
         raise typer.BadParameter("--watch looks at checkpoints, --onnx at the exported file; give one of them")
-    question = Question(split, weights, onnx, limit, device, batch_size, top_k)
+    question = EvaluationOptions(split, weights, onnx, limit, device, batch_size, top_k)
     found = Run.find(runs_dir, run)
     if watch:
         for answer in follow(found, data_dir, question, interval, tracking == "mlflow"):
@@ -247,8 +247,8 @@ def export(
 ) -> None:
     """Export the averaged weights to ONNX; published only if they equal PyTorch's."""
     from pipeline.dataset import check_name
-    from pipeline.engine.run import Run
     from pipeline.export import export as publish
+    from pipeline.run import Run
 
     if register is not None:
         check_name(register, "model")
@@ -296,8 +296,8 @@ def report(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Write one page on a run, report.html, with its pictures."""
-    from pipeline.engine.run import Run
     from pipeline.report import report as write
+    from pipeline.run import Run
 
     found = Run.find(runs_dir, run)
     page = write(found, found.dataset(data_dir))
@@ -318,7 +318,7 @@ def compare(
     """Several runs side by side: a table, and a page with their curves on the same axes."""
     from pipeline.compare import compare as put_side_by_side
     from pipeline.compare import text
-    from pipeline.engine.run import Run
+    from pipeline.run import Run
 
     page = output or runs_dir / "compare.html"
     figures = put_side_by_side([Run.find(runs_dir, run) for run in runs], page)
@@ -332,7 +332,7 @@ def sync(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Send metrics and files of runs to MLflow: what the server lacks, no more."""
-    from pipeline.engine.run import Run
+    from pipeline.run import Run
     from pipeline.sync import sync as send
 
     if follow and runs and len(runs) > 1:
@@ -367,7 +367,7 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
 def run() -> None:
     """The console script `pipeline`."""
     if is_rank():
-        from pipeline.engine.distributed import rank_process
+        from pipeline.training.distributed import rank_process
 
         with rank_process():
             console.main(app)

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.curves import draw_curves, series
-from pipeline.engine.exhibits import duration
-from pipeline.engine.findings import read_findings
-from pipeline.engine.network import build_served, count_parameters, multiply_adds, seen_shape
-from pipeline.engine.pictures import Picture
-from pipeline.engine.points import Point, last_value, read_points
-from pipeline.engine.run import Run
-from serving.errors import ConvlineError
-from serving.files import atomic_write
-from serving.page import card, cards, element, name, page, table
+from convline.errors import ConvlineError
+from convline.files import atomic_write
+from convline.html import card, cards, element, name, page, table
+from pipeline.network import build_served, count_parameters, multiply_adds, seen_shape
+from pipeline.reporting.curves import draw_curves, series
+from pipeline.reporting.findings import read_findings
+from pipeline.reporting.plots import Picture
+from pipeline.reporting.sections import duration
+from pipeline.run import Run
+from pipeline.tracking.points import Point, last_value, read_points
 
 HEADER = ("run", "network", "dataset", "steps", "time", "train", "validation", "test", "parameters", "multiply-adds")
 NOTE = (

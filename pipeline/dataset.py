@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.engine.integrity import AGAIN, forget, open_arrays
-from pipeline.engine.meta import DatasetFields, read_described
-from serving.errors import ConvlineError
-from serving.images import ImageSpec
+from convline.errors import ConvlineError
+from convline.images import ImageSpec
+from pipeline.metadata import DatasetFields, read_described
+from pipeline.preparing.integrity import AGAIN, forget, open_arrays
 
 FORMAT = 1
 

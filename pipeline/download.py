@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from serving.console import log, progress
-from serving.errors import ConvlineError
+from convline.console import log, progress
+from convline.errors import ConvlineError
+from pipeline.preparing.official_datasets import OfficialDataset
 
-TABLE = Path(__file__).with_name("datasets.toml")
-FORMATS = {"idx": 4, "cifar-binary": 1, "svhn-mat": 2, "embedded-digits": 0}  # and how many archives they have
 TIMEOUT = 30  # seconds without a byte
 
 
-@dataclass(frozen=True)
-class Official:
-    """A dataset known by name: `files`, its official archives, map name to "algorithm:checksum", in the order
-    of its reader (none where it is embedded); `image` is [height, width, channels]."""
-
-    name: str
-    format: str
-    classes: list[str]
-    mirrors: list[str] = field(default_factory=list)
-    files: dict[str, str] = field(default_factory=dict)
-    image: list[int] = field(default_factory=list)
-
-
-def officials() -> dict[str, Official]:
-    """The datasets known by name; those of a table of the user's own, named by CONVLINE_DATASETS, come first.
-
-    Raises ConvlineError where that table is not one.
-    """
-    known = _read_table(TABLE)
-    if own := os.environ.get("CONVLINE_DATASETS"):
-        known |= _read_table(Path(own))
-    return known
-
-
-def _read_table(path: Path) -> dict[str, Official]:
-    try:
-        table = {name: Official(name, **fields) for name, fields in tomllib.loads(path.read_text()).items()}
-        for name, dataset in table.items():
-            if FORMATS.get(dataset.format) != len(dataset.files):
-                raise ValueError(f"{name} is no format of {FORMATS} with as many files")
-            if len(dataset.image) != 3:
-                raise ValueError(f"image of {name} is [height, width, channels]")
-        return table
-    except (OSError, ValueError, TypeError) as error:
-        raise ConvlineError(f"the table of datasets {path} cannot be read: {error}") from error
-
-
-def download(dataset: Official, data_dir: Path, mirrors: Sequence[str] = ()) -> list[Path]:
+def download(dataset: OfficialDataset, data_dir: Path, mirrors: Sequence[str] = ()) -> list[Path]:
     """The dataset's archives under `data_dir`/archives, fetched where they are not there yet.
 
     `mirrors` (http, https or file URLs) are tried before the official ones.

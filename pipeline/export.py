@@ -15,22 +15,22 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError
+from convline.files import atomic_write, remove_leftovers
 from models.served import Served
 from pipeline.dataset import Dataset, Split
-from pipeline.engine.gate import GATES, Gate, Parity, Precision
-from pipeline.engine.graph import check, float_nodes, to_onnx
-from pipeline.engine.half import to_float16
-from pipeline.engine.int8 import quantize
-from pipeline.engine.network import Predict, load_served, predictor
-from pipeline.engine.run import Run
-from pipeline.engine.timing import seconds_per_call
+from pipeline.exporting.float16 import to_float16
+from pipeline.exporting.graph import check, float_nodes, to_onnx
+from pipeline.exporting.int8 import quantize
+from pipeline.exporting.timing import seconds_per_call
+from pipeline.exporting.tolerances import TOLERANCES, Parity, Precision, Tolerance
+from pipeline.network import Predict, load_served, predictor
 from pipeline.parity import SERVING_BATCH, compare, prove_run, split_batches
-from serving.errors import ConvlineError
-from serving.files import atomic_write, remove_leftovers
-from serving.machine import usable_cpus
+from pipeline.run import Run
 from serving.model import PROBE_IMAGES, has_halves, open_model, probe_images
+from serving.model_file import FORMAT, PREFIX
 from serving.session import open_session
-from serving.source import FORMAT, PREFIX
 
 # of the largest logit: CPUs and GPUs sum in other orders, in float16 with 11 bits; integers round elsewhere (0.2% was
 # seen between onnxruntime's integer kernels and the same graph computed in float)
@@ -154,7 +154,7 @@ def _drawn(split: Split, count: int, seed: int) -> Split:
 
 
 class Judge:
-    """Compares candidates with the model in float on a split, by a gate half as wide as the one to be passed."""
+    """Compares candidates with the model in float on a split, by a tolerance half as wide as the one to be passed."""
 
     def __init__(self, full: onnx.ModelProto, split: Split, run: Run) -> None:
         self._reference = _remembered(_session(full))
@@ -168,8 +168,8 @@ class Judge:
         return self._compared(model, self._split.first(RANKED_IMAGES)).mean_probability
 
     def _compared(self, model: onnx.ModelProto, split: Split) -> Parity:
-        final = GATES["int8"]
-        parity = Parity(self._run.classes, Gate(share=final.share / 2, images=final.images // 2))
+        final = TOLERANCES["int8"]
+        parity = Parity(self._run.classes, Tolerance(share=final.share / 2, images=final.images // 2))
         compare(parity, self._reference, _session(model), split_batches(split), self._run.spec)
         return parity
 

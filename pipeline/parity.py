@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from convline.console import log
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError, ImageError
+from convline.images import ImageSpec
+from convline.inputs.listing import find
 from pipeline.dataset import Dataset, Split
-from pipeline.engine.blends import Blends
-from pipeline.engine.gate import GATES, PRECISIONS, Batch, Gate, Parity, Precision
-from pipeline.engine.network import Predict, load_served, predictor
-from pipeline.engine.run import Run
-from pipeline.evaluate import batches
+from pipeline.exporting.boundary_images import BoundaryImages
+from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Batch, Parity, Precision, Tolerance
+from pipeline.metrics import batches
+from pipeline.network import Predict, load_served, predictor
+from pipeline.run import Run
 from serving.classifier import try_decode
-from serving.console import log
-from serving.errors import ConvlineError, ImageError
-from serving.images import ImageSpec
-from serving.listing import find
-from serving.machine import usable_cpus
 from serving.model import Model, open_model
 from serving.session import Provider, provider_problem
 
@@ -38,13 +38,13 @@ class Claim:
     """What is to be proven: that a file gives what the reference does."""
 
     reference: Predict
-    gate: Gate
+    tolerance: Tolerance
     sides: tuple[str, str] = ("pytorch", "onnx")
 
 
 def prove(claim: Claim, model: Model, real: Iterator[Batch]) -> Parity:
     """Compare a file, opened as serving opens it, with its reference."""
-    parity = Parity(list(model.classes), claim.gate, model.provider, usable_cpus(), claim.sides)
+    parity = Parity(list(model.classes), claim.tolerance, model.provider, usable_cpus(), claim.sides)
     compare(parity, claim.reference, model.run, real, model.spec)
     return parity
 
@@ -63,7 +63,7 @@ def prove_run(
     """Compare a run's file, which is to be published as `name`, with its reference on the test split, by every provider
     that serving would take here. Raises ConvlineError where they differ.
     """
-    claim = Claim(reference, GATES[precision])
+    claim = Claim(reference, TOLERANCES[precision])
     proofs = []
     for provider in providers():
         model = open_model(path, provider, is_proven=False)
@@ -99,10 +99,10 @@ def prove_again(
         if (other.classes, other.spec) != (model.classes, model.spec):
             raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
         looser = max(precision, precision_of(other), key=PRECISIONS.index)
-        claim = Claim(other.run, GATES[looser], (str(against), str(path)))
+        claim = Claim(other.run, TOLERANCES[looser], (str(against), str(path)))
     else:
         run = run or _run_of(model, path, runs_dir)
-        claim = Claim(_trained(run, model, path), GATES[precision])
+        claim = Claim(_trained(run, model, path), TOLERANCES[precision])
     if images is not None:
         real = file_batches(images, model.spec)
     else:
@@ -162,7 +162,7 @@ def compare(parity: Parity, reference: Predict, candidate: Predict, real: Iterat
     """Take in both models over the real images, as batched, and the first 64 of them with hostile ones in batches of
     1, 2, 3 and 17; where logits are gated, blends near the decision boundary, too."""
     first: list[Batch] = []
-    blends = Blends(len(parity.classes))
+    blends = BoundaryImages(len(parity.classes))
     for batch in real:
         mine = reference(batch.images)
         parity.add(batch, mine, candidate(batch.images))
@@ -176,7 +176,7 @@ def compare(parity: Parity, reference: Predict, candidate: Predict, real: Iterat
         for start in range(0, len(mixed), size):
             batch = Batch(names[start : start + size], mixed[start : start + size])
             parity.add(batch, reference(batch.images), candidate(batch.images), is_real=False)
-    if parity.gate.logit is not None:
+    if parity.tolerance.logit is not None:
         near = blends.near_boundary(reference)
         for start in range(0, len(near), SERVING_BATCH):
             part = near[start : start + SERVING_BATCH]

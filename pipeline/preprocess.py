@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from convline.console import log
+from convline.errors import ConvlineError
+from convline.files import new_folder
 from pipeline.dataset import FORMAT, Dataset, check_name, stratified
-from pipeline.download import download, officials
-from pipeline.engine.archives import READERS
-from pipeline.engine.image_folder import Options, decode_images
-from pipeline.engine.integrity import fingerprint, moments
-from pipeline.engine.meta import fingerprint_of
-from pipeline.engine.prepared import CHUNK, Prepared, create_array
-from serving.console import log
-from serving.errors import ConvlineError
-from serving.files import new_folder
+from pipeline.download import download
+from pipeline.metadata import fingerprint_of
+from pipeline.preparing.image_folder import Options, decode_images
+from pipeline.preparing.integrity import fingerprint, moments
+from pipeline.preparing.official_archives import READERS
+from pipeline.preparing.official_datasets import officials
+from pipeline.preparing.prepared import CHUNK, Prepared, create_array
 
 TEST_SHARE = 0.2
 TEST_SEED = 0

@@ -23,10 +23,10 @@ from pydantic import (
     model_validator,
 )
 
+from convline.errors import ConvlineError
 from models import NETWORKS, TORCHVISION, options, weights_of
-from pipeline.engine.optim import Constant, OptimizerSection, ScheduleSection
-from pipeline.engine.schema import Section
-from serving.errors import ConvlineError
+from pipeline.training.optimizers import Constant, OptimizerSection, ScheduleSection
+from pipeline.training.recipe_section import Section
 
 RECIPES = Path(__file__).parent / "recipes"
 

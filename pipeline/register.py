@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from pipeline.engine.run import Run
+from convline.errors import ConvlineError
+from convline.mlflow_client import asking, read_registered, tracking_uri
 from pipeline.export import labels_path
-from pipeline.sync import Sender
-from serving.errors import ConvlineError
+from pipeline.run import Run
+from pipeline.tracking.sender import Sender
 from serving.model import Model, open_model, probe_images
-from serving.registry import asking, read_registered, tracking_uri
-from serving.source import PREFIX
+from serving.model_file import PREFIX
 
 CHAMPION = "champion"
 SERVING_LIBRARIES = ("mlflow", "onnx", "onnxruntime", "numpy")

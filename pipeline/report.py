@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from convline.files import atomic_write
+from convline.html import Content, page
 from pipeline.dataset import Dataset
-from pipeline.engine import exhibits, showcase
-from pipeline.engine.network import choose_device, load_served
-from pipeline.engine.pictures import save
-from pipeline.engine.run import Run
-from pipeline.engine.subject import Subject
-from serving.files import atomic_write
-from serving.page import Content, page
+from pipeline.network import choose_device, load_served
+from pipeline.reporting import image_sections, sections
+from pipeline.reporting.plots import save
+from pipeline.reporting.report_data import ReportData
+from pipeline.run import Run
 
-SECTIONS: dict[str, Sequence[Callable[[Subject], Content]]] = {
-    "What was trained": (exhibits.trained, showcase.dataset),
-    "The network": (exhibits.network,),
-    "Learning curves": (exhibits.learning,),
-    "Right and wrong": (exhibits.judged,),
-    "Images worth a look": (showcase.judged,),
-    "First layer": (showcase.first_layer,),
-    "Layers over training": (exhibits.insides,),
-    "Distortions": (showcase.distortions,),
-    "Parity and provenance": (exhibits.provenance,),
+SECTIONS: dict[str, Sequence[Callable[[ReportData], Content]]] = {
+    "What was trained": (sections.trained, image_sections.dataset),
+    "The network": (sections.network,),
+    "Learning curves": (sections.learning,),
+    "Right and wrong": (sections.judged,),
+    "Images worth a look": (image_sections.judged,),
+    "First layer": (image_sections.first_layer,),
+    "Layers over training": (sections.insides,),
+    "Distortions": (image_sections.distortions,),
+    "Parity and provenance": (sections.provenance,),
 }
 
 
@@ -34,10 +34,10 @@ def report(run: Run, dataset: Dataset) -> Path:
     yet.
     """
     served, step = load_served(run)
-    subject = Subject(run, dataset, served.to(choose_device("auto")), step)
-    sections = [(title, [show(subject) for show in shown]) for title, shown in SECTIONS.items()]
-    text = page(f"{run.name}: an image classifier", exhibits.head(subject), sections)
-    save(run.pictures, subject.pictures)
+    data = ReportData(run, dataset, served.to(choose_device("auto")), step)
+    shown_sections = [(title, [show(data) for show in parts]) for title, parts in SECTIONS.items()]
+    text = page(f"{run.name}: an image classifier", sections.head(data), shown_sections)
+    save(run.pictures, data.pictures)
     with atomic_write(run.page, "w", encoding="utf-8") as file:
         file.write(text)
     return run.page

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from convline.errors import ConvlineError
+from convline.files import atomic_write, name_on_disk
 from pipeline.dataset import Dataset, Split
-from serving.errors import ConvlineError
-from serving.files import atomic_write, name_on_disk
-from serving.page import elided
+from pipeline.reporting.image_grid import View, grid, pixels
 
 SHEET_COLUMNS = 10  # images a class on the contact sheet
-TILE = 48  # pixels, at least
-MARGIN = 4
-LABEL_WIDTH = 110
 SOFTWARE = "convline samples"  # by which a contact sheet is known, and may be replaced
-
-
-View = Callable[
-    [NDArray[np.uint8]], NDArray[np.uint8]
-]  # of images [n, height, width, channels], as a network sees them
 
 
 def write_samples(dataset: Dataset, split: Split, count: int, output: Path, view: View | None = None) -> list[Path]:
@@ -86,11 +77,6 @@ def _png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def pixels(image: NDArray[np.uint8]) -> Image.Image:
-    """uint8 [height, width, 1 or 3] to look at."""
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
 def contact_sheet(
     dataset: Dataset, split: Split, positions: NDArray[np.int64], view: View | None = None
 ) -> Image.Image:
@@ -99,31 +85,3 @@ def contact_sheet(
     rows = [split.rows[positions][labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
     images = [split.images[own] if view is None else view(split.images[own]) for own in rows]
     return grid([(label, list(map(pixels, own))) for label, own in zip(dataset.classes, images, strict=True)])
-
-
-def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of images, each with its label at the left; small images are enlarged."""
-    there = [image for _, images in rows for image in images]
-    width, height = (max(image.size[axis] for image in there) for axis in (0, 1))
-    scale = max(1, -(-TILE // max(height, width)))
-    tile_width, tile_height = width * scale + MARGIN, height * scale + MARGIN
-    is_labelled = any(label for label, _ in rows)
-    left = LABEL_WIDTH if is_labelled else MARGIN
-    font = _font() if is_labelled else None
-    columns = max(len(images) for _, images in rows)
-    sheet = Image.new("RGB", (left + columns * tile_width, len(rows) * tile_height), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, (label, images) in enumerate(rows):
-        top = number * tile_height
-        draw.text((MARGIN, top + tile_height // 2 - 6), elided(label, 16), fill="black", font=font)
-        for column, image in enumerate(images):
-            enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))
-    return sheet
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    """One that has more scripts than Pillow's own."""
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)

@@ -9,25 +9,25 @@ from pathlib import Path
 
 import torch
 
+from convline.console import log
+from convline.errors import ConvlineError
+from convline.files import atomic_write
+from pipeline import checkpoint
 from pipeline.dataset import Dataset
-from pipeline.download import officials
-from pipeline.engine import checkpoint
-from pipeline.engine.distributed import World, join
-from pipeline.engine.interrupts import stop_request
-from pipeline.engine.monitor import monitor
-from pipeline.engine.network import build_served, check_trains, choose_device
-from pipeline.engine.optim import update
-from pipeline.engine.pretrained import load_pretrained
-from pipeline.engine.randomness import seed_step
-from pipeline.engine.run import Run
-from pipeline.engine.torchrun import restarts
-from pipeline.engine.tracking import Follower
-from pipeline.engine.training import Training
+from pipeline.network import build_served, check_trains, choose_device
+from pipeline.preparing.official_datasets import officials
 from pipeline.preprocess import preprocess
 from pipeline.recipe import Recipe, differences
-from serving.console import log
-from serving.errors import ConvlineError
-from serving.files import atomic_write
+from pipeline.run import Run
+from pipeline.tracking.follower import Follower
+from pipeline.training.distributed import World, join
+from pipeline.training.interrupts import stop_request
+from pipeline.training.monitor import monitor
+from pipeline.training.optimizers import update
+from pipeline.training.pretrained import load_pretrained
+from pipeline.training.randomness import seed_step
+from pipeline.training.state import Training
+from pipeline.training.torchrun import restarts
 
 
 def train(

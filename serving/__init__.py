@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serving.errors import ConvlineError, ImageError, ModelError
+from convline.errors import ConvlineError, ImageError, ModelError
 
 if TYPE_CHECKING:
-    from serving.classifier import Classifier, Prediction, Reject
+    from serving.classifier import Classifier
+    from serving.records import Prediction, Reject
 
 __all__ = ["Classifier", "ConvlineError", "ImageError", "ModelError", "Prediction", "Reject"]
 

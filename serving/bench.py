@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError
+from convline.images import ImageSpec
+from convline.inputs.input_file import InputFile, OnDisk
+from convline.inputs.listing import find
+from convline.process_pool import ProcessPool
+from serving.batch_size import batch_rates, fastest_of
 from serving.classifier import Classifier, batched, pack
-from serving.errors import ConvlineError
-from serving.found import Found, OnDisk
-from serving.images import ImageSpec
-from serving.knee import batch_rates, knee_of
-from serving.listing import find
-from serving.machine import usable_cpus
 from serving.predict import decoded
 from serving.session import Provider
-from serving.workers import Workers
 
 MADE = 2_000  # images, where none are given
 MOST = 20_000  # of those given
@@ -32,8 +32,8 @@ SECONDS = 1.0  # that the model alone is measured for
 
 
 def bench(model: str, images: Path | None = None, provider: Provider = "auto") -> dict[str, Any]:
-    """Images/s of decoding alone, of the model alone and of a whole job, on all usable CPUs; the knee of the batch
-    size; one image from a cold start; memory.
+    """Images/s of decoding alone, of the model alone and of a whole job, on all usable CPUs; the batch
+    size beyond which it gets no faster; one image from a cold start; memory.
 
     Raises ConvlineError for a folder without files, and as `open_model` does.
     """
@@ -68,7 +68,7 @@ def bench(model: str, images: Path | None = None, provider: Provider = "auto") -
         },
         "bounded_by": f"{slower} ({share})" if runs_beside else slower,
         "batch": {
-            "knee": knee_of(rates),
+            "fastest_batch_size": fastest_of(rates),
             "threads": 1,
             "images_per_second": {str(size): round(rate, 1) for size, rate in rates.items()},
         },
@@ -98,11 +98,11 @@ def _make_images(folder: Path, spec: ImageSpec) -> Path:
 def _decode_rate(classifier: Classifier, paths: list[str]) -> float:
     """Files/s on all usable CPUs."""
 
-    def work(files: list[Found], _: int) -> int:
+    def work(files: list[InputFile], _: int) -> int:
         pack(decoded(files, classifier.spec), classifier.buffer())
         return len(files)
 
-    files = (Found(path, OnDisk(path)) for path in paths)
+    files = (InputFile(path, OnDisk(path)) for path in paths)
     return _rate(work, batched(files, classifier.batch_size))
 
 
@@ -110,7 +110,7 @@ def _model_rate(classifier: Classifier) -> float:
     """Images/s: on a CPU of one thread a process, else of this process."""
     pixels = classifier.buffer()
 
-    def work(_: list[Found], __: int) -> int:
+    def work(_: list[InputFile], __: int) -> int:
         classifier.model.run(pixels)
         return classifier.batch_size
 
@@ -126,8 +126,8 @@ def _model_rate(classifier: Classifier) -> float:
     return runs / (time.perf_counter() - began)
 
 
-def _rate(work: Any, batches: Iterable[list[Found]]) -> float:
-    with Workers(usable_cpus(), work, lambda files: work(files, 0)) as workers:
+def _rate(work: Any, batches: Iterable[list[InputFile]]) -> float:
+    with ProcessPool(usable_cpus(), work, lambda files: work(files, 0)) as workers:
         began = time.perf_counter()
         done = sum(workers.map(iter(batches), lambda _files, count, _buffer: count))
         return done / (time.perf_counter() - began)

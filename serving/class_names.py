@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from serving.errors import ConvlineError
+from convline.errors import ConvlineError
 
 FORMS = "class names, a line each or a JSON list"
 INDEX = re.compile(r"0|[1-9]\d*")

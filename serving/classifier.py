@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.errors import ConvlineError, ImageError
-from serving.foreign import Foreign
-from serving.found import Found
-from serving.images import ImageSpec, decode, fit_pixels
-from serving.machine import usable_cpus
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError, ImageError
+from convline.images import ImageSpec, decode, fit_pixels
+from convline.inputs.input_file import InputFile
+from serving.external_model import ExternalModel
+from serving.image_inputs import Picture, Pixels, pictures
 from serving.model import open_model
-from serving.pictures import Picture, Pixels, pictures
+from serving.records import Entry, Prediction, Reject
 from serving.session import Provider
 
 BATCHES_AHEAD = 2
@@ -26,31 +26,10 @@ SHOWN = 10  # images that an error names
 NOT_FINITE = ImageError("not-finite", "the model gives scores for it that are not finite")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The k most probable classes of one file, most probable first."""
-
-    path: str
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A file that could not be used, with its reason code."""
-
-    path: str
-    reason: str
-    detail: str
-
-
-Entry = Prediction | Reject
-
-
 class Classifier:
     """A served model: `with Classifier("model.onnx") as c: c.classify(["cat.jpg"])`.
 
-    `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `foreign` says what a file made
+    `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `external` says what a file made
     elsewhere does not; `threads` defaults to all usable CPUs. Opening validates and self-tests the file. All methods
     may be called from several threads at once. Raises ModelError as `open_model` does.
     """
@@ -61,11 +40,11 @@ class Classifier:
         provider: Provider = "auto",
         threads: int | None = None,
         batch_size: int = 64,
-        foreign: Foreign | None = None,
+        external: ExternalModel | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConvlineError(f"batch size {batch_size} is not a size; use 1 or more")
-        self.model = open_model(model, provider, threads, foreign)
+        self.model = open_model(model, provider, threads, external)
         self.batch_size = self.model.batch or batch_size
 
     @property
@@ -118,9 +97,9 @@ class Classifier:
         """As `classify`, which takes files by their paths, too."""
         return self.classify(paths, top_k)
 
-    def classify_batches(self, batches: Iterable[Sequence[Found]], top_k: int = 1) -> Iterator[list[Entry]]:
+    def classify_batches(self, batches: Iterable[Sequence[InputFile]], top_k: int = 1) -> Iterator[list[Entry]]:
         """The entries of batches of at most `batch_size` files, in order; the next ones are decoded meanwhile."""
-        ahead: deque[tuple[Sequence[Found], list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
+        ahead: deque[tuple[Sequence[InputFile], list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
         with ThreadPoolExecutor(usable_cpus()) as pool:
             for batch in batches:
                 ahead.append((batch, [pool.submit(try_decode, file, self.spec) for file in batch]))
@@ -131,7 +110,7 @@ class Classifier:
                 yield self._label(files, [future.result() for future in decoded], top_k)
 
     def _label(
-        self, files: Sequence[Found], decoded: Sequence[NDArray[np.uint8] | ImageError], top_k: int
+        self, files: Sequence[InputFile], decoded: Sequence[NDArray[np.uint8] | ImageError], top_k: int
     ) -> list[Entry]:
         pixels = self.buffer()
         problems = pack(decoded, pixels)
@@ -142,7 +121,7 @@ class Classifier:
         return np.zeros((self.batch_size, self.spec.height or 0, self.spec.width or 0, self.spec.channels), np.uint8)
 
     def label(
-        self, files: Sequence[Found], pixels: NDArray[np.uint8], problems: Sequence[ImageError | None], top_k: int
+        self, files: Sequence[InputFile], pixels: NDArray[np.uint8], problems: Sequence[ImageError | None], top_k: int
     ) -> list[Entry]:
         """The entries of one batch as `pack` left it; a file that failed becomes a Reject in its own place."""
         usable = sum(problem is None for problem in problems)
@@ -191,7 +170,7 @@ def _finite(probability: NDArray[np.float32], logit: NDArray[np.float32]) -> NDA
     return np.isfinite(np.concatenate([probability, logit], axis=1)).all(axis=1)
 
 
-def try_decode(file: Found, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
+def try_decode(file: InputFile, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
     """The file's pixels, or why it has none."""
     try:
         if isinstance(file.content, Pixels):
@@ -216,7 +195,7 @@ def pack(decoded: Iterable[NDArray[np.uint8] | ImageError], pixels: NDArray[np.u
     return problems
 
 
-def batched(files: Iterable[Found], size: int) -> Iterator[list[Found]]:
+def batched(files: Iterable[InputFile], size: int) -> Iterator[list[InputFile]]:
     """Lists of `size` files, the last one of what is left."""
     files = iter(files)
     while batch := list(islice(files, size)):

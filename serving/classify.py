@@ -17,18 +17,16 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from serving.archives import is_archive
-from serving.classifier import Classifier, Entry, Reject
-from serving.console import log, progress
-from serving.errors import ConvlineError
-from serving.found import Found
-from serving.job import BATCH_SIZE, Job, Summary, check, describe, listing, open_onlookers, part
-from serving.knee import knee
-from serving.listing import STDIN, is_url
-from serving.machine import usable_cpus
-from serving.predict import Predict, predictor
-from serving.rescan import Kept
-from serving.results import (
+from convline.console import log, progress
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError
+from convline.inputs.archives import is_archive
+from convline.inputs.input_file import InputFile
+from convline.inputs.listing import STDIN, is_url
+from serving.batch_size import fastest_batch_size
+from serving.classifier import Classifier
+from serving.job import BATCH_SIZE, Job, check, describe, listing, open_observers, part
+from serving.journal import (
     Journal,
     Record,
     before_path,
@@ -39,10 +37,14 @@ from serving.results import (
     render,
     shards_path,
 )
+from serving.predict import Predict, predictor
+from serving.records import Entry, Reject
+from serving.rescan import Kept
+from serving.summary import Summary
 from serving.tables import open_table
 
 if TYPE_CHECKING:
-    from serving.console import Bar
+    from convline.console import Bar
 
 KEPT_AT_ONCE = 64  # batches
 
@@ -59,10 +61,10 @@ def classify(job: Job) -> Summary:
         )
     if job.output is not None and not partial_path(job.output).exists() and (summary := complete(job, job.output)):
         return summary
-    onlookers = open_onlookers(job)
+    observers = open_observers(job)
     files, whole = part(job)
     with opened(job, files) as (classifier, predict, files):
-        summary = Summary(classifier.provider, onlookers=onlookers)
+        summary = Summary(classifier.provider, observers=observers)
         began = time.perf_counter()
         if job.output is None:
             _to_stdout(job, classified(predict, files, classifier.batch_size), summary)
@@ -83,7 +85,7 @@ def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
     """
     if not (job.continues and output.exists()):
         return None
-    summary = Summary("nothing", onlookers=open_onlookers(replace(job, sort_into=None)))
+    summary = Summary("nothing", observers=open_observers(replace(job, sort_into=None)))
     for file, entry in read_finished(output, part(job)[0], job.csv_safe):
         summary.add(file, entry)
     made = f", but to make {job.report} again" if job.report else ""
@@ -94,7 +96,7 @@ def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
 
 
 @contextmanager
-def opened(job: Job, files: Iterator[Found]) -> Iterator[tuple[Classifier, Predict, Iterator[Found]]]:
+def opened(job: Job, files: Iterator[InputFile]) -> Iterator[tuple[Classifier, Predict, Iterator[InputFile]]]:
     """The model, what predicts with it, and the files, of which the first ones were looked at.
 
     The model runs on what fits into one batch here, on all threads; the processes that decode it share it.
@@ -104,15 +106,15 @@ def opened(job: Job, files: Iterator[Found]) -> Iterator[tuple[Classifier, Predi
     is_small = len(first) <= size
     processes = min(job.threads or usable_cpus(), len(first))
     threads = job.threads if is_small else 1
-    with Classifier(job.model, job.provider, threads, size, job.foreign) as classifier:
+    with Classifier(job.model, job.provider, threads, size, job.external) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
-            classifier.batch_size = _pinned(job) or knee(classifier.model)
+            classifier.batch_size = _pinned(job) or fastest_batch_size(classifier.model)
         with predictor(classifier, job.top_k, processes, shares_batches=is_small) as predict:
             yield classifier, predict, chain(_emptied(first), files)
 
 
-def _emptied(files: list[Found]) -> Iterator[Found]:
+def _emptied(files: list[InputFile]) -> Iterator[InputFile]:
     """Files out of an archive hold its bytes: nobody should hold them any longer."""
     files.reverse()
     while files:
@@ -137,7 +139,7 @@ def _to_stdout(job: Job, batches: Iterator[list[Classified]], summary: Summary) 
             table.flush()
 
 
-def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[Found], summary: Summary) -> None:
+def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[InputFile], summary: Summary) -> None:
     """Write an entry for each file, after those that an interrupted job has left."""
     kept = None
     if job.rescan or before_path(journal.path).exists():
@@ -161,14 +163,14 @@ def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[Found], s
         summary.resumed = kept.found
 
 
-def _skip(files: Iterator[Found], journal: Journal, summary: Summary) -> None:
+def _skip(files: Iterator[InputFile], journal: Journal, summary: Summary) -> None:
     """Pass over what the journal already holds, making sure that it is the same listing of the same files."""
     advice = "keep what is still valid with --rescan, or start from the beginning with --overwrite"
     for record in journal.records():
         summary.add(unchanged(next(files, None), record, journal.path, advice), record.entry)
 
 
-def unchanged(file: Found | None, record: Record, name: Path | str, advice: str) -> Found:
+def unchanged(file: InputFile | None, record: Record, name: Path | str, advice: str) -> InputFile:
     """The file of a record that was begun at `name`. Raises ConvlineError where it is another one now."""
     changed, path = f"the input changed since {name} was begun", record.entry.path
     if file is None or file.path != path:
@@ -180,16 +182,16 @@ def unchanged(file: Found | None, record: Record, name: Path | str, advice: str)
     return file
 
 
-Classified = tuple[Found, Entry]
+Classified = tuple[InputFile, Entry]
 
 
 def classified(
-    predict: Predict, files: Iterator[Found], batch_size: int, kept: Kept | None = None
+    predict: Predict, files: Iterator[InputFile], batch_size: int, kept: Kept | None = None
 ) -> Iterator[list[Classified]]:
     """The files with their entries, batch by batch; what is kept is not classified again."""
-    planned: deque[list[tuple[Found, Entry | None]]] = deque()
+    planned: deque[list[tuple[InputFile, Entry | None]]] = deque()
 
-    def unknown() -> Iterator[list[Found]]:
+    def unknown() -> Iterator[list[InputFile]]:
         while batch := _next_batch(files, batch_size, kept):
             planned.append(batch)
             yield [file for file, known in batch if known is None]
@@ -199,9 +201,9 @@ def classified(
         yield [(file, known or next(fresh)) for file, known in planned.popleft()]
 
 
-def _next_batch(files: Iterator[Found], size: int, kept: Kept | None) -> list[tuple[Found, Entry | None]]:
+def _next_batch(files: Iterator[InputFile], size: int, kept: Kept | None) -> list[tuple[InputFile, Entry | None]]:
     """As many files as bring `size` that have to be classified, or many that need not be."""
-    batch: list[tuple[Found, Entry | None]] = []
+    batch: list[tuple[InputFile, Entry | None]] = []
     unknown = 0
     for file in files:
         file.look()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from serving import console
+from convline import console
 
 if TYPE_CHECKING:
-    from serving.foreign import Foreign
+    from serving.external_model import ExternalModel
 
 app = typer.Typer(
     help="Classify folders of images with an exported model. Runs without torch.",
@@ -77,9 +77,9 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
     """Classify every image of the inputs into a table of path, label and probability."""
+    from convline.inputs.listing import is_url
     from serving.classify import classify as run_job
     from serving.job import Job
-    from serving.listing import is_url
 
     if (resume or rescan) and overwrite:
         raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
@@ -99,17 +99,17 @@ def classify(
         sort_into=sort_into,
         report=report,
         shard=_shard(shard),
-        foreign=_foreign(classes, preprocess),
+        external=_external(classes, preprocess),
         csv_safe=csv_safe,
     )
     if address is not None and engine != "ray":
         raise typer.BadParameter("--address is of a Ray cluster; it needs --engine ray")
     if engine == "ray":
-        from serving.cluster import classify_on_ray
+        from serving.ray_cluster import classify_on_ray
 
         run_job = partial(classify_on_ray, address=address, shelf_name=f"{output}.shards")
     if is_url(output):
-        from serving.delivery import deliver
+        from serving.upload import deliver
 
         summary = deliver(output, job, run_job)
     else:
@@ -175,16 +175,16 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     return part
 
 
-def _foreign(classes: Path | None, preprocess: list[str] | None) -> Foreign | None:
+def _external(classes: Path | None, preprocess: list[str] | None) -> ExternalModel | None:
     """What the user says of a model made elsewhere."""
     if bool(classes) != bool(preprocess):
         raise typer.BadParameter("a model made elsewhere needs both, --classes and --preprocess (as in range=1)")
     if classes is None or preprocess is None:
         return None
     from serving.class_names import read_classes
-    from serving.foreign import Foreign, Preprocessing
+    from serving.external_model import ExternalModel, Preprocessing
 
-    return Foreign(read_classes(classes), Preprocessing.parse(preprocess), classes)
+    return ExternalModel(read_classes(classes), Preprocessing.parse(preprocess), classes)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:

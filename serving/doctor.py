@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from serving.machine import usable_cpus
+from convline.cpus import usable_cpus
 
 LIBRARIES = (
     "convline",

@@ -11,11 +11,11 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from serving.errors import ModelError
+from convline.errors import ModelError
 from serving.model import read_described
-from serving.scores import opset
+from serving.model_file import parse_model, read_model
+from serving.score_output import opset
 from serving.session import message
-from serving.source import parse_model, read_model
 
 CONSTANT = "constant."  # what `pipeline export` calls weights that were never trained
 BATCHES = (1, 64)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from serving.classifier import Classifier, Entry
-from serving.errors import ConvlineError
-from serving.foreign import Foreign
-from serving.found import Found, OnDisk
-from serving.listing import STDIN, find
-from serving.results import Tally, before_path, partial_path, rejects_path, shards_path
+from convline.errors import ConvlineError
+from convline.inputs.input_file import InputFile, OnDisk
+from convline.inputs.listing import STDIN, find
+from serving.classifier import Classifier
+from serving.external_model import ExternalModel
+from serving.journal import before_path, partial_path, rejects_path, shards_path
 from serving.session import Provider
 from serving.shards import Survey, survey
-from serving.sorting import Sorter, folder_with
+from serving.sort_into import Sorter, folder_with
+from serving.summary import Observer
 from serving.tables import Format, table_format
 
 BATCH_SIZE = 64
@@ -39,70 +40,12 @@ class Job:
     sort_into: Path | None = None
     report: Path | None = None
     shard: tuple[int, int] | None = None
-    foreign: Foreign | None = None
+    external: ExternalModel | None = None
     csv_safe: bool = False
 
     @property
     def continues(self) -> bool:
         return self.resume or self.rescan
-
-
-class Onlooker(Protocol):
-    """What is made of a job's files beside its table."""
-
-    def add(self, file: Found, entry: Entry) -> None:
-        """Take in a file and what became of it, in the order of the listing."""
-
-    def finish(self, summary: Summary) -> None:
-        """After the last file."""
-
-
-@dataclass
-class Summary:
-    """How a job ended."""
-
-    provider: str
-    seconds: float = 0.0
-    resumed: int = 0
-    tally: Tally = field(default_factory=Tally)
-    onlookers: Sequence[Onlooker] = ()
-
-    def add(self, file: Found, entry: Entry) -> None:
-        """Count an entry, and show it to the onlookers."""
-        self.tally.add(entry)
-        for onlooker in self.onlookers:
-            onlooker.add(file, entry)
-
-    def finish(self, seconds: float) -> None:
-        self.seconds = seconds
-        for onlooker in self.onlookers:
-            onlooker.finish(self)
-
-    @property
-    def images_per_second(self) -> float:
-        return (self.tally.found - self.resumed) / self.seconds if self.seconds else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "found": self.tally.found,
-            "classified": self.tally.classified,
-            "rejected": self.tally.rejected,
-            "rejects_by_reason": dict(sorted(self.tally.reasons.items())),
-            "labels": dict(sorted(self.tally.labels.items())),
-            "resumed": self.resumed,
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images_per_second, 1),
-            "provider": self.provider,
-        }
-
-    def sentence(self) -> str:
-        tally = self.tally
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.reasons.items()))
-        return (
-            f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
-            f"{f' ({reasons})' if reasons else ''}"
-            f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.seconds else ''}"
-        )
 
 
 def check(job: Job) -> None:
@@ -139,7 +82,7 @@ def _check_report(report: Path, is_ours: bool) -> None:
         raise ConvlineError(f"{report} exists: choose another name, or replace it with --overwrite")
 
 
-def listing(job: Job) -> Iterator[Found]:
+def listing(job: Job) -> Iterator[InputFile]:
     """The files of the inputs, without what this job writes itself."""
     files = find(job.inputs)
     written = [job.report] if job.report else []
@@ -160,7 +103,7 @@ def listing(job: Job) -> Iterator[Found]:
     return (file for file in files if not (isinstance(file.content, OnDisk) and is_own(file.content.file)))
 
 
-def part(job: Job) -> tuple[Iterator[Found], Survey | None]:
+def part(job: Job) -> tuple[Iterator[InputFile], Survey | None]:
     """The files of the job's shard, and what the whole listing is; without a shard all of them."""
     if job.shard is None:
         return listing(job), None
@@ -169,18 +112,18 @@ def part(job: Job) -> tuple[Iterator[Found], Survey | None]:
     return whole.checked_part(listing(job), *job.shard, job.batch_size), whole
 
 
-def open_onlookers(job: Job) -> list[Onlooker]:
+def open_observers(job: Job) -> list[Observer]:
     """What --sort-into and --report ask for. Raises ConvlineError for a folder that will not do."""
-    onlookers: list[Onlooker] = []
+    observers: list[Observer] = []
     if job.report is not None:
-        from serving.gallery import Gallery
+        from serving.html_report import HtmlReport
 
-        onlookers.append(Gallery(job.report, job.inputs, str(job.model)))
+        observers.append(HtmlReport(job.report, job.inputs, str(job.model)))
     if job.sort_into is not None:
         partial = partial_path(job.output) if job.output else None
         is_rescan = job.rescan or (partial is not None and before_path(partial).exists())
-        onlookers.append(Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan))
-    return onlookers
+        observers.append(Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan))
+    return observers
 
 
 def describe(job: Job, classifier: Classifier, whole: Survey | None = None) -> dict[str, Any]:
@@ -188,7 +131,7 @@ def describe(job: Job, classifier: Classifier, whole: Survey | None = None) -> d
     return {
         "format": 2,
         "model": classifier.model.sha256,
-        **({"foreign": job.foreign.to_dict()} if job.foreign else {}),
+        **({"foreign": job.external.to_dict()} if job.external else {}),
         "inputs": list(job.inputs),
         "top_k": job.top_k,
         "batch_size": classifier.batch_size,

@@ -18,13 +18,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.errors import ConvlineError, ModelError
-from serving.foreign import Foreign, adapt
-from serving.images import ImageSpec
-from serving.registry import SCHEME
-from serving.scores import check_scores
-from serving.session import OUTPUTS, Provider, first_run, open_session
-from serving.source import (
+from convline.errors import ConvlineError, ModelError
+from convline.images import ImageSpec
+from convline.mlflow_client import SCHEME
+from serving.external_model import ExternalModel, adapt
+from serving.model_file import (
     PREFIX,
     PROOF,
     check_has_no_external_data,
@@ -34,6 +32,8 @@ from serving.source import (
     read_metadata,
     read_model,
 )
+from serving.score_output import check_scores
+from serving.session import OUTPUTS, Provider, first_run, open_session
 
 PROBE_IMAGES = 8
 LARGEST_TOLERANCE = 2e-2  # of a probe, times its largest logit: what 8-bit integers need on other processors
@@ -44,7 +44,7 @@ MAX_PIXELS = 2**24  # of an image that a model takes; larger ones are decoded to
 class Model:
     """An opened, validated and self-tested ONNX classifier; `run` may be called from several threads.
 
-    `sha256` is of the file's bytes; `batch` the one size that a foreign file takes, None where any will do.
+    `sha256` is of the file's bytes; `batch` the one size that an external file takes, None where any will do.
     """
 
     session: onnxruntime.InferenceSession = field(repr=False)
@@ -77,17 +77,17 @@ def open_model(
     name: Path | str,
     provider: Provider = "auto",
     threads: int | None = None,
-    foreign: Foreign | None = None,
+    external: ExternalModel | None = None,
     is_proven: bool = True,
 ) -> Model:
     """Open, validate and self-test an ONNX file of convline, or `models:/NAME@ALIAS`, `models:/NAME/VERSION` in MLflow.
 
-    `foreign` says what a file made elsewhere does not say of itself; there is no self-test then. `is_proven` is False
+    `external` says what a file made elsewhere does not say of itself; there is no self-test then. `is_proven` is False
     for a file that is still to be proven. Raises ModelError for a file that is missing, damaged, too large, of a newer
     format, inconsistent, not the one that was proven, or has weights in other files (beside it they may be, of a
-    foreign one), and for a provider that was asked for and did not load.
+    external one), and for a provider that was asked for and did not load.
     """
-    return load_model(read_model(name), name, provider, threads, foreign, is_proven)
+    return load_model(read_model(name), name, provider, threads, external, is_proven)
 
 
 def load_model(
@@ -95,12 +95,12 @@ def load_model(
     name: Path | str,
     provider: Provider,
     threads: int | None = None,
-    foreign: Foreign | None = None,
+    external: ExternalModel | None = None,
     is_proven: bool = True,
 ) -> Model:
     """As `open_model`, of bytes that were read already; `name` is what errors call them."""
-    if foreign is not None:
-        return _open_foreign(data, name, provider, threads, foreign)
+    if external is not None:
+        return _open_external(data, name, provider, threads, external)
     told = read_described(data, name, is_proven)
     digest = hashlib.sha256(data).hexdigest()
     session, taken = open_session(data, provider, threads, name, told.has_halves)
@@ -153,21 +153,23 @@ def read_described(data: bytes, name: Path | str, is_proven: bool = True) -> Des
     )
 
 
-def _open_foreign(data: bytes, name: Path | str, provider: Provider, threads: int | None, foreign: Foreign) -> Model:
+def _open_external(
+    data: bytes, name: Path | str, provider: Provider, threads: int | None, external: ExternalModel
+) -> Model:
     proto = parse_model(data, name)
     if any(entry.key.startswith(PREFIX) for entry in proto.metadata_props):
         raise ModelError(f"{name} was exported by convline and says itself how it is used; leave out --classes")
     if not str(name).startswith(SCHEME):
         load_external_data(proto, Path(name))
     check_has_no_external_data(proto, name)
-    adapted = adapt(proto, foreign, name)
+    adapted = adapt(proto, external, name)
     spec, halves = adapted.spec, has_halves(adapted.model)
     assert spec.height and spec.width
     if spec.height * spec.width > MAX_PIXELS:
         raise ModelError(f"{name} takes images of {spec.height}x{spec.width}; the limit is {MAX_PIXELS} pixels")
     session, taken = open_session(adapted.model.SerializeToString(), provider, threads, name, halves)
     digest = hashlib.sha256(data).hexdigest()
-    model = Model(session, {}, foreign.classes, spec, taken, digest, adapted.batch)
+    model = Model(session, {}, external.classes, spec, taken, digest, adapted.batch)
     # what a graph promises may differ from what it gives
     few = probe_images(spec)
     images = np.resize(few, (model.batch or len(few), *few.shape[1:]))
@@ -183,7 +185,7 @@ def _open_foreign(data: bytes, name: Path | str, provider: Provider, threads: in
     if probability.shape[1:] != (len(model.classes),):
         count = probability.shape[1]
         raise ModelError(
-            f"{name} gives {count} {'score' if count == 1 else 'scores'} an image, {foreign.count}; name as many "
+            f"{name} gives {count} {'score' if count == 1 else 'scores'} an image, {external.count}; name as many "
             "classes, or by --preprocess output=NAME another output"
         )
     check_scores(adapted.scores, probability, logit, name)

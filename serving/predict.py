@@ -16,17 +16,18 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.classifier import Classifier, Entry, batched, pack, try_decode
-from serving.errors import ImageError
-from serving.found import Found
-from serving.images import ImageSpec
-from serving.remote import Remote
-from serving.time_limit import SECONDS
-from serving.workers import Finish, Work, Workers, can_fork
+from convline.errors import ImageError
+from convline.images import ImageSpec
+from convline.inputs.input_file import InputFile
+from convline.inputs.remote import Remote
+from convline.process_pool import Finish, ProcessPool, Work, can_fork
+from convline.time_limit import SECONDS
+from serving.classifier import Classifier, batched, pack, try_decode
+from serving.records import Entry
 
 CONNECTIONS = 16  # files that a process fetches at once from behind URLs
 
-Predict = Callable[[Iterator[list[Found]]], Iterator[list[Entry]]]
+Predict = Callable[[Iterator[list[InputFile]]], Iterator[list[Entry]]]
 
 
 @contextmanager
@@ -42,18 +43,18 @@ def predictor(
         yield lambda batches: classifier.classify_batches(batches, top_k)
         return
 
-    def try_out(files: list[Found]) -> None:
+    def try_out(files: list[InputFile]) -> None:
         for file in files:
             try_decode(file, classifier.spec)
 
     if shares_batches:
         parts = _shared(classifier, -(-classifier.batch_size // processes), processes)
-        with Workers(processes, _decoder(classifier, parts), try_out, limit) as workers:
+        with ProcessPool(processes, _decoder(classifier, parts), try_out, limit) as workers:
             yield lambda batches: (_together(classifier, workers, parts, batch, top_k) for batch in batches)
         return
     runs_there = classifier.provider == "cpu"
     work, finish = _on_cpu(classifier, top_k) if runs_there else _on_accelerator(classifier, top_k, processes)
-    with Workers(processes, work, try_out, limit) as workers:
+    with ProcessPool(processes, work, try_out, limit) as workers:
         yield lambda batches: workers.map(batches, finish)
 
 
@@ -63,7 +64,7 @@ Steps = tuple[Work, Finish]  # of the processes, and of this one
 def _on_cpu(classifier: Classifier, top_k: int) -> Steps:
     pixels = classifier.buffer()  # each process has its own copy
 
-    def work(files: list[Found], _: int) -> list[Entry]:
+    def work(files: list[InputFile], _: int) -> list[Entry]:
         problems = pack(decoded(files, classifier.spec), pixels)
         return classifier.label(files, pixels, problems, top_k)
 
@@ -73,7 +74,7 @@ def _on_cpu(classifier: Classifier, top_k: int) -> Steps:
 def _on_accelerator(classifier: Classifier, top_k: int, processes: int) -> Steps:
     pixels = _shared(classifier, classifier.batch_size, processes)
 
-    def finish(files: list[Found], problems: list[ImageError | None], buffer: int) -> list[Entry]:
+    def finish(files: list[InputFile], problems: list[ImageError | None], buffer: int) -> list[Entry]:
         return classifier.label(files, pixels[buffer], problems, top_k)
 
     return _decoder(classifier, pixels), finish
@@ -84,11 +85,13 @@ def _decoder(classifier: Classifier, pixels: NDArray[np.uint8]) -> Work:
 
 
 def _together(
-    classifier: Classifier, workers: Workers, parts: NDArray[np.uint8], batch: list[Found], top_k: int
+    classifier: Classifier, workers: ProcessPool, parts: NDArray[np.uint8], batch: list[InputFile], top_k: int
 ) -> list[Entry]:
     """The entries of one batch, of which each process decodes a part."""
 
-    def finish(_: list[Found], problems: list[ImageError | None], buffer: int) -> list[NDArray[np.uint8] | ImageError]:
+    def finish(
+        _: list[InputFile], problems: list[ImageError | None], buffer: int
+    ) -> list[NDArray[np.uint8] | ImageError]:
         images = iter(parts[buffer].copy())
         return [problem or next(images) for problem in problems]
 
@@ -104,7 +107,7 @@ def _shared(classifier: Classifier, images: int, processes: int) -> NDArray[np.u
     return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
 
-def decoded(files: Sequence[Found], spec: ImageSpec) -> Iterable[NDArray[np.uint8] | ImageError]:
+def decoded(files: Sequence[InputFile], spec: ImageSpec) -> Iterable[NDArray[np.uint8] | ImageError]:
     """The pixels of each file, or why it has none; what has to be fetched is fetched at once."""
     if not any(isinstance(file.content, Remote) for file in files):
         return (try_decode(file, spec) for file in files)

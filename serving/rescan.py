@@ -6,9 +6,9 @@ import os
 import sqlite3
 from collections.abc import Iterable
 
-from serving.classifier import Entry, Reject
-from serving.found import Found
-from serving.results import Record
+from convline.inputs.input_file import InputFile
+from serving.journal import Record
+from serving.records import Entry, Reject
 
 
 class Kept:
@@ -21,7 +21,7 @@ class Kept:
         rows = ((os.fsencode(record.entry.path), record.line()) for record in records)
         self._database.executemany("insert or replace into kept values (?, ?)", rows)
 
-    def find(self, file: Found) -> Entry | None:
+    def find(self, file: InputFile) -> Entry | None:
         """The file's entry, where the file is still what it was, as far as can be told."""
         row = self._database.execute("select line from kept where path = ?", (os.fsencode(file.path),)).fetchone()
         if row is None:

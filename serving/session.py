@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from serving.errors import ModelError
-from serving.machine import usable_cpus
+from convline.cpus import usable_cpus
+from convline.errors import ModelError
 
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 PROVIDERS = {

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from serving.errors import ConvlineError
-from serving.found import Found
+from convline.errors import ConvlineError
+from convline.inputs.input_file import InputFile
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Survey:
     found: int
     sha256: str
 
-    def part(self, files: Iterator[Found], index: int, parts: int, batch_size: int) -> Iterator[Found]:
+    def part(self, files: Iterator[InputFile], index: int, parts: int, batch_size: int) -> Iterator[InputFile]:
         """The files of part `index`, from 1, of `parts`."""
         batches = -(-self.found // batch_size)
         start, stop = ((number * batches // parts) * batch_size for number in (index - 1, index))
         return islice(files, start, stop)
 
-    def checked_part(self, files: Iterator[Found], index: int, parts: int, batch_size: int) -> Iterator[Found]:
+    def checked_part(self, files: Iterator[InputFile], index: int, parts: int, batch_size: int) -> Iterator[InputFile]:
         """As `part`. Raises ConvlineError at its end where the listing is not what was surveyed."""
         names = Names()
         yield from self.part(_noted(files, names), index, parts, batch_size)
@@ -56,13 +56,13 @@ class Names:
         return Survey(self._found, self._digest.hexdigest())
 
 
-def _noted(files: Iterator[Found], names: Names) -> Iterator[Found]:
+def _noted(files: Iterator[InputFile], names: Names) -> Iterator[InputFile]:
     for file in files:
         names.add(file.path)
         yield file
 
 
-def survey(files: Iterator[Found]) -> Survey:
+def survey(files: Iterator[InputFile]) -> Survey:
     """Go through a listing once, without reading a file."""
     names = Names()
     for file in files:

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
-from serving.classifier import Prediction
-from serving.errors import ConvlineError
+from convline.errors import ConvlineError
+from serving.records import Prediction
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.checkpoint import paths
+from pipeline.checkpoint import paths
 from serving.model import open_model
 from tests.conftest import Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps

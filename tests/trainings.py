@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.engine.checkpoint import load_newest
+from pipeline.checkpoint import load_newest
 from tests.conftest import command
 
 TRAIN = ("pipeline", "train", "digits", "--tracking", "none")

@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pipeline.engine.network import load_served
-from pipeline.engine.run import Run
+from pipeline.network import load_served
+from pipeline.run import Run
 
 BATCH = 64
 

@@ -14,7 +14,7 @@ import models
 from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d
 from models.preprocessing import Preprocessing
 from pipeline.average import MovingAverage
-from pipeline.engine.image_folder import Options
+from pipeline.preparing.image_folder import Options
 from pipeline.preprocess import preprocess
 from pipeline.recipe import load
 from pipeline.train import train

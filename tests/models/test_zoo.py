@@ -11,10 +11,10 @@ import torchvision
 from torchvision.models import resnet18
 
 import models
+from convline.errors import ConvlineError
 from models.signatures import torchvision_weights
-from pipeline.engine.pretrained import load_pretrained
 from pipeline.recipe import Model, load
-from serving.errors import ConvlineError
+from pipeline.training.pretrained import load_pretrained
 from tests.conftest import Cli, run_command
 
 SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_32": 64}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.errors import ConvlineError
+from convline.errors import ConvlineError
 
 Size = tuple[int, int]
 

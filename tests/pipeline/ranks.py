@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from pipeline.dataset import Dataset
-from pipeline.engine.distributed import World, join, rank_process
-from pipeline.engine.randomness import seed_step
-from pipeline.engine.run import Run
-from pipeline.engine.training import Training
 from pipeline.recipe import load
+from pipeline.run import Run
+from pipeline.training.distributed import World, join, rank_process
+from pipeline.training.randomness import seed_step
+from pipeline.training.state import Training
 
 SYSTEMS = {
     "cifar10, distorted": ("cifar10", "data.dataset=rgb", "train.batch_size=16"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from models.preprocessing import Preprocessing
-from pipeline.engine.augment import Distortions, brightened, contrasted
 from pipeline.recipe import Augment, load
 from pipeline.train import train
+from pipeline.training.augment import Distortions, brightened, contrasted
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401

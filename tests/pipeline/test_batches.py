@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.dataset import Split
-from pipeline.engine.batches import Batches
+from pipeline.training.batches import Batches
 
 CPU = torch.device("cpu")
 SAMPLINGS = ["epoch", "independent"]

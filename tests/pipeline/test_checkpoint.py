@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine import checkpoint
-from pipeline.engine.checkpoint import load, load_newest, paths, save
-from pipeline.engine.network import load_served
-from pipeline.engine.run import Run
-from serving.errors import ConvlineError
+from convline.errors import ConvlineError
+from pipeline import checkpoint
+from pipeline.checkpoint import load, load_newest, paths, save
+from pipeline.network import load_served
+from pipeline.run import Run
 from tests.pipeline.helpers import refused
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.engine.checkpoint import load_newest
-from pipeline.engine.distributed import World
-from pipeline.engine.launch import first_to_end
+from pipeline.checkpoint import load_newest
+from pipeline.training.distributed import World
+from pipeline.training.launch import first_to_end
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
 
@@ -213,7 +213,7 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(
 def test_the_process_of_a_rank_ends_with_its_status_before_python_is_taken_down() -> None:
     script = """
 import atexit, sys
-from pipeline.engine.distributed import rank_process
+from pipeline.training.distributed import rank_process
 
 class Left:
     def __del__(self):

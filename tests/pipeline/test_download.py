@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from pipeline.download import Official, download, officials
+from pipeline.download import download
+from pipeline.preparing.official_datasets import OfficialDataset, officials
 from tests.conftest import Cli, QuietHandler
 from tests.pipeline.helpers import contents, refused, write_files
 
@@ -28,10 +29,10 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def official(*mirrors: str, files: dict[str, bytes] = FILES) -> Official:
+def official(*mirrors: str, files: dict[str, bytes] = FILES) -> OfficialDataset:
     """A dataset of `files` on these mirrors."""
     checksums = {name: "md5:" + hashlib.md5(content).hexdigest() for name, content in files.items()}
-    return Official("shapes", "idx", ["round", "square"], list(mirrors), checksums)
+    return OfficialDataset("shapes", "idx", ["round", "square"], list(mirrors), checksums)
 
 
 def counting() -> tuple[type[QuietHandler], list[str]]:

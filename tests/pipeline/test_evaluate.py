@@ -8,7 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from pipeline.engine.counts import Evaluation, ranks
+from pipeline.metrics import Evaluation, ranks
 from tests.conftest import command, run_command
 
 LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [2, 3, 1]], np.float32)

@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import nn
 
+from convline.errors import ConvlineError
+from convline.images import ImageSpec
 from models.served import Served
 from pipeline import export
-from pipeline.download import officials
-from pipeline.engine.checkpoint import load_newest, save
-from pipeline.engine.graph import to_onnx
-from pipeline.engine.network import load_served, predictor
-from pipeline.engine.run import Run
+from pipeline.checkpoint import load_newest, save
+from pipeline.exporting.graph import to_onnx
+from pipeline.network import load_served, predictor
+from pipeline.preparing.official_datasets import officials
 from pipeline.recipe import load, names
-from serving.errors import ConvlineError
-from serving.images import ImageSpec
+from pipeline.run import Run
 from serving.model import open_model
 from tests.conftest import Cli, run_command
 from tests.pipeline.helpers import image_folder

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convline.errors import ConvlineError
 from pipeline.compare import Compared
 from pipeline.dataset import Dataset
-from pipeline.engine import exhibits, integrity
-from pipeline.engine.layer_pictures import layer_pictures
-from pipeline.engine.network import load_served
-from pipeline.engine.points import read_points
-from pipeline.engine.run import Run
+from pipeline.network import load_served
+from pipeline.preparing import integrity
 from pipeline.preprocess import preprocess
-from serving.errors import ConvlineError
+from pipeline.reporting import sections
+from pipeline.reporting.layer_plots import layer_pictures
+from pipeline.run import Run
+from pipeline.tracking.points import read_points
 from tests.pipeline.helpers import image_folder, refused
 
 
@@ -246,7 +247,7 @@ def summaries(project: Path) -> None:
 
 def parity_json(project: Path) -> None:
     subject: Any = SimpleNamespace(run=Run.open(project / "runs/digits"))
-    exhibits._parity(subject)
+    sections._parity(subject)
 
 
 def array(project: Path) -> None:

@@ -13,12 +13,12 @@ from onnx import numpy_helper
 
 from models.served import Served
 from pipeline import export
-from pipeline.engine.blends import PAIRS, Blends
-from pipeline.engine.gate import GATES, Batch, Gate, Parity
-from pipeline.engine.graph import to_onnx
-from pipeline.engine.network import Predict, load_served, predictor
-from pipeline.engine.run import Run
+from pipeline.exporting.boundary_images import PAIRS, BoundaryImages
+from pipeline.exporting.graph import to_onnx
+from pipeline.exporting.tolerances import TOLERANCES, Batch, Parity, Tolerance
+from pipeline.network import Predict, load_served, predictor
 from pipeline.parity import compare, split_batches
+from pipeline.run import Run
 from tests.conftest import run_command
 from tests.serving.helpers import resealed
 
@@ -127,8 +127,10 @@ def outputs(*probabilities: list[float]) -> tuple[np.ndarray, np.ndarray]:
     return p, np.log(p)
 
 
-def judged(gate: Gate, mine: list[list[float]], theirs: list[list[float]], labels: list[int] | None = None) -> Parity:
-    parity = Parity(["a", "b"], gate)
+def judged(
+    tolerance: Tolerance, mine: list[list[float]], theirs: list[list[float]], labels: list[int] | None = None
+) -> Parity:
+    parity = Parity(["a", "b"], tolerance)
     images = np.zeros((len(mine), 1, 1, 1), np.uint8)
     batch = Batch([str(i) for i in range(len(mine))], images, None if labels is None else np.array(labels))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -137,8 +139,8 @@ def judged(gate: Gate, mine: list[list[float]], theirs: list[list[float]], label
 
 
 def test_a_tie_is_no_difference_and_anything_more_is() -> None:
-    assert judged(GATES["fp32"], [[0.500001, 0.499999]], [[0.499999, 0.500001]]).passed
-    apart = judged(Gate(probability=1), [[0.51, 0.49]], [[0.49, 0.51]])
+    assert judged(TOLERANCES["fp32"], [[0.500001, 0.499999]], [[0.499999, 0.500001]]).passed
+    apart = judged(Tolerance(probability=1), [[0.51, 0.49]], [[0.49, 0.51]])
     assert apart.problems == ["1 top-1 differ"]
     (told,) = apart.to_dict()["differing"]
     assert told == {
@@ -149,9 +151,9 @@ def test_a_tie_is_no_difference_and_anything_more_is() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("precision", GATES)
+@pytest.mark.parametrize("precision", TOLERANCES)
 def test_nothing_that_is_not_finite_passes(precision: str, value: float) -> None:
-    parity = judged(GATES[precision], [[0.6, 0.4]] * 1000, [[0.6, 0.4]] * 999 + [[0.6, value]], [0] * 1000)
+    parity = judged(TOLERANCES[precision], [[0.6, 0.4]] * 1000, [[0.6, 0.4]] * 999 + [[0.6, value]], [0] * 1000)
     assert parity.problems == ["a value is not a finite number"]
     json.dumps(parity.to_dict(), allow_nan=False)
 
@@ -161,7 +163,7 @@ def test_a_lower_precision_may_lose_so_many_hits_and_no_more(precision: str, cou
     right, wrong = [0.9, 0.1], [0.4, 0.6]
     for lost, passes in ((losable, True), (losable + 1, False)):
         theirs = [wrong] * lost + [right] * (count - lost)
-        parity = judged(GATES[precision], [right] * count, theirs, [0] * count)
+        parity = judged(TOLERANCES[precision], [right] * count, theirs, [0] * count)
         assert (parity.lost, parity.passed) == (lost, passes)
 
 
@@ -171,7 +173,7 @@ def test_a_file_that_favours_a_class_fails_with_its_precision_unchanged() -> Non
     labels = [0] * 6 + [1] * 6 + [0] * 88
     mine = [a] * 6 + [a] * 6 + [a] * 88
     theirs = [b] * 6 + [b] * 6 + [a] * 88
-    parity = judged(GATES["int8"], mine, theirs, labels)
+    parity = judged(TOLERANCES["int8"], mine, theirs, labels)
     assert parity.lost == 0
     assert parity.problems == ["12 of 100 predictions moved to other classes, 4 may"]
 
@@ -194,7 +196,7 @@ def test_blends_lie_at_the_decision_boundary_whatever_the_order_of_the_images(cl
     predict = linear(draw.normal(size=(36, classes)), np.zeros(classes))
     logit = predict(images)[1]
     images = images[np.argsort(logit.argmax(1), kind="stable")]  # as where a split is sorted by class
-    blends = Blends(classes)
+    blends = BoundaryImages(classes)
     for start in range(0, 200, 64):
         batch = images[start : start + 64]
         blends.take(batch, predict(batch)[1].argmax(1))
@@ -207,7 +209,7 @@ def test_blends_lie_at_the_decision_boundary_whatever_the_order_of_the_images(cl
 
 
 def test_there_are_no_blends_where_all_images_get_one_answer() -> None:
-    blends = Blends(3)
+    blends = BoundaryImages(3)
     blends.take(np.zeros((5, 2, 2, 1), np.uint8), np.ones(5, np.int64))
     assert len(blends.near_boundary(linear(np.zeros((4, 3)), np.zeros(3)))) == 0
 
@@ -215,7 +217,7 @@ def test_there_are_no_blends_where_all_images_get_one_answer() -> None:
 def compared(difference: np.ndarray, scale: float = 1000.0, count: int = 400) -> Parity:
     """A saturated network of three classes, logits of about `scale`, and one that differs by `difference`."""
     logit = scale * np.random.default_rng(0).permuted(np.tile([-1.0, 0.0, 1.0], (count, 1)), axis=1)
-    parity = Parity(list("abc"), GATES["fp32"])
+    parity = Parity(list("abc"), TOLERANCES["fp32"])
     batch = Batch([""] * count, np.zeros((count, 1, 1, 1), np.uint8), logit.argmax(1))
     p = np.exp(logit - logit.max(1, keepdims=True))
     parity.add(batch, (p, logit), (p, logit + difference))
@@ -265,7 +267,7 @@ def test_what_a_saturated_softmax_hides_is_caught(project: Path, saturated: Serv
         tensor = dict([*exported.named_parameters(), *exported.named_buffers()])[name]
         with torch.no_grad():
             tensor.copy_(change(tensor.clone()))
-    parity = Parity(run.classes, GATES["fp32"])
+    parity = Parity(run.classes, TOLERANCES["fp32"])
     reference = predictor(saturated, torch.device("cpu"))
     candidate = export._session(to_onnx(exported, run.spec))
     compare(parity, reference, candidate, split_batches(run.dataset(project / "data").split("test")), run.spec)

@@ -20,17 +20,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from convline.console import sentence
+from convline.errors import ConvlineError
+from convline.files import new_folder
+from convline.images import ImageSpec, decode
+from convline.inputs.input_file import OnDisk
 from pipeline.cli import app
 from pipeline.dataset import Dataset
-from pipeline.engine.decoding import Placed, decode_into
-from pipeline.engine.image_folder import Options, decode_images
-from pipeline.engine.prepared import create_array
+from pipeline.preparing.decoding import Placed, decode_into
+from pipeline.preparing.image_folder import Options, decode_images
+from pipeline.preparing.prepared import create_array
 from pipeline.preprocess import preprocess
-from serving.console import sentence
-from serving.errors import ConvlineError
-from serving.files import new_folder
-from serving.found import OnDisk
-from serving.images import ImageSpec, decode
 from tests.conftest import command, run_command
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
 from tests.serving.helpers import slow_jpeg
@@ -698,7 +698,7 @@ def test_where_processes_cannot_be_forked_the_dataset_is_the_same(
     data: Path, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = preprocess("many", data, many).fingerprint
-    monkeypatch.setattr("pipeline.engine.decoding.can_fork", lambda: False)
+    monkeypatch.setattr("pipeline.preparing.decoding.can_fork", lambda: False)
     assert preprocess("again", data, many).fingerprint == expected
 
 
@@ -908,7 +908,7 @@ def test_reduced_decoding_is_compared_told_and_kept(data: Path, tmp_path: Path) 
 def test_reduced_decoding_is_refused_where_it_is_not_the_same_image(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.engine.image_folder.MOST_DIFFERENT", 0.1)
+    monkeypatch.setattr("pipeline.preparing.image_folder.MOST_DIFFERENT", 0.1)
     with pytest.raises(ConvlineError, match=r"decoded at reduced size differs by .* leave out --jpeg reduced"):
         prepare(data, photographs(tmp_path / "noise", soft=400), Options((32, 32), jpeg="reduced"))
     with pytest.raises(ConvlineError, match="--jpeg reduced needs --image-size"):

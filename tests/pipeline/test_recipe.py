@@ -363,7 +363,7 @@ def test_what_is_wrong_with_a_recipe_is_found_without_torch() -> None:
     script = f"""
 import sys
 from pipeline.cli import app
-from serving.errors import ConvlineError
+from convline.errors import ConvlineError
 for arguments in {wrong!r}:
     try:
         app(arguments)

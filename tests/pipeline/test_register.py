@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from serving.errors import ModelError
+from convline.errors import ModelError
+from convline.mlflow_client import read_registered
 from serving.model import open_model
-from serving.registry import read_registered
 from tests.conftest import run_command
 from tests.serving.helpers import csv_rows
 from tests.tracking_server import Server, free_port, start

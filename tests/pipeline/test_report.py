@@ -14,16 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.dataset import Split
-from pipeline.engine.curves import curves
-from pipeline.engine.diagrams import confusion
-from pipeline.engine.filters import filter_sheet, first_filters
-from pipeline.engine.network import layers
-from pipeline.engine.outcomes import Outcomes
-from pipeline.engine.pictures import short
-from pipeline.engine.points import packed, read_points, unpacked
-from pipeline.engine.run import Run
-from pipeline.engine.summary import BINS, distribution, sample, summarize
+from pipeline.network import layers
 from pipeline.report import SECTIONS
+from pipeline.reporting.curves import curves
+from pipeline.reporting.diagrams import confusion
+from pipeline.reporting.filters import filter_sheet, first_filters
+from pipeline.reporting.outcomes import Outcomes
+from pipeline.reporting.plots import short
+from pipeline.run import Run
+from pipeline.tracking.points import packed, read_points, unpacked
+from pipeline.training.layer_summary import BINS, distribution, sample, summarize
 from tests.conftest import run_command
 from tests.pages import check
 from tests.pipeline.helpers import image_folder

@@ -14,15 +14,16 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline.engine import patience
-from pipeline.engine.cursor import Cursor
-from pipeline.engine.findings import read_findings
-from pipeline.engine.points import append_point, read_points
-from pipeline.engine.run import Run
-from pipeline.sync import Sender, sync
-from serving.errors import ConvlineError
-from serving.registry import tracking_uri
-from serving.secrets import public, scrubbed, scrubbed_stream
+from convline.errors import ConvlineError
+from convline.mlflow_client import tracking_uri
+from convline.secrets import public, scrubbed, scrubbed_stream
+from pipeline.reporting.findings import read_findings
+from pipeline.run import Run
+from pipeline.sync import sync
+from pipeline.tracking import deadline
+from pipeline.tracking.cursor import Cursor
+from pipeline.tracking.points import append_point, read_points
+from pipeline.tracking.sender import Sender
 from tests.conftest import Cli, QuietHandler, command, run_command
 from tests.pipeline.helpers import refused, write_files
 from tests.tracking_server import Server
@@ -447,7 +448,7 @@ def test_a_server_that_drips_is_left_within_seconds(
     own_project: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[..., str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", serve(own_project, Dripping))
-    monkeypatch.setattr(patience, "SLOW", 0.5)
+    monkeypatch.setattr(deadline, "SLOW", 0.5)
     run = Run.open(own_project / "runs/digits")
     sender, began = Sender(run, tracking_uri()), time.monotonic()
     with refused("did not take the run", "`pipeline sync` sends the rest"):
@@ -465,11 +466,11 @@ class Sluggish:
 
 
 def test_calls_in_a_hurry_are_late_by_so_much_in_all_and_else_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "QUICK", 0.1)
-    monkeypatch.setattr(patience, "SLOW", 0.2)
-    patient = patience.PatientClient(Sluggish(), in_hurry=lambda: False)
+    monkeypatch.setattr(deadline, "QUICK", 0.1)
+    monkeypatch.setattr(deadline, "SLOW", 0.2)
+    patient = deadline.PatientClient(Sluggish(), in_hurry=lambda: False)
     assert [patient.ask() for _ in range(8)] == 8 * ["answer"]
-    hurried = patience.PatientClient(Sluggish(), in_hurry=lambda: True)
+    hurried = deadline.PatientClient(Sluggish(), in_hurry=lambda: True)
     with pytest.raises(TimeoutError):
         print([hurried.ask() for _ in range(8)])
 

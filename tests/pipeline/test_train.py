@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engine.checkpoint import load_newest, paths, step_of
-from pipeline.engine.monitor import sparkline
-from pipeline.engine.run import Run
-from pipeline.engine.threads import usual_threads
+from convline.errors import ConvlineError
+from pipeline.checkpoint import load_newest, paths, step_of
 from pipeline.recipe import load
+from pipeline.run import Run
 from pipeline.train import train
-from serving.errors import ConvlineError
+from pipeline.training.monitor import sparkline
+from pipeline.training.threads import usual_threads
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline.helpers import refused
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
@@ -190,7 +190,7 @@ def test_threads_look_for_work_a_moment_unless_the_user_says_how_long(told: dict
 def test_omp_num_threads_counts_where_the_user_has_set_it(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], ranks: int, threads: int
 ) -> None:
-    monkeypatch.setattr("pipeline.engine.threads.usable_cpus", lambda: 8)
+    monkeypatch.setattr("pipeline.training.threads.usable_cpus", lambda: 8)
     for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "CONVLINE_MEETING_FILE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from convline.errors import ConvlineError
 from serving.bench import bench
-from serving.errors import ConvlineError
 from tests.conftest import Cli
 from tests.serving.helpers import encode, noise, write
 
@@ -29,7 +29,7 @@ def test_what_bounds_a_job(cli: Cli, model: Path, images: Path, tmp_path: Path) 
     )
     assert report["bounded_by"].startswith("decode (")  # 64x64 PNGs, and a network of 8x8 images
     assert report["images"] == f"200 of {images}"
-    assert str(report["batch"]["knee"]) in report["batch"]["images_per_second"]
+    assert str(report["batch"]["fastest_batch_size"]) in report["batch"]["images_per_second"]
     assert report["cold_start"]["seconds"] > 0.1
     assert 20 < report["cold_start"]["memory_mb"] < 1000 and 20 < report["memory_mb"] < 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

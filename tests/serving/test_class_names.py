@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from convline.errors import ConvlineError
 from serving.class_names import read_classes
-from serving.errors import ConvlineError
 from tests.serving.helpers import write
 
 IMAGENET = {"0": ["n01440764", "tench"], "1": ["n01443537", "goldfish"]}

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convline.images import decode
 from serving import Classifier, ConvlineError, ModelError, Prediction, Reject
-from serving.images import decode
 from tests.serving.helpers import encode, exif, noise, write
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from convline.errors import ConvlineError
 from serving.classify import classify
-from serving.cluster import classify_on_ray
-from serving.errors import ConvlineError
 from serving.job import Job
+from serving.ray_cluster import classify_on_ray
 from tests.conftest import command
 from tests.serving.helpers import encode, noise, write
 

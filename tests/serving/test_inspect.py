@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
-from serving.errors import ModelError
+from convline.errors import ModelError
 from serving.inspect import inspect
 from tests.conftest import run_command
 from tests.serving.helpers import resealed, set_metadata

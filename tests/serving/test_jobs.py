@@ -22,17 +22,18 @@ import fsspec
 import psutil
 import pytest
 
-from serving.classifier import Prediction
+from convline.errors import ConvlineError
+from convline.inputs.input_file import InMemory, InputFile
+from convline.inputs.listing import find
+from serving.batch_size import fastest_of
 from serving.classify import classify
-from serving.delivery import deliver
-from serving.errors import ConvlineError
-from serving.found import Found, InMemory
-from serving.job import Job, Summary
-from serving.knee import knee_of
-from serving.listing import find
+from serving.job import Job
 from serving.predict import Predict
+from serving.records import Prediction
 from serving.shards import survey
-from serving.sorting import Sorter
+from serving.sort_into import Sorter
+from serving.summary import Summary
+from serving.upload import deliver
 from tests.conftest import Cli, command
 from tests.serving.helpers import csv_rows, encode, json_lines, noise, write
 
@@ -256,11 +257,11 @@ def test_overwrite_forgets_a_rescan(job: Job, images: Path, monkeypatch: pytest.
 
 
 def test_a_file_that_vanishes_is_rejected(job: Job, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def looked(self: Found) -> None:
+    def looked(self: InputFile) -> None:
         if self.path == "1/031.png":
             (images / self.path).unlink()
 
-    monkeypatch.setattr(Found, "look", looked)  # between the listing and the reading
+    monkeypatch.setattr(InputFile, "look", looked)  # between the listing and the reading
     summary = classify(job)
     assert summary.tally.reasons == {"not-an-image": 10, "unreadable": 1}
     assert summary.tally.found == COUNT
@@ -355,7 +356,7 @@ def test_labels_and_members_that_are_no_names_have_places_of_their_own(tmp_path:
     archive = write(tmp_path / "odd.zip", (tmp_path / "odd.zip").read_bytes().replace(b"nul?l", b"nul\0l"))
     sorter = Sorter(tmp_path / "sorted", (str(archive),), resume=False)
     for label in labels:
-        for file in (*find([str(archive)]), Found(".", InMemory(data))):
+        for file in (*find([str(archive)]), InputFile(".", InMemory(data))):
             sorter.add(file, Prediction(file.path, (label,), (1.0,)))
     placed = [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
     assert len(placed) == len(labels) * 5 and all(path.read_bytes() == data for path in placed)
@@ -403,10 +404,10 @@ def test_a_job_that_was_not_made_safe_is_not_continued_so(job: Job, monkeypatch:
 
 
 def test_auto_is_settled_once_and_kept_by_the_journal(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.classify.knee", lambda _: 4)
+    monkeypatch.setattr("serving.classify.fastest_batch_size", lambda _: 4)
     interrupted(replace(job, batch_size="auto"), monkeypatch, after=6)
     assert json_lines(Path("out.csv.partial"))[0]["batch_size"] == 4
-    monkeypatch.setattr("serving.classify.knee", lambda _: 16)
+    monkeypatch.setattr("serving.classify.fastest_batch_size", lambda _: 16)
     assert classify(replace(job, batch_size="auto", resume=True)).resumed == 24
     fours = named(job, "fours.csv", batch_size=4)
     classify(fours)
@@ -423,7 +424,7 @@ def test_auto_is_settled_once_and_kept_by_the_journal(job: Job, monkeypatch: pyt
     ],
 )
 def test_the_knee_is_the_smallest_size_near_the_highest_rate(rates: dict[int, float], size: int) -> None:
-    assert knee_of(rates) == size
+    assert fastest_of(rates) == size
 
 
 def test_auto_on_the_command_line(cli: Cli, job: Job) -> None:
@@ -528,7 +529,7 @@ def test_a_file_that_kills_its_decoder_is_rejected(job: Job, images: Path, monke
             os.kill(os.getpid(), signal.SIGKILL)
         return real(data, spec)  # type: ignore[arg-type]
 
-    from serving.images import decode as real
+    from convline.images import decode as real
 
     monkeypatch.setattr("serving.classifier.decode", decode)
     for path in [path for path in images.rglob("*.png") if path.read_bytes() == b"garbage"][2:]:

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
+from convline.errors import ModelError
 from pipeline.export import PROBE_TOLERANCE
-from serving.errors import ModelError
 from serving.inspect import inspect
 from serving.model import LARGEST_TOLERANCE, open_model
 from serving.session import provider_problem

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from serving.classifier import Prediction
-from serving.errors import ConvlineError
+from convline.errors import ConvlineError
+from serving.records import Prediction
 from serving.tables import ROW_GROUP, Format, open_table, read_rows, shown, table_format
 from tests.serving.helpers import csv_rows
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.console import sentence
+from convline.console import sentence
 from tests.conftest import ROOT, Cli
 
 # not pydantic: typer itself needs it

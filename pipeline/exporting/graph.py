@@ -1,0 +1,128 @@
+"""The served module as an ONNX graph: checked, lean, and free of the machine that made it.
+
+Nodes are named after their module ("network.conv1/Conv"), weights as in PyTorch; what is computed once and never
+trained is named `constant.…`.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from convline.errors import ConvlineError
+from convline.images import ImageSpec
+from models.layers import LocalResponseNorm
+from models.served import Served
+from serving.model import probe_images
+
+OPSET = 20
+LARGEST = 2**31 - 1  # bytes that a single file of protocol buffers can hold
+CONSTANT = "constant."
+# in float32 whatever the precision
+FLOAT_MODULES = (LocalResponseNorm,)
+FLOAT_OPERATORS = ("Softmax",)
+
+
+def to_onnx(served: Served, spec: ImageSpec) -> onnx.ModelProto:
+    """The module as a checked ONNX model: uint8 `image` in; `probability` and `logit` out; batch dynamic.
+
+    Raises ConvlineError where the exporter does not keep to the opset, or the file would be too large.
+    """
+    shapes = {"image": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(served, (torch.from_numpy(probe_images(spec)),), dynamic_shapes=shapes)
+    program = program.run_decompositions({torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d})
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["image"],
+            output_names=["probability", "logit"],
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
+    assert exported is not None
+    model: onnx.ModelProto = exported.model_proto
+    _name(model, served)
+    _strip(model)
+    check(model)
+    return model
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Raises ConvlineError for another opset, or a model that does not fit into one file."""
+    opset = {entry.domain: entry.version for entry in model.opset_import}
+    if opset != {"": OPSET}:
+        raise ConvlineError(
+            f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt"
+        )
+    if (size := model.ByteSize()) > LARGEST:
+        raise ConvlineError(f"the network takes {size} bytes, an ONNX file holds {LARGEST}; choose a smaller one")
+    onnx.checker.check_model(model, full_check=True)
+
+
+def float_nodes(model: onnx.ModelProto, served: Served) -> set[str]:
+    """The nodes that stay in float32 in every precision: standardisation, local response normalisation, softmax."""
+    modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT_MODULES))]
+    return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT_OPERATORS}
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    return str(node.name).rpartition("/")[0]
+
+
+def _adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
+    """To one value it is a mean; PyTorch's own decomposition adds a gather over computed indices."""
+    if tuple(size) == (1, 1):
+        return x.mean((2, 3), keepdim=True)
+    return torch.ops.aten._adaptive_avg_pool2d(x, size)
+
+
+def _name(model: onnx.ModelProto, served: nn.Module) -> None:
+    """Nodes after their modules, and constants as such."""
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "['', '']")
+        module = ast.literal_eval(scopes)[-2]
+        name = f"{module}/{node.op_type}" if module else node.op_type
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    trained = served.state_dict().keys()
+    constants = {name for name, _ in served.named_buffers()} - trained
+    renamed = {name: CONSTANT + name for name in constants}
+    for tensor in model.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove stack traces and module paths: they name the exporting machine's files."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)

@@ -1,0 +1,89 @@
+"""Hits and misses over a split: precision@k, figures for each class, the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import Split
+from pipeline.network import Predict
+
+BATCH_SIZE = 256
+
+
+@dataclass
+class Evaluation:
+    """Counts over a split: `confusion` int64 [classes, classes], rows true, columns predicted;
+    `ranks` int64 [classes + 1], how often the true class came out first, second, … (last: NaN)."""
+
+    classes: Sequence[str]
+    confusion: NDArray[np.int64] = field(init=False)
+    ranks: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        self.confusion = np.zeros((count, count), np.int64)
+        self.ranks = np.zeros(count + 1, np.int64)
+
+    def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        """Take in a batch: float32 [n, classes] and int64 [n]."""
+        np.add.at(self.confusion, (labels, logits.argmax(1)), 1)
+        np.add.at(self.ranks, ranks(logits, labels), 1)
+
+    @property
+    def count(self) -> int:
+        return int(self.ranks.sum())
+
+    def precision_at(self, k: int) -> float:
+        """The share of images whose true class is among the k most probable."""
+        return float(self.ranks[:k].sum() / self.count)
+
+    def to_dict(self, top_k: int = 1) -> dict[str, Any]:
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        hits = self.confusion.diagonal()
+        return {
+            "count": self.count,
+            **{f"precision_at_{k}": self.precision_at(k) for k in range(1, top_k + 1)},
+            "classes": {
+                name: {
+                    "count": int(true[i]),
+                    "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
+                    "recall": float(hits[i] / true[i]) if true[i] else None,
+                }
+                for i, name in enumerate(self.classes)
+            },
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each true class among the logits, 0 for the largest, int64 [n].
+
+    Of equal logits the earlier class is first, as in argmax: a network that knows nothing scores no more
+    than chance. A row with a NaN has place `classes`, behind every class.
+    """
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    places = ((logits > own) | ((logits == own) & earlier)).sum(1)
+    return np.where(np.isnan(logits).any(1), logits.shape[1], places)
+
+
+def evaluate(
+    predict: Predict, split: Split, classes: Sequence[str], limit: int | None = None, batch_size: int = BATCH_SIZE
+) -> Evaluation:
+    """Run the first `limit` images of a split, every one once, through `predict`."""
+    evaluation = Evaluation(classes)
+    for images, labels in batches(split.first(limit), batch_size):
+        evaluation.add(predict(images)[1], labels)
+    return evaluation
+
+
+def batches(split: Split, size: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """A split in order, the last batch as short as it comes."""
+    for start in range(0, len(split), size):
+        yield split.batch(start, size)
+        split.forget()

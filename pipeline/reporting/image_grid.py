@@ -1,0 +1,53 @@
+"""Images in rows, as one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from convline.html import elided
+
+TILE = 48  # pixels, at least
+MARGIN = 4
+LABEL_WIDTH = 110
+
+View = Callable[
+    [NDArray[np.uint8]], NDArray[np.uint8]
+]  # of images [n, height, width, channels], as a network sees them
+
+
+def pixels(image: NDArray[np.uint8]) -> Image.Image:
+    """uint8 [height, width, 1 or 3] to look at."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Rows of images, each with its label at the left; small images are enlarged."""
+    there = [image for _, images in rows for image in images]
+    width, height = (max(image.size[axis] for image in there) for axis in (0, 1))
+    scale = max(1, -(-TILE // max(height, width)))
+    tile_width, tile_height = width * scale + MARGIN, height * scale + MARGIN
+    is_labelled = any(label for label, _ in rows)
+    left = LABEL_WIDTH if is_labelled else MARGIN
+    font = _font() if is_labelled else None
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (left + columns * tile_width, len(rows) * tile_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (label, images) in enumerate(rows):
+        top = number * tile_height
+        draw.text((MARGIN, top + tile_height // 2 - 6), elided(label, 16), fill="black", font=font)
+        for column, image in enumerate(images):
+            enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))
+    return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """One that has more scripts than Pillow's own."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)

@@ -1,0 +1,70 @@
+"""What a network says of each image of a split, and what can be learnt from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset import Split
+from pipeline.metrics import BATCH_SIZE, Evaluation, batches
+from pipeline.network import Predict
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """By image of `split`: int64 [n] `labels` and `predicted`, float32 [n] `confidence` in what was predicted.
+    `evaluation` counts them."""
+
+    split: Split
+    evaluation: Evaluation
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, predict: Predict, split: Split, classes: Sequence[str]) -> Outcomes:
+        evaluation = Evaluation(classes)
+        columns: list[tuple[NDArray[np.generic], ...]] = []
+        for images, labels in batches(split, BATCH_SIZE):
+            probability, logit = predict(images)
+            evaluation.add(logit, labels)
+            rows = np.arange(len(labels))
+            predicted = logit.argmax(1)
+            columns.append((labels, predicted, probability[rows, predicted]))
+        labels, predicted, confidence = map(np.concatenate, zip(*columns, strict=True))
+        return cls(split, evaluation, labels, predicted, confidence)
+
+    def mistakes(self, count: int) -> NDArray[np.int64]:
+        """Positions of the images that were taken for another class, the most confident first."""
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:count]
+
+    def narrow_hits(self, count: int) -> NDArray[np.int64]:
+        """Positions of the images that were recognised, the least confident first."""
+        right = np.flatnonzero(self.predicted == self.labels)
+        return right[np.argsort(self.confidence[right], kind="stable")][:count]
+
+    def confused(self, count: int) -> list[tuple[int, int, int]]:
+        """The pairs of classes (true, predicted, images) that are taken for one another most often."""
+        counts = self.evaluation.confusion.copy()
+        np.fill_diagonal(counts, 0)
+        order = np.argsort(-counts, axis=None, kind="stable")[:count]
+        pairs = [(int(i // len(counts)), int(i % len(counts))) for i in order]
+        return [(true, predicted, int(counts[true, predicted])) for true, predicted in pairs if counts[true, predicted]]
+
+    def calibration(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], float]:
+        """For BINS equal bins of confidence its mean, the share of hits and the number of images, and the expected
+        calibration error: the mean difference of the two, each bin by its images (Naeini et al., 2015). Images whose
+        confidence is no number are left out."""
+        there = np.isfinite(self.confidence)
+        confidences, right = self.confidence[there], (self.predicted == self.labels)[there]
+        bins = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
+        counts = np.bincount(bins, minlength=BINS)
+        sums = (np.bincount(bins, values, BINS) for values in (confidences, right))
+        confidence, hits = (total / np.maximum(1, counts) for total in sums)
+        return confidence, hits, counts, float((counts * np.abs(confidence - hits)).sum() / max(1, counts.sum()))

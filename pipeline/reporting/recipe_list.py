@@ -1,0 +1,36 @@
+"""The shipped recipes at a glance: what `pipeline recipes` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from models import build
+from pipeline.network import count_parameters, multiply_adds
+from pipeline.preparing.official_datasets import officials
+from pipeline.recipe import Recipe, load, names
+
+HEADER = ("recipe", "dataset", "network", "parameters", "multiply-adds", "published")
+
+
+def overview() -> Iterator[tuple[str, ...]]:
+    """A row for each shipped recipe, under HEADER; multiply-adds are for one image."""
+    for recipe in map(load, names()):
+        shape, classes = _images(recipe)
+        network = build(recipe.model.name, shape, classes, **recipe.model.options)
+        figure = recipe.published.precision_at_1
+        yield (
+            recipe.name,
+            recipe.data.dataset,
+            recipe.model.name,
+            f"{count_parameters(network):,}",
+            f"{multiply_adds(network, shape):,}",
+            "-" if figure is None else f"{figure:.2%}",
+        )
+
+
+def _images(recipe: Recipe) -> tuple[tuple[int, int, int], int]:
+    """Shape (channels, height, width) that the network sees, and the number of classes."""
+    dataset = officials()[recipe.data.dataset]
+    height, width, channels = dataset.image
+    side = recipe.preprocess.crop
+    return (channels, side or height, side or width), len(dataset.classes)

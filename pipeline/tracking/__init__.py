@@ -1,0 +1,1 @@
+"""From metrics.jsonl to MLflow: points, the follower process, MLflow's runs."""

@@ -1,0 +1,186 @@
+"""Points of a curve in a file: JSON Lines, each with its step, time and values."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convline.errors import ConvlineError
+from convline.files import open_in_place
+
+
+@dataclass(frozen=True)
+class Point:
+    """A line of a file of points, `offset` bytes into it, the `nth` (from 0) of its step in a row; `seconds` since
+    the epoch."""
+
+    step: int
+    nth: int
+    seconds: float
+    values: dict[str, Any]
+    offset: int
+
+    @property
+    def milliseconds(self) -> int:
+        """Since the epoch."""
+        return round(1000 * self.seconds)
+
+
+class PointWriter:
+    """Appends points to a file; without one they go nowhere. Raises ConvlineError where the disk is full."""
+
+    def __init__(self, path: Path | None) -> None:
+        # unbuffered: what was told is there, and a full disk is found at once
+        if path is None:
+            self._file: IO[bytes] = open(os.devnull, "ab", buffering=0)  # noqa: SIM115  # open as long as the training
+        else:
+            self._file = open_in_place(path, "ab", buffering=0)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ConvlineError(
+                f"{self._file.name} could not be written: {error.strerror}; free some space, then --resume goes on "
+                "from the last checkpoint"
+            ) from error
+
+    def durable_size(self) -> int:
+        """Its size in bytes, all of which are on the disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
+    """The whole lines; those `after` a point that was read before, if it still is where it was. None without a file.
+
+    Raises ConvlineError for a line that is whole and no point; one that is torn, at the end, is not read.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        last = after
+        if after is not None:
+            file.seek(after.offset)
+            if not _is(file.readline(), after):  # cut back and written again
+                file.seek(0)
+                last = None
+        offset = file.tell()
+        for line in file:
+            try:
+                point = _point(line, offset, 0)
+            except ValueError as error:
+                number = path.read_bytes()[:offset].count(b"\n") + 1
+                raise ConvlineError(
+                    f"line {number} of {path} is damaged ({error}); remove that line, or train with --overwrite"
+                ) from error
+            if point is None:
+                return
+            if last is not None and point.step == last.step:
+                point = replace(point, nth=last.nth + 1)
+            yield point
+            last = point
+            offset += len(line)
+
+
+def _point(line: bytes, offset: int, nth: int) -> Point | None:
+    """None for a line that is not whole. Raises ValueError for one that is no point."""
+    if not line.endswith(b"\n"):
+        return None
+    values = json.loads(line)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    step, seconds = values.pop("step", None), values.pop("time", None)
+    if not (type(step) is int and 0 <= step < 2**53 and _is_number(seconds) and 0 <= seconds < LAST):
+        raise ValueError("it has no step and time")
+    for key, value in values.items():
+        if not (_is_number(value) or (key in SPECIAL and SPECIAL[key](value))):
+            raise ValueError(f"{key!r} is not what it should be")
+    return Point(step, nth, seconds, values, offset)
+
+
+def _is(line: bytes, point: Point) -> bool:
+    try:
+        return _point(line, point.offset, point.nth) == point
+    except ValueError:  # it begins within another line
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_layers(layers: Any) -> bool:
+    """Whether it is what `summarize` returns: by layer and kind how its values are distributed."""
+    try:
+        return all(
+            _is_number(kinds["activations"]["zeros"]) and all(map(_is_distribution, kinds.values()))
+            for kinds in layers.values()
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
+
+
+def _is_distribution(told: dict[str, Any]) -> bool:
+    counts = told.get("counts", [0])
+    figures = (told[key] for key in ("lowest", "highest", "mean", "std") if "counts" in told)
+    return len(counts) > 0 and all(map(_is_number, (*counts, *figures)))
+
+
+def _is_packed(value: Any) -> bool:
+    try:
+        return unpacked(value).ndim == 4
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+LAST = 253402300800  # seconds from the epoch to the year 10000
+SPECIAL = {"layers": _is_layers, "images": _is_packed}  # of the summaries; other values are numbers
+
+
+def last_value(points: Sequence[Point], key: str) -> Any:
+    """The newest value of a metric; None where there is none."""
+    return next((point.values[key] for point in reversed(points) if key in point.values), None)
+
+
+def packed(images: NDArray[np.uint8]) -> dict[str, Any]:
+    """Images as a value of a point."""
+    return {"shape": images.shape, "bytes": b64encode(images.tobytes()).decode()}
+
+
+def unpacked(value: dict[str, Any]) -> NDArray[np.uint8]:
+    """The images that were packed."""
+    return np.frombuffer(b64decode(value["bytes"]), np.uint8).reshape(value["shape"])
+
+
+def cut_back(path: Path, size: int) -> None:
+    """Forget the points after a checkpoint, so that no step stands twice."""
+    if path.exists() and path.stat().st_size > size:
+        with open_in_place(path, "ab") as file:
+            file.truncate(size)
+
+
+def append_point(path: Path, point: dict[str, float]) -> None:
+    """Add a line; a torn one at the end, of a process that was killed, is cut off first."""
+    with open_in_place(path) as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(json.dumps(point).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())

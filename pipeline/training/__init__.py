@@ -1,0 +1,1 @@
+"""The machinery of the training loop in `pipeline.train`."""

@@ -1,0 +1,26 @@
+"""What becomes of a file: a `Prediction` or a `Reject`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The k most probable classes of one file, most probable first."""
+
+    path: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A file that could not be used, with its reason code."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+Entry = Prediction | Reject

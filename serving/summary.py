@@ -1,0 +1,93 @@
+"""How a classification ended: its counts, and the observers that see each entry."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from convline.inputs.input_file import InputFile
+from serving.records import Entry, Reject
+
+
+@dataclass
+class Tally:
+    """Counts of a job; `classified + rejected == found`."""
+
+    classified: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
+
+    @property
+    def found(self) -> int:
+        return self.classified + self.rejected
+
+    def add(self, entry: Entry) -> None:
+        if isinstance(entry, Reject):
+            self.reasons[entry.reason] += 1
+        else:
+            self.classified += 1
+            self.labels[entry.labels[0]] += 1
+
+
+class Observer(Protocol):
+    """What is made of a job's files beside its table."""
+
+    def add(self, file: InputFile, entry: Entry) -> None:
+        """Take in a file and what became of it, in the order of the listing."""
+
+    def finish(self, summary: Summary) -> None:
+        """After the last file."""
+
+
+@dataclass
+class Summary:
+    """How a job ended."""
+
+    provider: str
+    seconds: float = 0.0
+    resumed: int = 0
+    tally: Tally = field(default_factory=Tally)
+    observers: Sequence[Observer] = ()
+
+    def add(self, file: InputFile, entry: Entry) -> None:
+        """Count an entry, and show it to the observers."""
+        self.tally.add(entry)
+        for observer in self.observers:
+            observer.add(file, entry)
+
+    def finish(self, seconds: float) -> None:
+        self.seconds = seconds
+        for observer in self.observers:
+            observer.finish(self)
+
+    @property
+    def images_per_second(self) -> float:
+        return (self.tally.found - self.resumed) / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "found": self.tally.found,
+            "classified": self.tally.classified,
+            "rejected": self.tally.rejected,
+            "rejects_by_reason": dict(sorted(self.tally.reasons.items())),
+            "labels": dict(sorted(self.tally.labels.items())),
+            "resumed": self.resumed,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images_per_second, 1),
+            "provider": self.provider,
+        }
+
+    def sentence(self) -> str:
+        tally = self.tally
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.reasons.items()))
+        return (
+            f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
+            f"{f' ({reasons})' if reasons else ''}"
+            f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.seconds else ''}"
+        )

@@ -1,0 +1,315 @@
+"""Batches on forked processes: in order, a few ahead, and no death of one loses a file."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from convline.errors import ConvlineError, ImageError
+from convline.images import ImageSpec
+from convline.inputs.input_file import InMemory, InputFile, OnDisk
+from convline.inputs.listing import find
+from convline.process_pool import AHEAD, ProcessPool
+from convline.time_limit import time_limited
+from serving.classifier import Classifier, batched, try_decode
+from serving.predict import _on_accelerator, predictor
+from serving.records import Prediction, Reject
+from tests.serving.helpers import encode, noise, slow_jpeg, write
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(*names: str) -> list[InputFile]:
+    return [InputFile(name, InMemory(name.encode())) for name in names]
+
+
+def told(file: InputFile) -> str:
+    """A file's content, in capitals; what cannot be read says why."""
+    try:
+        return file.read().decode().upper()
+    except ImageError as error:
+        return f"{error.reason}: {error.detail}"
+
+
+def work(batch: list[InputFile], _: int) -> list[str]:
+    try_out(batch)
+    return [told(file) for file in batch]
+
+
+def try_out(batch: list[InputFile]) -> None:
+    """Decoding that kills its process, as a defect in a C library would."""
+    for file in batch:
+        if told(file).startswith("SIG"):
+            faulthandler.disable()  # pytest's, which would tell of it at length
+            os.kill(os.getpid(), signal.Signals[file.path])
+
+
+def as_it_is(_files: object, result: object, _buffer: object) -> object:
+    return result
+
+
+def run(batches: list[list[InputFile]], processes: int = 2) -> list[list[str]]:
+    with ProcessPool(processes, work, try_out) as workers:
+        return list(workers.map(iter(batches), as_it_is))
+
+
+def test_results_come_in_the_order_of_their_batches() -> None:
+    def slow_first(batch: list[InputFile], _: int) -> list[str]:
+        time.sleep(0.2 if batch[0].path == "0" else 0)
+        return work(batch, 0)
+
+    batches = [files(str(number), "x") for number in range(20)]
+    with ProcessPool(2, slow_first, try_out) as workers:
+        assert list(workers.map(iter(batches), as_it_is)) == [[str(number), "X"] for number in range(20)]
+
+
+def test_only_a_few_batches_are_taken_ahead() -> None:
+    taken = count()
+
+    def endless() -> Iterator[list[InputFile]]:
+        while True:
+            yield files(str(next(taken)))
+
+    with ProcessPool(2, work, try_out) as workers:
+        results = workers.map(endless(), as_it_is)
+        for _ in range(5):
+            next(results)
+        time.sleep(0.1)
+    assert next(taken) <= 5 + AHEAD * 2
+
+
+@pytest.mark.timeout(60)  # both ends would wait for room in the pipe
+def test_names_longer_than_a_pipe_holds() -> None:
+    batches = [[InputFile(f"{number}" * 9000, OnDisk("nowhere")) for _ in range(64)] for number in range(20)]
+    with ProcessPool(2, lambda batch, _: [file.path for file in batch], try_out) as workers:
+        results = list(workers.map(iter(batches), as_it_is))
+    assert results == [[file.path for file in batch] for batch in batches]
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL", "SIGABRT"])
+def test_a_file_that_kills_its_process_is_told_and_its_neighbours_are_done(name: str) -> None:
+    batches = [files("a", "b"), files("c", name, "d"), files("e"), files(name)]
+    killed = f"unreadable: the process that decoded it ended ({name})"
+    assert run(batches) == [["A", "B"], ["C", killed, "D"], ["E"], [killed]]
+    assert run(batches, processes=1) == run(batches)
+
+
+def test_a_process_that_dies_though_no_file_kills_it_ends_the_job_with_a_sentence() -> None:
+    def out_of_memory(_: list[InputFile], __: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with (
+        ProcessPool(1, out_of_memory, try_out) as workers,
+        pytest.raises(ConvlineError, match=r"ended twice \(SIGKILL\) while the model ran; give it more memory"),
+    ):
+        list(workers.map(iter([files("a")]), as_it_is))
+
+
+def test_a_process_that_was_killed_between_two_batches_is_replaced() -> None:
+    with ProcessPool(1, lambda batch, _: (os.getpid(), work(batch, 0)), try_out) as workers:
+        ((first, _),) = workers.map(iter([files("a")]), as_it_is)
+        os.kill(first, signal.SIGKILL)
+        ((second, result),) = workers.map(iter([files("b")]), as_it_is)
+    assert first != second and result == ["B"]
+
+
+@pytest.mark.parametrize("error", [ConvlineError("mend this"), ValueError("a defect")])
+def test_what_a_process_raises_is_raised_here(error: Exception) -> None:
+    def fail(_: list[InputFile], __: int) -> None:
+        raise error
+
+    with (
+        ProcessPool(1, fail, try_out) as workers,
+        pytest.raises(type(error) if isinstance(error, ConvlineError) else RuntimeError, match=str(error)),
+    ):
+        list(workers.map(iter([files("a")]), as_it_is))
+
+
+# --- files that take too long
+
+LIMIT = 0.5  # seconds
+TOO_LONG = f"timeout: decoding it took more than {LIMIT} s"
+
+
+def outcome(file: InputFile) -> str:
+    decoded = try_decode(file, ImageSpec(2, 2, 1))
+    return f"{decoded.reason}: {decoded.detail}" if isinstance(decoded, ImageError) else "decoded"
+
+
+def run_limited(
+    batches: list[list[InputFile]], decode: Callable[[InputFile], str], processes: int = 2
+) -> list[list[str]]:
+    def work(batch: list[InputFile], _: int = 0) -> list[str]:
+        return [decode(file) for file in batch]
+
+    with ProcessPool(processes, work, work, LIMIT) as workers:
+        return list(workers.map(iter(batches), as_it_is))
+
+
+def test_a_file_that_takes_too_long_is_told_and_its_neighbours_are_done() -> None:
+    quick, slow = (InputFile("", InMemory(data)) for data in (encode(noise(8, 8), "PNG"), slow_jpeg()))
+    assert run_limited([[quick, slow, quick], [quick], [slow]], outcome) == [
+        ["decoded", TOO_LONG, "decoded"],
+        ["decoded"],
+        [TOO_LONG],
+    ]
+
+
+def test_a_decoder_that_lets_nobody_else_run_is_ended() -> None:
+    def hang(file: InputFile) -> str:
+        content = told(file)
+        with time_limited():
+            re.fullmatch("(A+)+", 40 * content + "b")  # of A it takes years, and holds Python's lock
+        return content
+
+    assert run_limited([files("x", "a", "y")], hang) == [["X", TOO_LONG, "Y"]]
+
+
+@dataclass(frozen=True)
+class SlowlyRead(InMemory):
+    def read(self) -> bytes:
+        time.sleep(1.5 * LIMIT)
+        return self.data
+
+
+def test_neither_a_slow_read_nor_many_files_are_a_decoder_that_hangs() -> None:
+    slow = InputFile("slow", SlowlyRead(encode(noise(8, 8), "PNG")))
+
+    def decode(file: InputFile) -> str:
+        with time_limited():
+            time.sleep(LIMIT / 5)
+        return outcome(file)
+
+    many = [InputFile("quick", InMemory(slow.content.read()))] * 8
+    assert run_limited([[slow], many], decode) == [["decoded"], ["decoded"] * 8]
+
+
+def test_one_thread_that_hangs_while_others_go_on_is_ended() -> None:
+    def decode(file: InputFile) -> str:
+        content = told(file)
+        with time_limited():
+            time.sleep(600 if content == "HANG" else LIMIT / 10)
+        return content
+
+    def work(batch: list[InputFile], _: int = 0) -> list[str]:
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(decode, batch))
+
+    with ProcessPool(1, work, work, LIMIT) as workers:
+        assert list(workers.map(iter([files("a", "hang", "b", "c", "d")]), as_it_is)) == [
+            ["A", TOO_LONG, "B", "C", "D"]
+        ]
+
+
+ORPHANS = """
+import os, sys, time
+from convline.inputs.input_file import InputFile, InMemory
+from convline.process_pool import ProcessPool
+
+with ProcessPool(2, lambda files, _: os.getpid(), lambda files: None) as workers:
+    batches = ([InputFile("x", InMemory(b"x"))] for _ in range(20))
+    print(*set(workers.map(batches, lambda files, pid, buffer: pid)), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("all_cpus")
+def test_processes_end_when_the_job_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert pids
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# --- what they do for a classification
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(30):
+        write(folder / f"{number:02}.png", encode(noise(8, 8), "PNG") if number % 7 else b"garbage")
+    return folder
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True])
+def test_every_way_of_dividing_the_work_gives_the_same_entries(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, on_accelerator: bool
+) -> None:
+    found = [InputFile(path.name, OnDisk(str(path))) for path in sorted(folder.iterdir())]
+    if on_accelerator:  # the processes leave pixels in shared memory, the model runs here
+        monkeypatch.setattr("serving.predict._on_cpu", lambda classifier, top_k: _on_accelerator(classifier, top_k, 2))
+    with Classifier(model, "cpu", 1, batch_size=4) as classifier:
+        expected = [entry for batch in classifier.classify_batches(batched(found, 4), 3) for entry in batch]
+        with predictor(classifier, 3, processes=2) as predict:
+            entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
+    assert entries == expected
+    assert [type(entry) for entry in entries] == [Prediction if number % 7 else Reject for number in range(30)]
+
+
+@dataclass(frozen=True)
+class Deadly(InMemory):
+    def read(self) -> bytes:
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return b""
+
+
+@pytest.mark.parametrize("shares_batches", [False, True])
+def test_files_that_kill_or_hold_up_their_decoder_are_rejects_in_small_jobs_and_large_ones(
+    model: Path, shares_batches: bool
+) -> None:
+    quick = InMemory(encode(noise(8, 8), "PNG"))
+    contents = [quick, Deadly(b""), quick, InMemory(slow_jpeg()), InMemory(b"text"), quick]
+    found = [InputFile(str(number), content) for number, content in enumerate(contents)]
+    with (
+        Classifier(model, "cpu", 1, batch_size=4) as classifier,
+        predictor(classifier, 1, 2, shares_batches, LIMIT) as predict,
+    ):
+        entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
+        (expected,) = next(classifier.classify_batches([found[:1]]))
+    assert [entry.path for entry in entries] == ["0", "1", "2", "3", "4", "5"]
+    assert [entry.reason if isinstance(entry, Reject) else "classified" for entry in entries] == [
+        "classified",
+        "unreadable",
+        "classified",
+        "timeout",
+        "not-an-image",
+        "classified",
+    ]
+    assert entries[0] == expected
+
+
+def test_an_archive_that_the_parent_holds_open_is_read_by_whoever_replaces_the_dead(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("a", "SIGKILL", "b", "c"):
+            archive.writestr(name, name)
+    found = list(find([str(tmp_path / "a.zip")]))
+    assert found[0].read() == b"a"  # as for a thumbnail
+    first, died, *rest = [entry for batch in run([[file] for file in found], processes=1) for entry in batch]
+    assert (first, rest) == ("A", ["B", "C"]) and "SIGKILL" in died
