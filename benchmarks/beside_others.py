@@ -3,8 +3,9 @@
     python benchmarks/beside_others.py [--rounds 5]
 
 Three recipes, from tiny steps to large ones, and the exported file of the tiniest in batches of 64; each alone, and
-beside one busy process a CPU. `before` is the same with threads that look for work as long as libgomp's and
-onnxruntime's defaults let them. Each side is a process of its own; the sides take turns within a round.
+beside one busy process per CPU. `before` is the same with threads that spin for work as long as libgomp's and
+onnxruntime's defaults let them; trainings are also timed with `--threads 1`. Each side is a process of its own; the
+sides take turns within a round.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,17 +27,23 @@ from noise import make_noise, timed
 from convline.cpus import usable_cpus
 
 # recipe: its dataset of noise, the steps that are timed, and the images of a batch
-TRAININGS = {"digits": ("eight", 400, 64), "mlp": ("grey", 400, 100), "cifar10": ("colour", 20, 128)}
-BEFORE = {"GOMP_SPINCOUNT": "300000"}  # libgomp's default
+TRAININGS = {"digits": ("eight", 1000, 64), "mlp": ("grey", 1000, 100), "cifar10": ("colour", 20, 128)}
+# how each side trains: its environment and options
+SIDES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "before": ({"GOMP_SPINCOUNT": "300000"}, ()),  # libgomp's default
+    "now": ({}, ()),
+    "--threads 1": ({}, ("--threads", "1")),
+}
 BATCH = 64
 SESSION = """
 import sys, time
 import numpy as np
 import serving.session
 from serving.model import open_model
+threads = 1 if sys.argv[2] == "--threads 1" else None
 if sys.argv[2] == "before":
     serving.session.SPIN_MICROSECONDS = 1_000_000  # onnxruntime's default
-model = open_model(sys.argv[1], "cpu")
+model = open_model(sys.argv[1], "cpu", threads)
 images = np.zeros((64, model.spec.height, model.spec.width, model.spec.channels), np.uint8)
 model.run(images)
 began = time.perf_counter()
@@ -56,21 +63,18 @@ def main(rounds: int = 5) -> None:
         model = exported(folder)
         for _ in range(rounds):
             for where, others in (("alone", 0), ("beside", usable_cpus())):
-                for when, environment in (("now", {}), ("before", BEFORE)):
+                for side, (environment, options) in SIDES.items():
                     with busy(others):
                         for recipe, (dataset, steps, size) in TRAININGS.items():
-                            seconds = trained(folder, recipe, dataset, steps, environment)
-                            rates[recipe, where, when].append(size / seconds)
-                        rates["session", where, when].append(BATCH / session(model, when))
+                            seconds = trained(folder, recipe, dataset, steps, environment, options)
+                            rates[recipe, where, side].append(size / seconds)
+                        rates["session", where, side].append(BATCH / session(model, side))
     print(f"images/s, medians of {rounds} rounds; shares of the speed alone before\n")
-    print(f"{'':10}{'alone, before':>15}{'alone, now':>19}{'beside, before':>19}{'beside, now':>19}")
+    print(f"{'':10}" + "".join(f"{where + ', ' + side:>22}" for where in ("alone", "beside") for side in SIDES))
     for what in (*TRAININGS, "session"):
         base = statistics.median(rates[what, "alone", "before"])
-        line = f"{what:10}{base:15,.0f}"
-        for where, when in (("alone", "now"), ("beside", "before"), ("beside", "now")):
-            rate = statistics.median(rates[what, where, when])
-            line += f"{rate:12,.0f} ({rate / base:4.2f})"
-        print(line)
+        medians = (statistics.median(rates[what, where, side]) for where in ("alone", "beside") for side in SIDES)
+        print(f"{what:10}" + "".join(f"{rate:15,.0f} ({rate / base:4.2f})" for rate in medians))
 
 
 def exported(folder: Path) -> Path:
@@ -93,21 +97,23 @@ def busy(count: int) -> Iterator[None]:
             other.wait()
 
 
-def trained(folder: Path, recipe: str, dataset: str, steps: int, environment: dict[str, str]) -> float:
+def trained(
+    folder: Path, recipe: str, dataset: str, steps: int, environment: dict[str, str], options: Sequence[str]
+) -> float:
     """Seconds a step."""
     before = os.environ.copy()
     os.environ.pop("GOMP_SPINCOUNT", None)  # this process has it from the package
     os.environ.update(environment)
     try:
-        return timed(folder, recipe, dataset, steps).seconds
+        return timed(folder, recipe, dataset, steps, *options).seconds
     finally:
         os.environ.clear()
         os.environ.update(before)
 
 
-def session(model: Path, when: str) -> float:
+def session(model: Path, side: str) -> float:
     """Seconds a run."""
-    done = subprocess.run([sys.executable, "-c", SESSION, str(model), when], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SESSION, str(model), side], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
 
