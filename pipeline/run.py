@@ -162,7 +162,10 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Lock the run for training, until the process ends. Raises ConvlineError if another process is training it."""
+        """Lock the run while it is trained; a killed process releases it, too.
+
+        Raises ConvlineError if another process is training it.
+        """
         with open_in_place(self.folder / "lock", "w") as file:
             if not locks.acquire(file.fileno(), LOCK_SECONDS):
                 raise ConvlineError(f"{self.folder} is being trained by another process; wait for it")
