@@ -1,4 +1,4 @@
-"""What this process may use: CPUs, by affinity and cgroup quota."""
+"""The CPUs that this process may use, by affinity and cgroup quota, and its priority."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def usable_cpus() -> int:
-    """CPUs this process may really use: its affinity, capped by the cgroup's quota, at least 1."""
+    """How many CPUs this process may use: its affinity, limited by the cgroup's quota, at least 1."""
     try:
         cpus = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows have no affinity
@@ -17,7 +17,7 @@ def usable_cpus() -> int:
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs granted by the cgroup (version 2, then 1), infinite where there is no limit."""
+    """CPUs granted by the cgroup (version 2, then 1), infinite without a limit."""
     try:
         quota, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -29,3 +29,9 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
     if quota.strip() in ("max", "-1"):
         return math.inf
     return int(quota) / int(period)
+
+
+def lower_priority() -> None:
+    """Let other processes go first, where the system has `nice`."""
+    if hasattr(os, "nice"):
+        os.nice(10)

@@ -1,146 +1,186 @@
-"""Files that are whole or absent: the one way this project writes, hashes and finishes them.
+"""Atomic writes of files and folders, what killed processes left of them, SHA-256, and names that file systems accept.
 
-What is temporary has a name that nobody can foresee, and is made, never opened: in a folder where others may write, a
-link that waits under its name would have some other file written.
+A temporary file or folder has an unpredictable name and is always newly created: in a folder that others can write to,
+a symbolic link that waits under a known name would redirect the write to another file.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import hashlib
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from convline import locks
 from convline.errors import ConvlineError
 
-NAME = 255  # bytes of a name that file systems take
-LONGEST = 200  # of a name that a temporary one keeps
-SHORTENED = 150  # of a name that is too long
+MAX_NAME = 255  # bytes, the limit of file systems
+MAX_IN_TEMPORARY = 200  # bytes of a name that its temporary name keeps
+MAX_STEM = 150  # bytes that `name_on_disk` keeps of a name that is too long
 LONGEST_SUFFIX = 16  # characters
+
+# flags of os.open that Windows lacks
+O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO does not wait for its writer
+IS_WINDOWS = os.name == "nt"  # an open file cannot be renamed or removed there, nor a folder opened
 
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """Open a file beside `path`; on success it is synced and renamed over `path`, else removed.
+    """Open a temporary file beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
-    Whoever looks at `path`, at any moment and after any crash, sees the old content or the new.
+    At any moment, and after any crash, `path` has either its old content or the new.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = beside_of(path)
-    with open(beside, mode.replace("w", "x"), **options) as file:
+    temporary = temporary_path(path)
+    with open(temporary, mode.replace("w", "x"), **options) as file:
         try:
-            _lock(file.fileno())
+            _mark_as_in_use(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(beside, path)
+            if IS_WINDOWS:
+                file.close()
+            os.replace(temporary, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.close()
+            temporary.unlink(missing_ok=True)
             raise
     sync_folder(path.parent)
 
 
-def beside_of(path: Path, kind: str = "tmp") -> Path:
-    """A new name beside `path` for what is to take its place: `.<name>.<token>.<kind>`."""
-    return path.with_name(f".{_kept(path)}.{secrets.token_hex(8)}.{kind}")
+def temporary_path(path: Path, kind: str = "tmp") -> Path:
+    """A new name for a temporary file or folder beside `path`: `.<name>.<token>.<kind>`."""
+    return path.with_name(f".{_shortened_name(path)}.{secrets.token_hex(8)}.{kind}")
 
 
-def _kept(path: Path) -> str:
-    """As much of a name as leaves room, in a file system's 255 bytes, for what `beside_of` adds."""
-    return os.fsdecode(os.fsencode(path.name)[:LONGEST])
+def _shortened_name(path: Path) -> str:
+    """The name, cut so that what `temporary_path` adds still fits into a file system's 255 bytes."""
+    return os.fsdecode(os.fsencode(path.name)[:MAX_IN_TEMPORARY])
 
 
-def _lock(descriptor: int) -> None:
-    """Show that a temporary file or folder belongs to a living process."""
+def _mark_as_in_use(descriptor: int) -> None:
+    """Lock a temporary file or folder: it belongs to a running process."""
     with suppress(OSError):  # a file system without locks
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locks.acquire(descriptor, patience=math.inf)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which on success is synced and takes its place at once, else is removed.
+    """A temporary folder beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
-    What was at `path` is removed, and put back where a process was killed in between. Neither folder is entered by a
-    link that stands under its name.
+    A folder that is at `path` already is replaced, and removed. If the process is killed between the two renames,
+    `restore_folder` puts the old one back. Symbolic links under the names of temporary folders are not followed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_folders(path)
-    folder = beside_of(path)
-    replaced = folder.with_suffix(".old")
-    folder.mkdir()
-    with _locked(folder):
+    restore_folder(path)
+    for abandoned in [*_abandoned_folders(path, "tmp"), *_abandoned_folders(path, "old")]:
+        shutil.rmtree(abandoned, ignore_errors=True)  # another process may be removing it, too
+    temporary = temporary_path(path)
+    replaced = temporary.with_suffix(".old")
+    temporary.mkdir()
+    with _marked_as_in_use(temporary):
         try:
-            yield folder
-            sync_files(folder)
-            with _locked(path):  # nobody else puts it back
+            yield temporary
+            sync_files(temporary)
+            with _marked_as_in_use(path):  # so that no other process restores it
                 if path.exists():
-                    path.rename(replaced)  # at once: whoever still writes into it does not meet the new one
-                folder.rename(path)
+                    path.rename(replaced)  # whole: a process that still writes to it does not write to the new one
+                temporary.rename(path)
                 sync_folder(path.parent)
-                shutil.rmtree(replaced, ignore_errors=True)
+                if replaced.exists():
+                    replaced.rename(temporary)  # once it is partly removed, it must not be restored
+                    shutil.rmtree(temporary, ignore_errors=True)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
+def restore_folder(path: Path) -> None:
+    """Put back the folder that `new_folder` was replacing at `path` when its process was killed.
+
+    To be called before the folder is opened, or looked for.
+    """
+    if not path.exists():
+        for replaced in _abandoned_folders(path, "old"):
+            with suppress(OSError):  # another process was faster, or the file system is read-only
+                replaced.rename(path)
+                return
+
+
+def restore_folders(parent: Path) -> None:
+    """Call `restore_folder` for every folder of `parent` that may need it."""
+    for replaced in parent.glob(".*.*.old"):
+        name = replaced.name[1:].rsplit(".", 2)[0]
+        if len(os.fsencode(name)) < MAX_IN_TEMPORARY:  # else it may have been cut
+            restore_folder(parent / name)
+
+
+def _abandoned_folders(path: Path, kind: str) -> Iterator[Path]:
+    """The temporary folders of `path` that no running process uses."""
+    for folder in path.parent.glob(f".{glob.escape(_shortened_name(path))}.*.{kind}"):
+        token = folder.name.removeprefix(f".{_shortened_name(path)}.").removesuffix(f".{kind}")
+        if re.fullmatch("[0-9a-f]+", token) and folder.is_dir() and _is_abandoned(folder):
+            yield folder
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held as long as its process lives, wherever the folder is moved; nothing where there is none."""
+def _marked_as_in_use(folder: Path) -> Iterator[None]:
+    """Lock a folder, wherever it is moved, while its process lives; do nothing if it does not exist."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | O_NONBLOCK)
     except OSError:
         yield
         return
     try:
-        _lock(descriptor)
+        _mark_as_in_use(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
-def _remove_left_folders(path: Path) -> None:
-    """Remove what `new_folder` left where its process was killed, or put back what it was about to replace."""
-    for left in path.parent.glob(f".{glob.escape(_kept(path))}.*.*"):
-        token, _, kind = left.name.removeprefix(f".{_kept(path)}.").partition(".")
-        if not re.fullmatch("[0-9a-f]+", token) or kind not in ("tmp", "old") or not _is_left(left, os.O_DIRECTORY):
-            continue
-        if kind == "old" and not path.exists():
-            left.rename(path)
-        else:
-            shutil.rmtree(left, ignore_errors=True)  # another process may do so too
-
-
-def _is_left(path: Path, kind: int = 0) -> bool:
-    """Whether nobody holds a temporary file, or a folder, any more; never of a link."""
+def _is_abandoned(path: Path) -> bool:
+    """Whether no running process, on any machine, uses a temporary file or folder. False for links."""
+    if path.is_symlink() or not locks.are_supported():
+        return False
     with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | kind)
+        descriptor = os.open(path, os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # its writer holds it, on whatever machine
-            return True
+            return locks.acquire(descriptor)
         finally:
             os.close(descriptor)
     return False
 
 
-def open_in_place(path: Path, mode: str = "a+b", **options: Any) -> IO[Any]:
-    """Open a file under its own name, to append to it ("a"), or as a lock ("w", which leaves it as it is).
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `atomic_write` to `path` whose processes were killed."""
+    for temporary in path.parent.glob(f".{glob.escape(_shortened_name(path))}.*.tmp"):
+        if _is_abandoned(temporary):
+            with suppress(OSError):
+                temporary.unlink()
 
-    Raises ConvlineError where a link, or anything else than a file, stands there: another file would be written.
+
+def open_in_place(path: Path, mode: str = "a+b", **options: Any) -> IO[Any]:
+    """Open a file under its final name: to append to it ("a"), or to lock it ("w", which keeps its content).
+
+    Raises ConvlineError if `path` is a link or not a regular file, because another file would be written.
     """
 
     def opener(name: str, flags: int) -> int:
         try:
-            descriptor = os.open(name, (flags | os.O_NOFOLLOW | os.O_NONBLOCK) & ~os.O_TRUNC, 0o666)
+            if not O_NOFOLLOW and path.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            descriptor = os.open(name, (flags | O_NOFOLLOW | O_NONBLOCK) & ~os.O_TRUNC, 0o666)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a pipe
                 raise
@@ -149,48 +189,53 @@ def open_in_place(path: Path, mode: str = "a+b", **options: Any) -> IO[Any]:
             if stat.S_ISREG(status.st_mode) and ("w" in mode or status.st_nlink <= 1):
                 return descriptor
             os.close(descriptor)
-        raise ConvlineError(f"{path} is a link, or no file, and would lead elsewhere; remove it")
+        raise ConvlineError(f"{path} is a link, or not a regular file; remove it")
 
     return open(path, mode, opener=opener, **options)
 
 
-def hold(file: IO[Any], path: Path, name: Path | str, patience: float = 0.0) -> None:
-    """Lock the open file at `path` for as long as it is open.
+def lock_file(file: IO[Any], path: Path, name: Path | str, patience: float = 0.0) -> None:
+    """Lock the open file at `path` until it is closed.
 
-    Raises ConvlineError, calling it `name`, where another process holds it for more than `patience` seconds, or has
-    removed it since it was opened.
+    Raises ConvlineError, which calls the file `name`, if another process holds the lock for more than `patience`
+    seconds, or has removed the file since it was opened.
     """
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError as error:
-            if time.monotonic() >= deadline:
-                raise ConvlineError(f"another job is writing {name}; wait for it or choose another output") from error
-            time.sleep(0.05)
+    if not locks.acquire(file.fileno(), patience):
+        raise ConvlineError(f"another job is writing {name}; wait for it or choose another output")
     if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
         raise ConvlineError(f"another job has just finished {name}; look at its output first")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what `atomic_write` to `path` left where its process was killed."""
-    for left in path.parent.glob(f".{glob.escape(_kept(path))}.*.tmp"):
-        if _is_left(left):
-            with suppress(OSError):
-                left.unlink()
+def remove_open_file(file: IO[Any], path: Path) -> None:
+    """Remove the open file at `path`; its lock is kept until then where the system can remove open files."""
+    if IS_WINDOWS:
+        file.close()
+    path.unlink()
+
+
+def move_to_new_name(source: Path, path: Path) -> None:
+    """Give a finished file the name `path`. Raises FileExistsError if that exists."""
+    if hasattr(os, "link"):
+        os.link(source, path)
+        source.unlink()
+    else:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        source.rename(path)
 
 
 def sync_files(folder: Path) -> None:
-    """Make the files in `folder` durable, before it is renamed to where it will be found."""
+    """Make the files of a folder durable, before the folder is renamed."""
     for path in folder.iterdir():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows syncs no file that is open for reading only
             os.fsync(file.fileno())
     sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable (a rename is not, until its folder is synced)."""
+    """Make the names in a folder durable: a rename may be lost until its folder is synced."""
+    if IS_WINDOWS:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -205,18 +250,18 @@ def sha256(path: Path) -> str:
 
 
 def name_on_disk(name: str) -> str:
-    """A label, or a part of a path, as the name of one file or folder.
+    """The name of a file or folder for a class label or a part of a path.
 
-    That is the name itself where it can be one. Else it keeps what it can of it, and a hash tells it from all others:
-    "T-shirt/top" becomes "T-shirt_top~9cc7a4218305".
+    A valid name stays as it is. An invalid one keeps its valid part, and a hash makes it unique: "T-shirt/top" becomes
+    "T-shirt_top~9cc7a4218305".
     """
     # surrogates that stand for no byte cannot be encoded
-    kept = "".join("_" if c in "/\0" or "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" else c for c in name)
-    if kept == name and name not in ("", ".", "..") and len(os.fsencode(name)) <= NAME:
+    valid = "".join("_" if c in "/\0" or "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" else c for c in name)
+    if valid == name and name not in ("", ".", "..") and len(os.fsencode(name)) <= MAX_NAME:
         return name
-    kept = f"_{kept}" if kept in ("", ".", "..") else kept
-    suffix = Path(kept).suffix if len(Path(kept).suffix) <= LONGEST_SUFFIX else ""
-    stem = os.fsencode(kept.removesuffix(suffix))[:SHORTENED].decode("utf-8", "ignore")
+    valid = f"_{valid}" if valid in ("", ".", "..") else valid
+    suffix = Path(valid).suffix if len(Path(valid).suffix) <= LONGEST_SUFFIX else ""
+    stem = os.fsencode(valid.removesuffix(suffix))[:MAX_STEM].decode("utf-8", "ignore")
     return f"{stem}~{digest(name)[:12]}{suffix}"
 
 

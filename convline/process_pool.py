@@ -1,8 +1,8 @@
-"""Batches of files on forked processes, in order, a few ahead of whoever takes the results.
+"""Worker pool: batches of files on forked processes, or on threads where processes cannot be forked; results in order.
 
-Threads would share Python's lock: two of them decode small JPEGs slower than one, two processes 1.9 times as fast.
-A process that dies takes no job with it: the file that killed it, or that it decoded for too long, is found and told,
-the rest of its batch done again.
+Threads share Python's lock: two of them decode small JPEGs slower than one, two processes 1.9 times as fast. A process
+that dies does not end the job: the pool finds the file that killed it, or whose decoding took too long, reports that
+file, and processes the rest of the batch again.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -26,39 +28,57 @@ from convline.inputs.archives import forget_archives
 from convline.inputs.input_file import InMemory, InputFile, Unusable
 from convline.time_limit import SECONDS, end_this_process_after
 
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess  # which Windows lacks
+
 Work = Callable[[list[InputFile], int], Any]
 Finish = Callable[[list[InputFile], Any, int], Any]
 
-AHEAD = 4  # batches a worker that may be finished before an earlier one is
-NAMES = 2**14  # characters of names that surely fit into a pipe, both as a batch and in its results
-HELD = 2**27  # bytes of files out of compressed streams: from there on no further batch is begun
+BATCHES_AHEAD = 4  # per worker, that may be finished before an earlier one is
+MAX_NAMES = 2**14  # characters of file names that fit into a pipe, both with the task and in its result
+MAX_CONTENT = 2**27  # bytes of files from compressed streams; beyond that no further batch is sent
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 MODEL_DIED = "while the model ran; give it more memory, fewer --threads or a smaller --batch-size"
 
 
 def can_fork() -> bool:
-    """Elsewhere than on Linux, what is forked may not use the system's libraries."""
-    return os.uname().sysname == "Linux"
+    """True on Linux; on macOS a forked process may not use the system's libraries."""
+    return sys.platform == "linux" and hasattr(os, "fork")
+
+
+def open_pool(
+    count: int,
+    work: Work,
+    try_out: Callable[[list[InputFile]], object],
+    limit: float = SECONDS,
+    advice: str = MODEL_DIED,
+) -> Pool:
+    """`count` processes that call `work`, or as many threads where processes cannot be forked.
+
+    Threads, not spawned processes: those could not inherit the open model and the shared pixels, and each would import
+    everything again. Results are the same, but a file that kills or hangs its decoder kills or hangs the whole job.
+    """
+    return ProcessPool(count, work, try_out, limit, advice) if can_fork() else ThreadPool(count, work)
 
 
 @dataclass
 class _Task:
-    """A batch, the buffer that it may use, and what came of it."""
+    """A batch, the index of the buffer it may use, and its result."""
 
     files: list[InputFile]
     buffer: int = 0
     result: Any = None
-    content: int = field(init=False)  # bytes of files that are sent with it
-    is_small: bool = field(init=False)  # little more than short names
+    content: int = field(init=False)  # bytes of file contents that are sent with the batch
+    is_small: bool = field(init=False)  # it fits into a pipe
 
     def __post_init__(self) -> None:
         self.content = sum(len(file.content.data) for file in self.files if isinstance(file.content, InMemory))
-        self.is_small = not self.content and sum(len(file.path) for file in self.files) < NAMES
+        self.is_small = not self.content and sum(len(file.path) for file in self.files) < MAX_NAMES
 
 
 @dataclass
 class _Worker:
-    """A process, this end of its pipe, and what it was given, the oldest first."""
+    """A process, the parent's end of its pipe, and its tasks, the oldest first."""
 
     process: ForkProcess
     pipe: Connection
@@ -69,9 +89,9 @@ class _Worker:
 class ProcessPool:
     """`work(files, buffer)` on `count` processes, which are copies of this one, its open model included.
 
-    `try_out(files)` is what may kill a process (decoding), or hang: for longer than `limit` seconds an image. `work`
-    gets the index of one of 2 * count buffers to leave its pixels in; it stays untouched until `finish` (see `map`)
-    returns. `advice` says where a process died that no file kills, and what to do.
+    `try_out(files)` is the part of the work that may kill a process or hang (decoding); `limit` is in seconds per
+    image. `buffer` is the index, below 2 * count, of a buffer for the pixels of the batch: no other batch uses it until
+    `finish` (see `map`) has returned. `advice` ends the message about a process that died without a file that kills it.
     """
 
     def __init__(
@@ -93,16 +113,16 @@ class ProcessPool:
             self._workers.append(_Worker(process, pipe, (2 * number, 2 * number + 1)))
 
     def map(self, batches: Iterator[list[InputFile]], finish: Finish) -> Iterator[Any]:
-        """What `finish(files, result, buffer)`, run in this process, makes of each batch's result, in order.
+        """`finish(files, result, buffer)` for the result of each batch, called in this process; yielded in order.
 
-        Raises ConvlineError where a process dies of something else than a file, or raised one.
+        Raises ConvlineError if a process dies and no file is the reason, and what `work` raises.
         """
         window: deque[_Task] = deque()
         tasks = (_Task(files) for files in batches)
         upcoming = next(tasks, None)
         while window or upcoming is not None:
-            while upcoming is not None and (worker := self._taker(upcoming, len(window))) is not None:
-                self._give(worker, upcoming)
+            while upcoming is not None and (worker := self._free_worker(upcoming, len(window))) is not None:
+                self._assign(worker, upcoming)
                 window.append(upcoming)
                 upcoming = next(tasks, None)
             while window and window[0].result is not None:
@@ -114,73 +134,74 @@ class ProcessPool:
                 task = worker.tasks.popleft()
                 task.result = finish(task.files, result, task.buffer)
 
-    def _taker(self, task: _Task, waiting: int) -> _Worker | None:
-        """Who takes the next batch: whoever has none, else whoever has but one, so that none waits for the next."""
-        held = sum(given.content for worker in self._workers for given in worker.tasks)
-        if waiting >= AHEAD * len(self._workers) or held > HELD:
+    def _free_worker(self, task: _Task, n_waiting: int) -> _Worker | None:
+        """The worker for the next batch: one without tasks, or with a single one, so that it need not wait."""
+        content = sum(pending.content for worker in self._workers for pending in worker.tasks)
+        if n_waiting >= BATCHES_AHEAD * len(self._workers) or content > MAX_CONTENT:
             return None
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
-        # what lies in a pipe must fit: while both ends wait for room in it, nobody reads
+        # two tasks must fit into the pipe: if both ends wait for room in it, neither reads
         limit = 2 if task.is_small else 1
         return worker if len(worker.tasks) < limit else None
 
-    def _give(self, worker: _Worker, task: _Task) -> None:
+    def _assign(self, worker: _Worker, task: _Task) -> None:
         used = worker.tasks[0].buffer if worker.tasks else None
         task.buffer = next(buffer for buffer in worker.buffers if buffer != used)
         worker.tasks.append(task)
         self._send(worker, "work", task.files, task.buffer)
 
     def _receive(self, worker: _Worker) -> Any:
-        """What became of a worker's oldest task."""
+        """The result of a worker's oldest task."""
         try:
             return self._answer(worker)
         except (EOFError, OSError):
             task, *later = worker.tasks
-            result = self._again(worker, task)
+            result = self._repeat(worker, task)
             for other in later:
                 self._send(worker, "work", other.files, other.buffer)
             return result
 
-    def _again(self, worker: _Worker, task: _Task) -> Any:
-        """Do a batch that killed its worker again, without the files that did it."""
-        self._replace(worker)
-        harmless = [self._harmless(worker, file) for file in task.files]
+    def _repeat(self, worker: _Worker, task: _Task) -> Any:
+        """The result of a batch that killed its worker, without the files that did it."""
+        self._restart(worker)
+        tested = [self._tested(worker, file) for file in task.files]
         try:
-            self._send(worker, "again", harmless, task.buffer)
+            self._send(worker, "repeat", tested, task.buffer)
             return self._answer(worker)
         except (EOFError, OSError) as error:
-            how = self._replace(worker)
-            raise ConvlineError(f"a process of this job ended twice ({how}) {self._advice}") from error
+            ending = self._restart(worker)
+            raise ConvlineError(f"a process of this job ended twice ({ending}) {self._advice}") from error
 
-    def _harmless(self, worker: _Worker, file: InputFile) -> InputFile:
+    def _tested(self, worker: _Worker, file: InputFile) -> InputFile:
+        """The file, or an unusable one if it kills the worker."""
         try:
             self._send(worker, "try out", [file])
             self._answer(worker)
             return file
         except (EOFError, OSError):
-            how = self._replace(worker)
-            if how == signal.SIGALRM.name:
+            ending = self._restart(worker)
+            if ending == signal.SIGALRM.name:
                 problem = ImageError("timeout", f"decoding it took more than {self._limit:g} s")
             else:
-                problem = ImageError("unreadable", f"the process that decoded it ended ({how})")
+                problem = ImageError("unreadable", f"the process that decoded it ended ({ending})")
             return replace(file, content=Unusable(problem))
 
     @staticmethod
-    def _send(worker: _Worker, what: str, files: list[InputFile], buffer: int = 0) -> None:
-        """Give a worker something to do; that it is dead is told by its answer."""
+    def _send(worker: _Worker, command: str, files: list[InputFile], buffer: int = 0) -> None:
+        """Send a command; if the worker is dead, `_answer` will notice."""
         with suppress(OSError):
-            worker.pipe.send((what, files, buffer))
+            worker.pipe.send((command, files, buffer))
 
     @staticmethod
     def _answer(worker: _Worker) -> Any:
-        """Raises EOFError or OSError where the worker died, and what it raised."""
+        """The worker's next result. Raises EOFError or OSError if it died, and what it raised."""
         result, error = worker.pipe.recv()
         if error is not None:
             raise error
         return result
 
-    def _replace(self, worker: _Worker) -> str:
-        """Put a new process in a dead one's place; returns how that ended."""
+    def _restart(self, worker: _Worker) -> str:
+        """Replace a dead process; returns how it ended: the name of a signal, or an exit status."""
         worker.pipe.close()
         worker.process.kill()  # it is dead, or has closed its pipe
         worker.process.join()
@@ -190,41 +211,42 @@ class ProcessPool:
 
     def _fork(self) -> tuple[ForkProcess, Connection]:
         context = multiprocessing.get_context("fork")
-        here, there = context.Pipe()
-        process = context.Process(target=self._serve, args=(there,), daemon=True)
-        with _signals_held_back(), warnings.catch_warnings():
-            # other threads (BLAS, a progress bar) hold nothing that the copy uses
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=self._serve, args=(child_end,), daemon=True)
+        with _signals_blocked(), warnings.catch_warnings():
+            # other threads (BLAS, a progress bar) hold no lock that the copy needs
             warnings.simplefilter("ignore", DeprecationWarning)
             process.start()
-        there.close()
-        return process, here
+        child_end.close()
+        return process, parent_end
 
     def _serve(self, pipe: Connection) -> None:
-        """What a worker does until its parent closes the pipe, or dies."""
-        forget_archives()  # the parent's are closed below
+        """The worker's loop, until its parent closes the pipe or dies."""
+        forget_archives()  # the parent's files are closed below
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        # libtiff, for one, talks of each damaged file; what goes wrong is told through the pipe
+        # libtiff, for one, prints a line for each damaged file; problems are reported through the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        # else the other workers would not see the parent's end, and its journal would stay locked
+        # otherwise the other workers would not notice the parent's end, and its journal would stay locked
         os.closerange(3, pipe.fileno())
         os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         try:
             while True:
-                what, files, buffer = pipe.recv()
+                command, files, buffer = pipe.recv()
                 # no limit for files that were tried out: a machine may sleep, or be busier than it was
-                end_this_process_after(0 if what == "again" else self._limit)
+                end_this_process_after(0 if command == "repeat" else self._limit)
                 answer: tuple[object, Exception | None]
                 try:
-                    answer = (self._try_out(files) if what == "try out" else self._work(files, buffer)), None
+                    answer = (self._try_out(files) if command == "try out" else self._work(files, buffer)), None
                 except Exception as error:
-                    answer = None, _portable(error)
+                    answer = None, _picklable(error)
                 pipe.send(answer)
         except (EOFError, OSError):
             os._exit(0)
 
     def close(self) -> None:
+        """End the processes."""
         for worker in self._workers:
             worker.pipe.close()
             worker.process.kill()
@@ -239,9 +261,42 @@ class ProcessPool:
         self.close()
 
 
+class ThreadPool:
+    """`work(files, buffer)` on `count` threads of this process; the arguments are those of ProcessPool."""
+
+    def __init__(self, count: int, work: Work) -> None:
+        self._work = work
+        self._n_buffers = 2 * count
+        self._threads = ThreadPoolExecutor(count)
+
+    def map(self, batches: Iterator[list[InputFile]], finish: Finish) -> Iterator[Any]:
+        """As ProcessPool.map."""
+        window: deque[tuple[list[InputFile], int, Future[Any]]] = deque()
+        for files, buffer in zip(batches, cycle(range(self._n_buffers)), strict=False):
+            window.append((files, buffer, self._threads.submit(self._work, files, buffer)))
+            if len(window) == self._n_buffers:
+                yield self._oldest(window, finish)
+        while window:
+            yield self._oldest(window, finish)
+
+    @staticmethod
+    def _oldest(window: deque[tuple[list[InputFile], int, Future[Any]]], finish: Finish) -> Any:
+        files, buffer, future = window.popleft()
+        return finish(files, future.result(), buffer)
+
+    def __enter__(self) -> ThreadPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+
+Pool = ProcessPool | ThreadPool
+
+
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """A copy must not run the parent's handlers."""
+def _signals_blocked() -> Iterator[None]:
+    """A forked process must not run the parent's handlers."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -249,6 +304,6 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _portable(error: Exception) -> Exception:
-    """What another process can raise: onnxruntime's exceptions, for one, cannot be sent."""
+def _picklable(error: Exception) -> Exception:
+    """An exception that can be sent to another process; onnxruntime's, for one, cannot."""
     return error if isinstance(error, ConvlineError) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convline.errors import ConvlineError
+from convline.files import restore_folder
 from convline.images import ImageSpec
 from pipeline.metadata import DatasetFields, read_described
 from pipeline.preparing.integrity import AGAIN, forget, open_arrays
@@ -67,6 +68,7 @@ class Dataset:
     def open(cls, data_dir: Path, name: str) -> Dataset:
         """Raises ConvlineError where it is not there, or not readable by this version."""
         folder = data_dir / name
+        restore_folder(folder)
         try:
             return cls(folder, read_described(folder / "meta.json", DatasetFields, FORMAT, AGAIN))
         except FileNotFoundError as error:

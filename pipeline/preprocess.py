@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convline.console import log
 from convline.errors import ConvlineError
-from convline.files import new_folder
+from convline.files import new_folder, restore_folder
 from pipeline.dataset import FORMAT, Dataset, check_name, stratified
 from pipeline.download import download
 from pipeline.metadata import fingerprint_of
@@ -44,6 +44,7 @@ def preprocess(
     if check_name(name, "dataset") == "archives":
         raise ConvlineError("'archives' is no name for a dataset: downloads are kept there; choose another")
     destination = data_dir / name
+    restore_folder(destination)
     if destination.exists() and not overwrite:
         raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
     with new_folder(destination) as folder:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import time
+import math
 import tomllib
 import uuid
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convline import locks
 from convline.errors import ConvlineError
-from convline.files import new_folder, open_in_place
+from convline.files import new_folder, open_in_place, restore_folder, restore_folders
 from convline.images import ImageSpec
 from pipeline.dataset import Dataset, Split
 from pipeline.metadata import RunFields, read_described, read_object
@@ -23,7 +23,7 @@ from pipeline.recipe import Recipe, flat, parse
 FORMAT = 1
 KEPT = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")  # of a dataset's meta.json
 REMEDY = "train it again with --overwrite"
-LOOKS = 5  # at a lock that is held, for it may be somebody who looks, too
+LOCK_SECONDS = 0.1  # to wait for the lock: `is_training` of another process holds it for a moment
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> Run:
         """Raises ConvlineError where there is no run of this version."""
+        restore_folder(folder)
         try:
             info = read_described(folder / "run.json", RunFields, FORMAT, REMEDY)
             fields = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
@@ -60,10 +61,12 @@ class Run:
         """A run by its name or path; without one, the run trained last."""
         if name is not None:
             folder = Path(name) if "/" in name and not (runs_dir / name).exists() else runs_dir / name
+            restore_folder(folder)
             if not folder.is_dir():
                 there = ", ".join(sorted(path.parent.name for path in runs_dir.glob("[!.]*/run.json"))) or "none"
                 raise ConvlineError(f"no run at {folder}; the runs in {runs_dir} are: {there}")
             return cls.open(folder)
+        restore_folders(runs_dir)
         trained = sorted(runs_dir.glob("[!.]*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns)
         if not trained:
             raise ConvlineError(f"there is no run in {runs_dir}; `pipeline train digits` makes one")
@@ -159,27 +162,24 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Held while training; it dies with its process. Raises ConvlineError where another process holds it."""
+        """Lock the run while it is trained; a killed process releases it, too.
+
+        Raises ConvlineError if another process is training it.
+        """
         with open_in_place(self.folder / "lock", "w") as file:
-            for attempt in range(LOOKS + 1):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if attempt == LOOKS:
-                        raise ConvlineError(
-                            f"{self.folder} is being trained by another process; wait for it"
-                        ) from error
-                    time.sleep(0.02)
+            if not locks.acquire(file.fileno(), LOCK_SECONDS):
+                raise ConvlineError(f"{self.folder} is being trained by another process; wait for it")
             yield
 
     @contextmanager
     def sending(self, wait: bool = True) -> Iterator[None]:
-        """Held while something of the run is sent to MLflow, by one process at a time.
+        """Lock the run for sending to MLflow, which one process at a time may do.
 
-        The others wait; without `wait` BlockingIOError is raised."""
+        Another process waits, or raises BlockingIOError without `wait`.
+        """
         with open_in_place(self.folder / "sync.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if not locks.acquire(file.fileno(), math.inf if wait else 0):
+                raise BlockingIOError(f"{file.name} is locked by another process")
             yield
 
     def is_tracked(self) -> bool:
@@ -194,12 +194,9 @@ class Run:
             return False
 
     def is_training(self) -> bool:
-        """Whether a process holds the lock."""
+        """Whether a process is training it, and so holds the lock."""
         try:
             with open(self.folder / "lock") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return locks.is_held(file.fileno())
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
-        return False

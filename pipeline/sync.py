@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 
 from convline.console import log
+from convline.cpus import lower_priority
 from convline.errors import ConvlineError
 from convline.mlflow_client import tracking_uri
 from pipeline.run import Run
@@ -29,7 +29,7 @@ def sync(run: Run, follow: bool = False) -> str:
     sender = Sender(run, tracking_uri(), in_hurry=lambda: follow and not run.is_training())
     with ExitStack() as stack:
         if follow:
-            os.nice(10)  # training comes first
+            lower_priority()  # training comes first
             _follow(run, sender, stack)
         sender.send_points()
         if follow:

@@ -11,7 +11,7 @@ import torch
 
 from convline.console import log
 from convline.errors import ConvlineError
-from convline.files import atomic_write
+from convline.files import atomic_write, restore_folder
 from pipeline import checkpoint
 from pipeline.dataset import Dataset
 from pipeline.network import build_served, check_trains, choose_device
@@ -53,7 +53,7 @@ def train(
         resume, overwrite = True, False
     with join(device) as world, ExitStack() as held:
         where = choose_device(device, world.local_rank)
-        world.on_main(lambda: _prepare(recipe, data_dir))
+        world.on_main(lambda: _prepare(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, world)
         world.on_main(lambda: _check_fit(recipe, dataset, world, is_new=overwrite or not folder.exists()))
         info = world.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite).info)
@@ -140,9 +140,11 @@ def _saying_what_is_saved(run: Run) -> Iterator[None]:
         raise
 
 
-def _prepare(recipe: Recipe, data_dir: Path) -> None:
-    """The dataset, where it is missing."""
+def _prepare(recipe: Recipe, data_dir: Path, folder: Path) -> None:
+    """Prepare the dataset if it is missing; restore what a killed process was replacing."""
     name = recipe.data.dataset
+    for replaced in (data_dir / name, folder):
+        restore_folder(replaced)
     if not (data_dir / name / "meta.json").exists():
         if name in officials():
             log(f"the dataset {name} is not in {data_dir} yet: preparing it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from convline.console import log
+from convline.cpus import lower_priority
 from convline.errors import ConvlineError
 from convline.mlflow_client import tracking_uri
 from pipeline import checkpoint
@@ -33,7 +33,7 @@ def watch(
     thread of the CPU (unless another device is asked for), and of one that is busy a tenth.
     """
     check_top_k(run, question)
-    os.nice(10)
+    lower_priority()
     torch.set_num_threads(1)
     device = choose_device("cpu" if question.device == "auto" else question.device)
     split = run.split(run.dataset(data_dir), question.split)

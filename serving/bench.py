@@ -20,7 +20,7 @@ from convline.errors import ConvlineError
 from convline.images import ImageSpec
 from convline.inputs.input_file import InputFile, OnDisk
 from convline.inputs.listing import find
-from convline.process_pool import ProcessPool
+from convline.process_pool import open_pool
 from serving.batch_size import batch_rates, fastest_of
 from serving.classifier import Classifier, batched, pack
 from serving.predict import decoded
@@ -127,7 +127,7 @@ def _model_rate(classifier: Classifier) -> float:
 
 
 def _rate(work: Any, batches: Iterable[list[InputFile]]) -> float:
-    with ProcessPool(usable_cpus(), work, lambda files: work(files, 0)) as workers:
+    with open_pool(usable_cpus(), work, lambda files: work(files, 0)) as workers:
         began = time.perf_counter()
         done = sum(workers.map(iter(batches), lambda _files, count, _buffer: count))
         return done / (time.perf_counter() - began)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from convline.errors import ConvlineError
-from convline.files import atomic_write, hold, open_in_place, remove_leftovers, sync_folder
+from convline.files import atomic_write, lock_file, open_in_place, remove_leftovers, remove_open_file, sync_folder
 from convline.inputs.input_file import InputFile, Stamp
 from serving.records import Entry, Prediction, Reject
 from serving.tables import open_table, read_rows, shown, table_format
@@ -143,7 +143,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open_in_place(path)
         try:
-            hold(self._file, path, path, LOCK_SECONDS)
+            lock_file(self._file, path, path, LOCK_SECONDS)
             if overwrite:
                 self._file.truncate(0)
                 before_path(path).unlink(missing_ok=True)
@@ -209,7 +209,7 @@ class Journal:
     def drop(self) -> None:
         """Remove it: what it held is rendered."""
         before_path(self.path).unlink(missing_ok=True)
-        self.path.unlink()
+        remove_open_file(self._file, self.path)
         sync_folder(self.path.parent)
 
     def __enter__(self) -> Journal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from convline.errors import ImageError
 from convline.images import ImageSpec
 from convline.inputs.input_file import InputFile
 from convline.inputs.remote import Remote
-from convline.process_pool import Finish, ProcessPool, Work, can_fork
+from convline.process_pool import Finish, Pool, Work, open_pool
 from convline.time_limit import SECONDS
 from serving.classifier import Classifier, batched, pack, try_decode
 from serving.records import Entry
@@ -34,12 +35,12 @@ Predict = Callable[[Iterator[list[InputFile]]], Iterator[list[Entry]]]
 def predictor(
     classifier: Classifier, top_k: int, processes: int, shares_batches: bool = False, limit: float = SECONDS
 ) -> Iterator[Predict]:
-    """What turns batches of files into their entries, in order; without processes on threads of this one.
+    """What turns batches of files into their entries, in order; on threads of this process if `processes` is 0.
 
     The processes are copies of this one: `classifier` must run on one thread, unless they share each batch. An image
     that takes longer than `limit` seconds to decode becomes a Reject.
     """
-    if processes == 0 or not can_fork():
+    if processes == 0:
         yield lambda batches: classifier.classify_batches(batches, top_k)
         return
 
@@ -49,12 +50,12 @@ def predictor(
 
     if shares_batches:
         parts = _shared(classifier, -(-classifier.batch_size // processes), processes)
-        with ProcessPool(processes, _decoder(classifier, parts), try_out, limit) as workers:
+        with open_pool(processes, _decoder(classifier, parts), try_out, limit) as workers:
             yield lambda batches: (_together(classifier, workers, parts, batch, top_k) for batch in batches)
         return
     runs_there = classifier.provider == "cpu"
     work, finish = _on_cpu(classifier, top_k) if runs_there else _on_accelerator(classifier, top_k, processes)
-    with ProcessPool(processes, work, try_out, limit) as workers:
+    with open_pool(processes, work, try_out, limit) as workers:
         yield lambda batches: workers.map(batches, finish)
 
 
@@ -62,11 +63,13 @@ Steps = tuple[Work, Finish]  # of the processes, and of this one
 
 
 def _on_cpu(classifier: Classifier, top_k: int) -> Steps:
-    pixels = classifier.buffer()  # each process has its own copy
+    own = threading.local()  # a buffer per process, or per thread where there is no fork
 
     def work(files: list[InputFile], _: int) -> list[Entry]:
-        problems = pack(decoded(files, classifier.spec), pixels)
-        return classifier.label(files, pixels, problems, top_k)
+        if not hasattr(own, "pixels"):
+            own.pixels = classifier.buffer()
+        problems = pack(decoded(files, classifier.spec), own.pixels)
+        return classifier.label(files, own.pixels, problems, top_k)
 
     return work, lambda _files, entries, _buffer: entries
 
@@ -85,7 +88,7 @@ def _decoder(classifier: Classifier, pixels: NDArray[np.uint8]) -> Work:
 
 
 def _together(
-    classifier: Classifier, workers: ProcessPool, parts: NDArray[np.uint8], batch: list[InputFile], top_k: int
+    classifier: Classifier, workers: Pool, parts: NDArray[np.uint8], batch: list[InputFile], top_k: int
 ) -> list[Entry]:
     """The entries of one batch, of which each process decodes a part."""
 

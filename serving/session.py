@@ -31,7 +31,8 @@ OUTPUTS = ["probability", "logit"]
 # engines meanwhile, may take as long as it likes
 LIMIT = 60.0
 # a forked process must not collect a session that its parent had done with: it would wait for threads that it lacks
-os.register_at_fork(after_in_child=gc.freeze)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 QUIET = 4  # onnxruntime's log: what matters comes as an exception
 # that a thread looks for work before it sleeps: with onnxruntime's own second, sessions beside other work run at 0.7 of
 # the speed that they have with this one, which costs nothing alone (benchmarks/beside_others.py)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from convline.files import atomic_write, hold, open_in_place
+from convline.files import atomic_write, lock_file, open_in_place
 from convline.inputs.listing import is_url
 from convline.inputs.remote import open_system
 from serving.journal import Journal, Record, read_records
@@ -71,7 +71,7 @@ class _Folder:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / LOCK
         with open_in_place(path, "wb") as lock:
-            hold(lock, path, self.name)
+            lock_file(lock, path, self.name)
             yield
 
     def plan(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import IO, Protocol
 
 from convline.errors import ImageError
+from convline.files import O_NONBLOCK
 from convline.images import MAX_BYTES
 
 Stamp = tuple[int, int | str]  # size in bytes, and when it was last written, or its entity tag
@@ -54,7 +55,7 @@ class OnDisk:
     def read(self) -> bytes:
         try:
             # a FIFO that nobody writes to would block for ever
-            descriptor = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(self.file, os.O_RDONLY | O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -18,7 +17,7 @@ from convline.cpus import usable_cpus
 from convline.errors import ConvlineError, ImageError
 from convline.images import ImageSpec, decode
 from convline.inputs.input_file import InputFile
-from convline.process_pool import ProcessPool, can_fork
+from convline.process_pool import open_pool
 from convline.time_limit import SECONDS
 
 BATCH = 64  # files that a process gets at once
@@ -62,12 +61,7 @@ def on_all_cpus(
     """
     batches: Iterator[list[InputFile]] = iter(lambda: list(islice(files, size)), [])
     processes = max(1, min(usable_cpus(), -(-total // size)))
-    if not can_fork():
-        with ThreadPoolExecutor(processes) as pool:
-            while some := list(islice(batches, processes)):
-                yield from pool.map(work, some)
-        return
-    with ProcessPool(processes, lambda batch, _: work(batch), work, limit, DIED) as workers:
+    with open_pool(processes, lambda batch, _: work(batch), work, limit, DIED) as workers:
         yield from workers.map(batches, lambda _files, result, _buffer: result)
 
 

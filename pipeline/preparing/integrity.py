@@ -133,7 +133,7 @@ def moments(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
 def forget(images: NDArray[np.uint8]) -> None:
     """Drop the pages that were read from the map: they count as this process's memory, and the file stays."""
     pages: object = images.base
-    if isinstance(pages, mmap.mmap):
+    if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         pages.madvise(mmap.MADV_DONTNEED)
 
 

@@ -1,11 +1,11 @@
-"""What every source of images gives to `preprocess`, whatever it was."""
+"""The arrays that every kind of source gives to `preprocess`, and memory-mapped files for them."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from convline.images import ImageSpec
 
 CHUNK = 4096  # images moved at once
+ZEROS = 2**24  # bytes written at once
 
 
 @dataclass(frozen=True)
 class Prepared:
     """`images` uint8 [n, height, width, channels] (memory-mapped where large), `labels` int64 [n];
-    `rows` of each split ("train", and "test" where the source has one); `source` names and checksums it."""
+    `rows` of each split ("train", and "test" if the source has one); `source` is its name and checksum."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -30,9 +31,18 @@ class Prepared:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:
-    """A new .npy file, mapped. Raises OSError where the disk is too full for all of it."""
+    """A new .npy file of zeros, memory-mapped. Raises OSError if the disk is too full for it."""
     array: NDArray[Any] = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # without reserved blocks, a write to the map of a full disk kills the process (SIGBUS)
     with path.open("r+b") as file:
-        # else a full disk is found by a write to the map, which kills the process (SIGBUS)
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        else:  # macOS, Windows
+            _write_zeros(file, path.stat().st_size - array.nbytes, array.nbytes)
     return array
+
+
+def _write_zeros(file: IO[bytes], start: int, size: int) -> None:
+    file.seek(start)
+    for written in range(0, size, ZEROS):
+        file.write(bytes(min(ZEROS, size - written)))

@@ -17,9 +17,11 @@ UPLOAD = 100_000  # bytes a second that an upload must reach
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds, whatever it waits for; in the main thread alone, as no
-    other is interrupted."""
-    if threading.current_thread() is not threading.main_thread():
+    """Raise TimeoutError in the block after `seconds`, whatever it waits for.
+
+    There is no limit outside of the main thread, as no other can be interrupted, nor on Windows, which has no timers.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
@@ -28,7 +30,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
     began = time.monotonic()
     earlier = signal.signal(signal.SIGALRM, end)
-    # again and again: a library may catch the first
+    # repeatedly: a library may catch the first one
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, QUICK)
     try:
         yield

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from convline.files import move_to_new_name
 from convline.mlflow_client import database_file
 from pipeline.recipe import flat
 from pipeline.run import Run
@@ -45,7 +46,7 @@ def create_database(uri: str) -> None:
         beside = Path(folder, path.name)
         mlflow.MlflowClient(f"sqlite:///{beside}").search_experiments()
         with suppress(FileExistsError):  # another training was faster
-            os.link(beside, path)
+            move_to_new_name(beside, path)
 
 
 def find(client: Any, mlflow_run: str) -> Any:

@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows has no CDLL(None)
         return
     mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

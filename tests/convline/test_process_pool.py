@@ -1,8 +1,9 @@
-"""Batches on forked processes: in order, a few ahead, and no death of one loses a file."""
+"""Worker pools: results in order, a few batches ahead, and no file is lost when a process dies."""
 
 from __future__ import annotations
 
 import faulthandler
+import mmap
 import os
 import re
 import signal
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convline.errors import ConvlineError, ImageError
 from convline.images import ImageSpec
 from convline.inputs.input_file import InMemory, InputFile, OnDisk
 from convline.inputs.listing import find
-from convline.process_pool import AHEAD, ProcessPool
+from convline.process_pool import BATCHES_AHEAD, Pool, ProcessPool, ThreadPool, Work
 from convline.time_limit import time_limited
 from serving.classifier import Classifier, batched, try_decode
 from serving.predict import _on_accelerator, predictor
@@ -36,8 +38,8 @@ def files(*names: str) -> list[InputFile]:
     return [InputFile(name, InMemory(name.encode())) for name in names]
 
 
-def told(file: InputFile) -> str:
-    """A file's content, in capitals; what cannot be read says why."""
+def content_or_problem(file: InputFile) -> str:
+    """A file's content, in capitals, or why it cannot be read."""
     try:
         return file.read().decode().upper()
     except ImageError as error:
@@ -46,68 +48,74 @@ def told(file: InputFile) -> str:
 
 def work(batch: list[InputFile], _: int) -> list[str]:
     try_out(batch)
-    return [told(file) for file in batch]
+    return [content_or_problem(file) for file in batch]
 
 
 def try_out(batch: list[InputFile]) -> None:
     """Decoding that kills its process, as a defect in a C library would."""
     for file in batch:
-        if told(file).startswith("SIG"):
-            faulthandler.disable()  # pytest's, which would tell of it at length
+        if content_or_problem(file).startswith("SIG"):
+            faulthandler.disable()  # of pytest, which would print a traceback
             os.kill(os.getpid(), signal.Signals[file.path])
 
 
-def as_it_is(_files: object, result: object, _buffer: object) -> object:
+def unchanged(_files: object, result: object, _buffer: object) -> object:
     return result
 
 
 def run(batches: list[list[InputFile]], processes: int = 2) -> list[list[str]]:
     with ProcessPool(processes, work, try_out) as workers:
-        return list(workers.map(iter(batches), as_it_is))
+        return list(workers.map(iter(batches), unchanged))
 
 
-def test_results_come_in_the_order_of_their_batches() -> None:
+@pytest.fixture(params=["processes", "threads"])
+def open_pool(request: pytest.FixtureRequest) -> Callable[[Work], Pool]:
+    """Opens a pool of either kind with two workers."""
+    return lambda work: ProcessPool(2, work, try_out) if request.param == "processes" else ThreadPool(2, work)
+
+
+def test_results_come_in_the_order_of_their_batches(open_pool: Callable[[Work], Pool]) -> None:
     def slow_first(batch: list[InputFile], _: int) -> list[str]:
         time.sleep(0.2 if batch[0].path == "0" else 0)
         return work(batch, 0)
 
     batches = [files(str(number), "x") for number in range(20)]
-    with ProcessPool(2, slow_first, try_out) as workers:
-        assert list(workers.map(iter(batches), as_it_is)) == [[str(number), "X"] for number in range(20)]
+    with open_pool(slow_first) as workers:
+        assert list(workers.map(iter(batches), unchanged)) == [[str(number), "X"] for number in range(20)]
 
 
-def test_only_a_few_batches_are_taken_ahead() -> None:
+def test_only_a_few_batches_are_taken_ahead(open_pool: Callable[[Work], Pool]) -> None:
     taken = count()
 
     def endless() -> Iterator[list[InputFile]]:
         while True:
             yield files(str(next(taken)))
 
-    with ProcessPool(2, work, try_out) as workers:
-        results = workers.map(endless(), as_it_is)
+    with open_pool(work) as workers:
+        results = workers.map(endless(), unchanged)
         for _ in range(5):
             next(results)
         time.sleep(0.1)
-    assert next(taken) <= 5 + AHEAD * 2
+    assert next(taken) <= 5 + BATCHES_AHEAD * 2
 
 
 @pytest.mark.timeout(60)  # both ends would wait for room in the pipe
 def test_names_longer_than_a_pipe_holds() -> None:
     batches = [[InputFile(f"{number}" * 9000, OnDisk("nowhere")) for _ in range(64)] for number in range(20)]
     with ProcessPool(2, lambda batch, _: [file.path for file in batch], try_out) as workers:
-        results = list(workers.map(iter(batches), as_it_is))
+        results = list(workers.map(iter(batches), unchanged))
     assert results == [[file.path for file in batch] for batch in batches]
 
 
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL", "SIGABRT"])
-def test_a_file_that_kills_its_process_is_told_and_its_neighbours_are_done(name: str) -> None:
+def test_a_file_that_kills_its_process_is_reported_and_its_neighbours_are_done(name: str) -> None:
     batches = [files("a", "b"), files("c", name, "d"), files("e"), files(name)]
     killed = f"unreadable: the process that decoded it ended ({name})"
     assert run(batches) == [["A", "B"], ["C", killed, "D"], ["E"], [killed]]
     assert run(batches, processes=1) == run(batches)
 
 
-def test_a_process_that_dies_though_no_file_kills_it_ends_the_job_with_a_sentence() -> None:
+def test_a_process_that_dies_without_a_file_that_kills_it_ends_the_job_with_an_error() -> None:
     def out_of_memory(_: list[InputFile], __: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -115,18 +123,39 @@ def test_a_process_that_dies_though_no_file_kills_it_ends_the_job_with_a_sentenc
         ProcessPool(1, out_of_memory, try_out) as workers,
         pytest.raises(ConvlineError, match=r"ended twice \(SIGKILL\) while the model ran; give it more memory"),
     ):
-        list(workers.map(iter([files("a")]), as_it_is))
+        list(workers.map(iter([files("a")]), unchanged))
 
 
 def test_a_process_that_was_killed_between_two_batches_is_replaced() -> None:
     with ProcessPool(1, lambda batch, _: (os.getpid(), work(batch, 0)), try_out) as workers:
-        ((first, _),) = workers.map(iter([files("a")]), as_it_is)
+        ((first, _),) = workers.map(iter([files("a")]), unchanged)
         os.kill(first, signal.SIGKILL)
-        ((second, result),) = workers.map(iter([files("b")]), as_it_is)
+        ((second, result),) = workers.map(iter([files("b")]), unchanged)
     assert first != second and result == ["B"]
 
 
-@pytest.mark.parametrize("error", [ConvlineError("mend this"), ValueError("a defect")])
+def test_two_batches_never_use_one_buffer(open_pool: Callable[[Work], Pool]) -> None:
+    def use(batch: list[InputFile], buffer: int) -> int:
+        pixels[buffer] = int(batch[0].path)
+        time.sleep(0.01 * (int(batch[0].path) % 3))
+        return buffer
+
+    pixels = np.frombuffer(mmap.mmap(-1, 4 * 8), np.int64)  # shared by processes
+    batches = [files(str(number)) for number in range(30)]
+    with open_pool(use) as workers:
+        results = workers.map(iter(batches), lambda _files, buffer, _: int(pixels[buffer]))
+        assert list(results) == list(range(30))
+
+
+def test_what_a_thread_raises_is_raised_here() -> None:
+    def fail(_: list[InputFile], __: int) -> None:
+        raise ConvlineError("not enough memory")
+
+    with ThreadPool(1, fail) as workers, pytest.raises(ConvlineError, match="not enough memory"):
+        list(workers.map(iter([files("a"), files("b")]), unchanged))
+
+
+@pytest.mark.parametrize("error", [ConvlineError("not enough memory"), ValueError("a defect")])
 def test_what_a_process_raises_is_raised_here(error: Exception) -> None:
     def fail(_: list[InputFile], __: int) -> None:
         raise error
@@ -135,7 +164,7 @@ def test_what_a_process_raises_is_raised_here(error: Exception) -> None:
         ProcessPool(1, fail, try_out) as workers,
         pytest.raises(type(error) if isinstance(error, ConvlineError) else RuntimeError, match=str(error)),
     ):
-        list(workers.map(iter([files("a")]), as_it_is))
+        list(workers.map(iter([files("a")]), unchanged))
 
 
 # --- files that take too long
@@ -156,10 +185,10 @@ def run_limited(
         return [decode(file) for file in batch]
 
     with ProcessPool(processes, work, work, LIMIT) as workers:
-        return list(workers.map(iter(batches), as_it_is))
+        return list(workers.map(iter(batches), unchanged))
 
 
-def test_a_file_that_takes_too_long_is_told_and_its_neighbours_are_done() -> None:
+def test_a_file_that_takes_too_long_is_reported_and_its_neighbours_are_done() -> None:
     quick, slow = (InputFile("", InMemory(data)) for data in (encode(noise(8, 8), "PNG"), slow_jpeg()))
     assert run_limited([[quick, slow, quick], [quick], [slow]], outcome) == [
         ["decoded", TOO_LONG, "decoded"],
@@ -168,11 +197,11 @@ def test_a_file_that_takes_too_long_is_told_and_its_neighbours_are_done() -> Non
     ]
 
 
-def test_a_decoder_that_lets_nobody_else_run_is_ended() -> None:
+def test_a_decoder_that_holds_pythons_lock_is_ended() -> None:
     def hang(file: InputFile) -> str:
-        content = told(file)
+        content = content_or_problem(file)
         with time_limited():
-            re.fullmatch("(A+)+", 40 * content + "b")  # of A it takes years, and holds Python's lock
+            re.fullmatch("(A+)+", 40 * content + "b")  # takes years on many As, and holds Python's lock
         return content
 
     assert run_limited([files("x", "a", "y")], hang) == [["X", TOO_LONG, "Y"]]
@@ -185,7 +214,7 @@ class SlowlyRead(InMemory):
         return self.data
 
 
-def test_neither_a_slow_read_nor_many_files_are_a_decoder_that_hangs() -> None:
+def test_neither_a_slow_read_nor_many_files_count_as_a_decoder_that_hangs() -> None:
     slow = InputFile("slow", SlowlyRead(encode(noise(8, 8), "PNG")))
 
     def decode(file: InputFile) -> str:
@@ -199,7 +228,7 @@ def test_neither_a_slow_read_nor_many_files_are_a_decoder_that_hangs() -> None:
 
 def test_one_thread_that_hangs_while_others_go_on_is_ended() -> None:
     def decode(file: InputFile) -> str:
-        content = told(file)
+        content = content_or_problem(file)
         with time_limited():
             time.sleep(600 if content == "HANG" else LIMIT / 10)
         return content
@@ -209,7 +238,7 @@ def test_one_thread_that_hangs_while_others_go_on_is_ended() -> None:
             return list(pool.map(decode, batch))
 
     with ProcessPool(1, work, work, LIMIT) as workers:
-        assert list(workers.map(iter([files("a", "hang", "b", "c", "d")]), as_it_is)) == [
+        assert list(workers.map(iter([files("a", "hang", "b", "c", "d")]), unchanged)) == [
             ["A", TOO_LONG, "B", "C", "D"]
         ]
 
@@ -246,7 +275,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-# --- what they do for a classification
+# --- classification
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +286,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("forks", [True, False])
 @pytest.mark.parametrize("on_accelerator", [False, True])
 def test_every_way_of_dividing_the_work_gives_the_same_entries(
-    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, on_accelerator: bool
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, on_accelerator: bool, forks: bool
 ) -> None:
+    monkeypatch.setattr("convline.process_pool.can_fork", lambda: forks)
     found = [InputFile(path.name, OnDisk(str(path))) for path in sorted(folder.iterdir())]
     if on_accelerator:  # the processes leave pixels in shared memory, the model runs here
         monkeypatch.setattr("serving.predict._on_cpu", lambda classifier, top_k: _on_accelerator(classifier, top_k, 2))
@@ -281,7 +312,7 @@ class Deadly(InMemory):
 
 
 @pytest.mark.parametrize("shares_batches", [False, True])
-def test_files_that_kill_or_hold_up_their_decoder_are_rejects_in_small_jobs_and_large_ones(
+def test_files_that_kill_or_hang_their_decoder_are_rejects_in_small_jobs_and_large_ones(
     model: Path, shares_batches: bool
 ) -> None:
     quick = InMemory(encode(noise(8, 8), "PNG"))
@@ -305,7 +336,7 @@ def test_files_that_kill_or_hold_up_their_decoder_are_rejects_in_small_jobs_and_
     assert entries[0] == expected
 
 
-def test_an_archive_that_the_parent_holds_open_is_read_by_whoever_replaces_the_dead(tmp_path: Path) -> None:
+def test_an_archive_that_the_parent_holds_open_is_read_by_restarted_processes(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for name in ("a", "SIGKILL", "b", "c"):
             archive.writestr(name, name)

@@ -698,7 +698,7 @@ def test_where_processes_cannot_be_forked_the_dataset_is_the_same(
     data: Path, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = preprocess("many", data, many).fingerprint
-    monkeypatch.setattr("pipeline.preparing.decoding.can_fork", lambda: False)
+    monkeypatch.setattr("convline.process_pool.can_fork", lambda: False)
     assert preprocess("again", data, many).fingerprint == expected
 
 
