@@ -47,8 +47,8 @@ class SourceFolder:
         return bool(self.nonempty_subfolders) and 10 * len(self.images) < self.image_count
 
     def unwrapped(self) -> list[SourceFolder]:
-        """The chain from this folder down through single nested subfolders, as in train/train/<class>/, whose last folder
-        holds the classes."""
+        """The chain from this folder down through single nested subfolders (train/train/<class>/…); the last one holds
+        the classes."""
         folders = [self]
         while len(folders[-1].nonempty_subfolders) == 1 and folders[-1].nonempty_subfolders[0].is_nested:
             folders.append(folders[-1].nonempty_subfolders[0])

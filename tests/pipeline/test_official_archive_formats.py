@@ -278,16 +278,14 @@ def test_a_damaged_mat_file_is_refused(tmp_path: Path, content: bytes | None) ->
 # official archives on a server
 
 
-def test_official_formats_are_fetched_over_http_and_prepared(
-    tmp_path: Path, cli: Cli, serve: Callable[..., str]
-) -> None:
-    """With a table of datasets of the test, which names its archives, mirrors and checksums."""
+def test_official_archives_are_downloaded_and_prepared(tmp_path: Path, cli: Cli, serve: Callable[..., str]) -> None:
+    """The test writes its own table of datasets, with its archives, mirror and checksums."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     labels = list(range(1, 11)) * 2
-    every = b"".join(record(label % 10, label) for label in labels)
+    all_records = b"".join(record(label % 10, label) for label in labels)
     files = {
-        "cifar10": [cifar_archive(mirror / "cifar-10-binary.tar.gz", dict.fromkeys(BATCHES, every))],
+        "cifar10": [cifar_archive(mirror / "cifar-10-binary.tar.gz", dict.fromkeys(BATCHES, all_records))],
         "svhn": [svhn_file(mirror / "train_32x32.mat", labels), svhn_file(mirror / "test_32x32.mat", labels)],
     }
     known = known_datasets()
