@@ -206,7 +206,7 @@ def _refuse_possible_splits(source: Path, top: SourceFolder) -> None:
             others = [other for other in top.nonempty_subfolders if other is not folder]
             raise ConvlineError(
                 f"{source}: {_names([folder])} holds splits ({_names(folder.nonempty_subfolders)}) but "
-                f"{_names(others)} beside it does not: put splits above classes, as train/<class>/<image>, or {MOVE_AWAY}"
+                f"{_names(others)} beside it does not; put splits above classes (train/<class>/<image>), or {MOVE_AWAY}"
             )
     alike, shared = _with_same_subfolders([top, *(folder for folder in top.nonempty_subfolders if folder.is_nested)])
     if top in alike:
