@@ -27,7 +27,7 @@ import typer
 from machine import hardware, versions
 from noise import make_noise, timed
 
-from pipeline.preparing.official_datasets import officials
+from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
 from pipeline.tracking.points import read_points
 
@@ -63,7 +63,7 @@ def main(
 
 def measure(folder: Path, recipe: str, seconds: float, device: str) -> None:
     loaded = load(recipe)
-    height, _, channels = officials()[loaded.data.dataset].image
+    height, _, channels = known_datasets()[loaded.data.dataset].image
     noise = f"noise-{height}-{channels}"
     if not (folder / "data" / noise).exists():
         make_noise(folder, noise, height, "L" if channels == 1 else "RGB")

@@ -25,7 +25,7 @@ from models.served import Served
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.timing import seconds_per_call
 from pipeline.network import build_served
-from pipeline.preparing.official_datasets import officials
+from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
 from serving.session import open_session
 
@@ -57,7 +57,7 @@ def main(
 def contenders(recipe: str, batch: int, threads: int) -> dict[str, Callable[[], object]]:
     """What runs a batch: onnxruntime, PyTorch, and PyTorch with its own LocalResponseNorm where there is one."""
     loaded = load(recipe)
-    dataset = officials()[loaded.data.dataset]
+    dataset = known_datasets()[loaded.data.dataset]
     spec = ImageSpec(*dataset.image)
     channels = dataset.image[2]
     meta = {

@@ -46,9 +46,9 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors = None) -> None:
     """Fetch a dataset's official archives."""
     from pipeline.download import download as fetch
-    from pipeline.preparing.official_datasets import officials
+    from pipeline.preparing.official_datasets import known_datasets
 
-    table = officials()
+    table = known_datasets()
     if dataset not in table:
         raise ConvlineError(f"{dataset} has no official archives here; there are {', '.join(table)}")
     if not table[dataset].files:
@@ -78,13 +78,13 @@ def preprocess(
     mirror: Mirrors = None,
 ) -> None:
     """Turn an archive or an image folder into a prepared dataset."""
-    from pipeline.preparing.class_table import class_table
-    from pipeline.preparing.image_folder import Options
+    from pipeline.preparing.class_counts import class_counts_table
+    from pipeline.preparing.image_folder import ImageFolderOptions
     from pipeline.preprocess import preprocess as prepare
 
-    folder_options = Options(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
+    folder_options = ImageFolderOptions(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
-    print(*class_table(prepared.meta["counts"]), sep="\n")
+    print(*class_counts_table(prepared.meta["counts"]), sep="\n")
     image = prepared.meta["image"]
     sizes = ", ".join(f"{sum(counts.values())} {split}" for split, counts in prepared.meta["counts"].items())
     print(

@@ -1,4 +1,4 @@
-"""Fetches official archives: mirrors, checksums, whole files or none."""
+"""Downloads official archives from mirrors, with checksums and a progress bar; never leaves partial files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from convline.console import log, progress
 from convline.errors import ConvlineError
 from pipeline.preparing.official_datasets import OfficialDataset
 
-TIMEOUT = 30  # seconds without a byte
+TIMEOUT = 30  # seconds in which no data arrives
 
 
 def download(dataset: OfficialDataset, data_dir: Path, mirrors: Sequence[str] = ()) -> list[Path]:
-    """The dataset's archives under `data_dir`/archives, fetched where they are not there yet.
+    """The paths of the dataset's archives under `data_dir`/archives; missing and damaged ones are downloaded.
 
     `mirrors` (http, https or file URLs) are tried before the official ones.
-    Raises ConvlineError when no mirror gives the file with its checksum; nothing partial stays.
+    Raises ConvlineError when no mirror provides a file with the right checksum.
     """
     folder = data_dir / "archives" / dataset.name
     return [
-        _fetch(name, checksum, folder, [*mirrors, *dataset.mirrors], dataset.name)
+        _download_file(name, checksum, folder, [*mirrors, *dataset.mirrors], dataset.name)
         for name, checksum in dataset.files.items()
     ]
 
 
-def _fetch(name: str, checksum: str, folder: Path, mirrors: Sequence[str], dataset: str) -> Path:
+def _download_file(name: str, checksum: str, folder: Path, mirrors: Sequence[str], dataset: str) -> Path:
     import pooch
     import requests
     import urllib3
@@ -43,13 +43,14 @@ def _fetch(name: str, checksum: str, folder: Path, mirrors: Sequence[str], datas
         url = f"{mirror.rstrip('/')}/{name}"
         log(f"downloading {url}")
         try:
-            # pooch fetches beside, checks the checksum, then renames
-            pooch.retrieve(url, checksum, name, folder, downloader=_copy if url.startswith("file:") else _http)
+            # pooch downloads to a temporary file, verifies the checksum, then renames it
+            downloader = _copy_file if url.startswith("file:") else _download_http
+            pooch.retrieve(url, checksum, name, folder, downloader=downloader)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
                 raise
-            failures.append(f"{url}: {_why(error)}")
-            log(f"  {_why(error)}")
+            failures.append(f"{url}: {_reason(error)}")
+            log(f"  {_reason(error)}")
         else:
             return path
     raise ConvlineError(
@@ -58,26 +59,26 @@ def _fetch(name: str, checksum: str, folder: Path, mirrors: Sequence[str], datas
     )
 
 
-def _http(url: str, output: Any, _: Any) -> None:
-    """Stream to a file with a progress bar; a body shorter than announced raises."""
+def _download_http(url: str, output: Any, _: Any) -> None:
+    """Stream to a file, with a progress bar. Raises an exception for a body shorter than its Content-Length."""
     import requests
 
     with requests.get(url, stream=True, timeout=TIMEOUT) as response:
         response.raise_for_status()
         total = int(response.headers.get("content-length", 0)) or None
         with open(output, "wb") as file, progress(Path(urlsplit(url).path).name, total, "bytes") as bar:
-            # raw: .gz files are the archive itself, not an encoding to undo
+            # raw: some servers call a .gz file gzip-encoded, and requests would decompress it
             while chunk := response.raw.read(1 << 18):
                 file.write(chunk)
                 bar.advance(bar.task_ids[0], len(chunk))
 
 
-def _copy(url: str, output: Any, _: Any) -> None:
+def _copy_file(url: str, output: Any, _: Any) -> None:
     shutil.copyfile(unquote(urlsplit(url).path), output)
 
 
-def _why(error: Exception) -> str:
-    """One clause for a failed transfer."""
+def _reason(error: Exception) -> str:
+    """Why a download failed, in a few words."""
     import requests
     import urllib3
 
@@ -90,6 +91,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.ProtocolError):
         return "the download was cut off (truncated)"
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "no such file"
     message = str(error)
     return "its checksum is wrong (damaged, or another file)" if "hash" in message else message

@@ -165,7 +165,7 @@ class Judge:
         return self._compared(model, self._split).passed
 
     def cost(self, model: onnx.ModelProto) -> float:
-        return self._compared(model, self._split.first(RANKED_IMAGES)).mean_probability
+        return self._compared(model, self._split.take(RANKED_IMAGES)).mean_probability
 
     def _compared(self, model: onnx.ModelProto, split: Split) -> Parity:
         final = TOLERANCES["int8"]

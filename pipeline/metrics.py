@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,13 +77,6 @@ def evaluate(
 ) -> Evaluation:
     """Run the first `limit` images of a split, every one once, through `predict`."""
     evaluation = Evaluation(classes)
-    for images, labels in batches(split.first(limit), batch_size):
+    for images, labels in split.take(limit).batches(batch_size):
         evaluation.add(predict(images)[1], labels)
     return evaluation
-
-
-def batches(split: Split, size: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """A split in order, the last batch as short as it comes."""
-    for start in range(0, len(split), size):
-        yield split.batch(start, size)
-        split.forget()

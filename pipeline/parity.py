@@ -20,7 +20,6 @@ from convline.inputs.listing import find
 from pipeline.dataset import Dataset, Split
 from pipeline.exporting.boundary_images import BoundaryImages
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Batch, Parity, Precision, Tolerance
-from pipeline.metrics import batches
 from pipeline.network import Predict, load_served, predictor
 from pipeline.run import Run
 from serving.classifier import try_decode
@@ -186,7 +185,7 @@ def compare(parity: Parity, reference: Predict, candidate: Predict, real: Iterat
 def split_batches(split: Split) -> Iterator[Batch]:
     """A split at the serving batch, the last one as short as it comes."""
     start = 0
-    for images, labels in batches(split, SERVING_BATCH):
+    for images, labels in split.batches(SERVING_BATCH):
         yield Batch([f"{split.name} {start + i}" for i in range(len(images))], images, labels)
         start += len(images)
 

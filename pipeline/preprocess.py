@@ -1,6 +1,6 @@
-"""An archive or an image folder -> a prepared dataset: uint8 arrays and `meta.json`.
+"""Prepares a dataset (uint8 arrays and `meta.json`) from official archives or from an image folder or archive.
 
-Everything is written to a folder beside the destination, which is renamed when it is complete.
+Everything is written to a temporary folder, which replaces the destination when it is complete.
 """
 
 from __future__ import annotations
@@ -15,102 +15,96 @@ from numpy.typing import NDArray
 from convline.console import log
 from convline.errors import ConvlineError
 from convline.files import new_folder, restore_folder
-from pipeline.dataset import FORMAT, Dataset, check_name, stratified
+from pipeline.dataset import FORMAT, Dataset, check_name
 from pipeline.download import download
-from pipeline.metadata import fingerprint_of
-from pipeline.preparing.image_folder import Options, decode_images
-from pipeline.preparing.integrity import fingerprint, moments
-from pipeline.preparing.official_archives import READERS
-from pipeline.preparing.official_datasets import officials
-from pipeline.preparing.prepared import CHUNK, Prepared, create_array
-
-TEST_SHARE = 0.2
-TEST_SEED = 0
+from pipeline.preparing.channel_statistics import mean_and_std
+from pipeline.preparing.decoded_source import DecodedSource, create_array
+from pipeline.preparing.fingerprint import dataset_fingerprint, split_fingerprint
+from pipeline.preparing.held_out_splits import hold_out_test
+from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
+from pipeline.preparing.mapped_arrays import chunks
+from pipeline.preparing.official_archive_formats import FORMATS
+from pipeline.preparing.official_datasets import known_datasets
 
 
 def preprocess(
     name: str,
     data_dir: Path,
     source: Path | None = None,
-    options: Options | None = None,
+    options: ImageFolderOptions | None = None,
     mirrors: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Dataset:
-    """Prepare the dataset `name`: embedded, from its official archives, or from `source`, a folder or
-    archive of images.
+    """Prepare the dataset `name` from `source`, a folder or archive of images, or, without a source, as a dataset known
+    by name, whose archives are downloaded (`mirrors` are tried first).
 
-    Raises ConvlineError, with nothing left behind, for a source that will not do.
+    Raises ConvlineError for a source that cannot be used; nothing is left behind then.
     """
     if check_name(name, "dataset") == "archives":
-        raise ConvlineError("'archives' is no name for a dataset: downloads are kept there; choose another")
+        raise ConvlineError("invalid dataset name 'archives': downloads are kept in that folder; choose another")
     destination = data_dir / name
     restore_folder(destination)
     if destination.exists() and not overwrite:
         raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
     with new_folder(destination) as folder:
         if source is not None:
-            prepared = decode_images(source, folder, options or Options())
+            decoded = decode_folder(source, folder, options or ImageFolderOptions())
         else:
-            prepared = _official(name, data_dir, mirrors)
-        _write(folder, name, prepared)
+            decoded = _read_official(name, data_dir, mirrors)
+        _write(folder, name, decoded)
     return Dataset.open(data_dir, name)
 
 
-def _official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Prepared:
-    table = officials()
-    if name not in table:
-        known = ", ".join(table)
+def _read_official(name: str, data_dir: Path, mirrors: Sequence[str]) -> DecodedSource:
+    datasets = known_datasets()
+    if name not in datasets:
         raise ConvlineError(
-            f"{name} is not one of {known}; images of your own are prepared by "
+            f"{name} is not one of {', '.join(datasets)}; images of your own are prepared by "
             f"`pipeline preprocess {name} --source FOLDER|ARCHIVE`"
         )
-    official = table[name]
-    return READERS[official.format](official, download(official, data_dir, mirrors))
+    dataset = datasets[name]
+    return FORMATS[dataset.format].read(dataset, download(dataset, data_dir, mirrors))
 
 
-def _write(folder: Path, name: str, prepared: Prepared) -> None:
-    rows = prepared.rows if "test" in prepared.rows else _hold_out_test(prepared)
+def _write(folder: Path, name: str, decoded: DecodedSource) -> None:
+    rows_of_splits = decoded.rows
+    if "test" not in rows_of_splits:
+        log("there is no test split: a fifth of each class, drawn with a fixed seed, becomes test")
+        rows_of_splits = hold_out_test(decoded.labels, decoded.rows["train"])
     counts, fingerprints = {}, {}
-    for split, selected in rows.items():
-        labels = prepared.labels[selected]
-        sizes = np.bincount(labels, minlength=len(prepared.classes)).tolist()
-        counts[split] = dict(zip(prepared.classes, sizes, strict=True))
+    for split, rows in rows_of_splits.items():
+        labels = decoded.labels[rows]
+        sizes = np.bincount(labels, minlength=len(decoded.classes)).tolist()
+        counts[split] = dict(zip(decoded.classes, sizes, strict=True))
         if empty := [label for label, size in counts[split].items() if not size]:
             raise ConvlineError(
-                f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or drop the class"
+                f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or remove the class"
             )
-        images = _copy_rows(folder / f"{split}.images.npy", prepared, selected)
+        images = _write_images(folder / f"{split}.images.npy", decoded, rows)
         create_array(folder / f"{split}.labels.npy", labels.shape, np.int64)[:] = labels
-        fingerprints[split] = fingerprint(images, labels)
+        fingerprints[split] = split_fingerprint(images, labels)
         if split == "train":
-            mean, std = moments(images)
+            mean, std = mean_and_std(images)
     meta = {
         "format": FORMAT,
         "name": name,
-        "classes": prepared.classes,
-        "image": prepared.spec.to_dict(),
+        "classes": decoded.classes,
+        "image": decoded.spec.to_dict(),
         "counts": counts,
-        "source": prepared.source,
-        "rejected": prepared.rejects,
+        "source": decoded.source,
+        "rejected": decoded.rejects,
         "mean": mean,
         "std": std,
         "fingerprints": fingerprints,
-        "fingerprint": fingerprint_of(prepared.classes, prepared.spec.to_dict(), fingerprints),
+        "fingerprint": dataset_fingerprint(decoded.classes, decoded.spec.to_dict(), fingerprints),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
-def _hold_out_test(prepared: Prepared) -> dict[str, NDArray[np.int64]]:
-    log("there is no test split: a fifth of each class, drawn by a fixed seed, becomes test")
-    train = prepared.rows["train"]
-    test = stratified(prepared.labels[train], TEST_SHARE, TEST_SEED)
-    return {"train": np.delete(train, test), "test": train[test]}
-
-
-def _copy_rows(path: Path, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The selected rows as a file, in bounded memory; grey images stored as RGB keep one channel."""
-    spec = prepared.spec
-    images = create_array(path, (len(rows), *prepared.images.shape[1:3], spec.channels))
-    for start in range(0, len(rows), CHUNK):
-        images[start : start + CHUNK] = prepared.images[rows[start : start + CHUNK], ..., : spec.channels]
+def _write_images(path: Path, decoded: DecodedSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Copy the rows into a new file, in bounded memory. Of grey images decoded as RGB one channel is stored."""
+    channels = decoded.spec.channels
+    images = create_array(path, (len(rows), *decoded.images.shape[1:3], channels))
+    for chunk in chunks(images):
+        images[chunk] = decoded.images[rows[chunk], ..., :channels]
     return images

@@ -17,7 +17,7 @@ from convline.errors import ConvlineError
 from convline.files import new_folder, open_in_place, restore_folder, restore_folders
 from convline.images import ImageSpec
 from pipeline.dataset import Dataset, Split
-from pipeline.metadata import RunFields, read_described, read_object
+from pipeline.json_schemas import RunFields, read_json_object, read_validated
 from pipeline.recipe import Recipe, flat, parse
 
 FORMAT = 1
@@ -48,7 +48,7 @@ class Run:
         """Raises ConvlineError where there is no run of this version."""
         restore_folder(folder)
         try:
-            info = read_described(folder / "run.json", RunFields, FORMAT, REMEDY)
+            info = read_validated(folder / "run.json", RunFields, FORMAT, REMEDY)
             fields = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConvlineError(f"{folder} is no run ({Path(error.filename).name} is missing)") from error
@@ -189,7 +189,7 @@ class Run:
     def is_current(self) -> bool:
         """Whether the folder still holds this run, and not one that has replaced it."""
         try:
-            return bool(read_object(self.folder / "run.json", REMEDY).get("id") == self.info["id"])
+            return bool(read_json_object(self.folder / "run.json", REMEDY).get("id") == self.info["id"])
         except FileNotFoundError:
             return False
 

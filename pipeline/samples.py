@@ -1,4 +1,4 @@
-"""Images of a dataset as files, so that there is something to look at and to classify."""
+"""Writes sample images of a dataset as PNG files, a folder per class, and a contact sheet of them."""
 
 from __future__ import annotations
 
@@ -15,73 +15,70 @@ from convline.files import atomic_write, name_on_disk
 from pipeline.dataset import Dataset, Split
 from pipeline.reporting.image_grid import View, grid, pixels
 
-SHEET_COLUMNS = 10  # images a class on the contact sheet
-SOFTWARE = "convline samples"  # by which a contact sheet is known, and may be replaced
+SHEET_COLUMNS = 10  # images per class on the contact sheet
+SOFTWARE = "convline samples"  # PNG text that marks contact sheets, which may be replaced
 
 
 def write_samples(dataset: Dataset, split: Split, count: int, output: Path, view: View | None = None) -> list[Path]:
-    """The first images of each class, `count` in all, as `output`/<class>/<row>.png, lossless, and contact sheets
-    beside it, which are returned: `output`.png, and with a `view` `output`.seen.png.
+    """Write the first images of each class, `count` in all, as `output`/<class>/<row>.png, and contact sheets.
 
-    Raises ConvlineError rather than replace a file that is something else.
+    Returns the paths of the contact sheets: `output`.png, and with a `view` (the images as a network sees them)
+    `output`.seen.png. Raises ConvlineError where a file exists that is neither the same image nor a contact sheet.
     """
-    named = output if output.name else output.resolve()
+    folder = output if output.name else output.resolve()
     views = {".png": None, **({".seen.png": view} if view else {})}
-    sheets = [named.with_name(named.name + ending) for ending in views]
+    sheets = [folder.with_name(folder.name + ending) for ending in views]
     for sheet in sheets:
-        if sheet.exists() and not _is_ours(sheet):
-            raise ConvlineError(f"{sheet} exists and is no contact sheet; choose another --output")
-    chosen = _round_robin(split, len(dataset.classes))[:count]
-    folders = [output / name_on_disk(label) for label in dataset.classes]
-    for row in chosen:
-        index = split.rows[row]
-        _keep(folders[split.labels[index]] / f"{index}.png", _png(split.images[index]))
-    known = PngInfo()
-    known.add_text("Software", SOFTWARE)
-    for sheet, seen in zip(sheets, views.values(), strict=True):
+        if sheet.exists() and not _is_contact_sheet(sheet):
+            raise ConvlineError(f"{sheet} exists and is not a contact sheet; choose another --output")
+    positions = _round_robin(split, len(dataset.classes))[:count]
+    class_folders = [output / name_on_disk(label) for label in dataset.classes]
+    for row in split.rows[positions]:
+        _write_png(class_folders[split.labels[row]] / f"{row}.png", split.images[row])
+    sheet_text = PngInfo()
+    sheet_text.add_text("Software", SOFTWARE)
+    for sheet, sheet_view in zip(sheets, views.values(), strict=True):
         with atomic_write(sheet) as file:
-            contact_sheet(dataset, split, chosen, seen).save(file, "PNG", pnginfo=known)
+            contact_sheet(dataset, split, positions, sheet_view).save(file, "PNG", pnginfo=sheet_text)
     return sheets
 
 
-def _is_ours(sheet: Path) -> bool:
+def _is_contact_sheet(path: Path) -> bool:
     try:
-        with Image.open(sheet) as image:
+        with Image.open(path) as image:
             return image.info.get("Software") == SOFTWARE
     except UnidentifiedImageError:
         return False
 
 
 def _round_robin(split: Split, classes: int) -> NDArray[np.int64]:
-    """Positions in the split: the first of every class, then the second of every class, …"""
+    """Positions in the split: the first image of every class, then the second of every class, …"""
     labels = split.labels[split.rows]
-    turn = np.zeros(len(labels), np.int64)
+    number_in_class = np.zeros(len(labels), np.int64)
     for label in range(classes):
-        mine = labels == label
-        turn[mine] = np.arange(mine.sum())
-    return np.lexsort((labels, turn))
+        is_label = labels == label
+        number_in_class[is_label] = np.arange(is_label.sum())
+    return np.lexsort((labels, number_in_class))
 
 
-def _keep(path: Path, content: bytes) -> None:
-    if path.exists():
-        if path.read_bytes() != content:
-            raise ConvlineError(f"{path} exists and is another image; choose another --output")
-        return
-    with atomic_write(path) as file:
-        file.write(content)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
+def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image, unless the file holds it already. Raises ConvlineError where it holds something else."""
     buffer = io.BytesIO()
     pixels(image).save(buffer, "PNG")
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    if not path.exists():
+        with atomic_write(path) as file:
+            file.write(content)
+    elif path.read_bytes() != content:
+        raise ConvlineError(f"{path} exists and is another image; choose another --output")
 
 
 def contact_sheet(
     dataset: Dataset, split: Split, positions: NDArray[np.int64], view: View | None = None
 ) -> Image.Image:
-    """One row a class, its name at the left, up to ten images."""
-    labels = split.labels[split.rows[positions]]
-    rows = [split.rows[positions][labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
-    images = [split.images[own] if view is None else view(split.images[own]) for own in rows]
-    return grid([(label, list(map(pixels, own))) for label, own in zip(dataset.classes, images, strict=True)])
+    """The images at `positions` of the split, a row per class: its name on the left, then at most ten images."""
+    rows = split.rows[positions]
+    labels = split.labels[rows]
+    rows_of_classes = [rows[labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
+    images = [split.images[of_class] if view is None else view(split.images[of_class]) for of_class in rows_of_classes]
+    return grid([(label, list(map(pixels, shown))) for label, shown in zip(dataset.classes, images, strict=True)])

@@ -15,7 +15,7 @@ from convline.files import atomic_write, restore_folder
 from pipeline import checkpoint
 from pipeline.dataset import Dataset
 from pipeline.network import build_served, check_trains, choose_device
-from pipeline.preparing.official_datasets import officials
+from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preprocess import preprocess
 from pipeline.recipe import Recipe, differences
 from pipeline.run import Run
@@ -146,7 +146,7 @@ def _prepare(recipe: Recipe, data_dir: Path, folder: Path) -> None:
     for replaced in (data_dir / name, folder):
         restore_folder(replaced)
     if not (data_dir / name / "meta.json").exists():
-        if name in officials():
+        if name in known_datasets():
             log(f"the dataset {name} is not in {data_dir} yet: preparing it")
         preprocess(name, data_dir)
 

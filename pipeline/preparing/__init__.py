@@ -1,1 +1,1 @@
-"""How sources of images (official archives, folders and archives of your own) become prepared datasets."""
+"""From images to a prepared dataset: class folders and archives of the user's, official archives of known datasets."""

@@ -1,4 +1,4 @@
-"""Which image of a folder or archive is of which class and split, read off the paths alone."""
+"""Reads splits and classes off the folder names of an image folder or archive: train/<class>/…, <class>/train/…, …"""
 
 from __future__ import annotations
 
@@ -10,133 +10,137 @@ from pathlib import Path
 from convline.console import log
 from convline.errors import ConvlineError
 from pipeline.preparing.class_names import check_classes
-from pipeline.preparing.source_tree import Folder, read_tree
-from pipeline.preparing.split_names import Kind, are_of_classes_and_splits, split_of
-from pipeline.preparing.stray_files import printable, tell_unused
+from pipeline.preparing.folder_tree import SourceFolder, read_tree
+from pipeline.preparing.skipped_files import escape_unprintable, log_skipped
+from pipeline.preparing.split_names import SplitKind, combine_class_and_split, split_of
 
 EXPECTED = "expected <class>/<image> or train/<class>/<image>"
-MOVE_AWAY = "move away what is not to be used"
-BELOW_TRAIN = "if all of them are classes, put them below a folder train/"  # where no class is taken for a split
+MOVE_AWAY = "move away folders that should not be used"
+INTO_TRAIN = "if all of these are classes, put them into a folder train/"  # whose subfolders are always classes
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where each image goes: `places[path]` is its (split, class)."""
+class FolderLayout:
+    """The sorted class names, and by image path the split ("train" or "test") and class of each image."""
 
     classes: list[str]
-    places: dict[str, tuple[str, str]]
+    split_and_class: dict[str, tuple[str, str]]
 
 
-Splits = dict[Kind, dict[str, Folder]]  # the folder of each class, by split
+ClassFolders = dict[str, SourceFolder]  # by class
+Splits = dict[SplitKind, ClassFolders]
 
 
-def lay_out(source: Path, paths: Iterable[str], folders: Iterable[str] = ()) -> Layout:
-    """train/<class>/* with test/<class>/*, <class>/train/* with <class>/test/*, or just <class>/*, below any single
-    folders, whatever people call the splits. `folders` are all of the source's folders: a class may not be empty.
+def read_layout(source: Path, paths: Iterable[str], folders: Iterable[str] = ()) -> FolderLayout:
+    """The layout of the files at `paths`: train/<class>/… with test/<class>/…, <class>/train/… with <class>/test/…, or
+    <class>/… alone, below any number of single folders, with the usual names for splits. `folders` are all folders of
+    the source, so that an empty class folder is noticed.
 
-    Raises ConvlineError, naming the folder, for what is none of these, and with a question where splits could be
+    Raises ConvlineError, which names the folder, for any other layout, and asks where folders could be splits or
     classes.
     """
     root = read_tree(paths, folders)
-    strays = [path for folder in root.below() for path in folder.strays]
-    tell_unused(strays, "as they are no images")
-    top = _unwrapped(root)
-    if not top.filled:
-        files = top.images or strays
-        only = f", only files such as {printable(files[0])}" if files else ""
+    skipped = [path for folder in root.walk() for path in folder.skipped]
+    log_skipped(skipped, "not images")
+    top = _without_wrappers(root)
+    if not top.nonempty_subfolders:
+        files = top.images or skipped
+        only = f", only files such as {escape_unprintable(files[0])}" if files else ""
         raise ConvlineError(f"{source} has no class folders{only}; {EXPECTED}")
-    splits = _splits(source, top)
-    classes = check_classes(source, {kind: labelled.keys() for kind, labelled in splits.items()})
-    return Layout(
+    splits = _find_splits(source, top)
+    classes = check_classes(source, {kind: class_folders.keys() for kind, class_folders in splits.items()})
+    return FolderLayout(
         classes,
         {
             path: (kind, label)
-            for kind, labelled in splits.items()
-            for label, folder in labelled.items()
+            for kind, class_folders in splits.items()
+            for label, folder in class_folders.items()
             for path in folder.all_images()
         },
     )
 
 
-def _unwrapped(folder: Folder) -> Folder:
-    """What single folders wrap: the folder with the splits or classes in it."""
-    while len(folder.filled) == 1:
-        (inner,) = folder.filled
-        if not inner.filled or (split_of(inner.name) and not _wraps_splits(inner)):
+def _without_wrappers(folder: SourceFolder) -> SourceFolder:
+    """The folder that holds the splits or classes, inside any single folders around it."""
+    while len(folder.nonempty_subfolders) == 1:
+        (inner,) = folder.nonempty_subfolders
+        if not inner.nonempty_subfolders or (split_of(inner.name) and not _holds_splits(inner)):
             break
-        _tell_loose(folder)
+        _log_outside_classes(folder)
         folder = inner
     return folder
 
 
-def _wraps_splits(folder: Folder) -> bool:
-    """Whether a folder that is called like a split holds splits, and not a class that is called like one."""
-    kinds = {split_of(inner.name) for inner in folder.filled if inner.holds_folders}
-    return "train" in kinds and (len(kinds - {None}) > 1 or all(split_of(inner.name) for inner in folder.filled))
+def _holds_splits(folder: SourceFolder) -> bool:
+    """Whether a folder that is named like a split holds splits, and not just a class that is named like one."""
+    kinds = {split_of(inner.name) for inner in folder.nonempty_subfolders if inner.is_nested}
+    return "train" in kinds and (
+        len(kinds - {None}) > 1 or all(split_of(inner.name) for inner in folder.nonempty_subfolders)
+    )
 
 
-def _tell_loose(folder: Folder) -> None:
-    tell_unused(folder.images, "as they are in no class")
+def _log_outside_classes(folder: SourceFolder) -> None:
+    log_skipped(folder.images, "not in a class folder")
 
 
-def _splits(source: Path, top: Folder) -> Splits:
-    named = [folder for folder in top.filled if split_of(folder.name)]
-    for folder in top.folders.values():
-        if not folder.count and split_of(folder.name):
+def _find_splits(source: Path, top: SourceFolder) -> Splits:
+    named = [folder for folder in top.nonempty_subfolders if split_of(folder.name)]
+    for folder in top.subfolders.values():
+        if not folder.image_count and split_of(folder.name):
             raise ConvlineError(
-                f"{source}: {folder.path} is called like a split and holds no images; add some or remove it"
+                f"{source}: {folder.path} is named like a split but holds no images; add some or remove it"
             )
-    if any(folder.filled and split_of(folder.name) != "unlabelled" for folder in named):
+    if any(folder.nonempty_subfolders and split_of(folder.name) != "unlabelled" for folder in named):
         return _read_splits(source, top)
-    if named:  # a class may be called train, but so may be images without labels
+    if named:  # classes named like splits, or images without labels
         raise ConvlineError(
-            f"{source}: {_names(named)} is called like a split and holds no class folders; {EXPECTED}; {MOVE_AWAY}; "
-            f"{BELOW_TRAIN}"
+            f"{source}: {_names(named)} is named like a split but holds no class folders; {EXPECTED}; {MOVE_AWAY}; "
+            f"{INTO_TRAIN}"
         )
-    if (turned := _turned(top)) is not None:
-        return _read_splits(source, turned)
-    _ask_what_could_be_splits(source, top)
-    return {"train": _classes(source, top)}
+    if (transposed := _transposed(top)) is not None:
+        return _read_splits(source, transposed)
+    _refuse_possible_splits(source, top)
+    return {"train": _class_folders(source, top)}
 
 
-def _read_splits(source: Path, top: Folder) -> Splits:
+def _read_splits(source: Path, top: SourceFolder) -> Splits:
     """Splits with classes in them. Raises ConvlineError for other folders beside them, and for two of one kind."""
-    of_kind: dict[Kind, list[Folder]] = {}
+    by_kind: dict[SplitKind, list[SourceFolder]] = {}
     others = []
-    for folder in top.filled:
+    for folder in top.nonempty_subfolders:
         if kind := split_of(folder.name):
-            of_kind.setdefault(kind, []).append(folder)
+            by_kind.setdefault(kind, []).append(folder)
         else:
             others.append(folder)
     if others:
-        splits = [folder for folders in of_kind.values() for folder in folders]
+        splits = [folder for folders in by_kind.values() for folder in folders]
         raise ConvlineError(
             f"{source} holds {_names(splits)} beside {_names(others)}: is {_names(others[:1])} a split? "
-            f"Then call it train, val or test; {MOVE_AWAY}; {BELOW_TRAIN}"
+            f"Then name it train, val or test; {MOVE_AWAY}; {INTO_TRAIN}"
         )
-    _tell_loose(top)
-    for folder in of_kind.pop("unlabelled", []):
-        tell_unused(list(folder.all_images()), f"as {folder.name} is called like images without labels")
-    if len(of_kind.get("train", [])) != 1:
+    _log_outside_classes(top)
+    for folder in by_kind.pop("unlabelled", []):
+        log_skipped(list(folder.all_images()), f"{folder.name} is named like a folder of unlabelled images")
+    if len(by_kind.get("train", [])) != 1:
         raise ConvlineError(
-            f"{source} holds {_names(top.filled)}; exactly one folder must be named train; {BELOW_TRAIN}"
+            f"{source} holds {_names(top.nonempty_subfolders)}; exactly one folder must be named train; {INTO_TRAIN}"
         )
-    for kind, folders in of_kind.items():
+    for kind, folders in by_kind.items():
         if len(folders) > 1:
-            raise ConvlineError(f"{source}: {_names(folders)} are all called like the {kind} split; keep one of them")
-    chosen = _chosen({kind: folder for kind, (folder,) in of_kind.items()})
-    return {kind: _classes(source, _inner(source, folder)) for kind, folder in chosen.items()}
+            raise ConvlineError(f"{source}: {_names(folders)} are all named like the {kind} split; keep one of them")
+    used = _train_and_test({kind: folder for kind, (folder,) in by_kind.items()})
+    return {kind: _class_folders(source, _around_classes(source, folder)) for kind, folder in used.items()}
 
 
-def _chosen(folders: dict[Kind, Folder]) -> dict[Kind, Folder]:
-    """The splits that are used, train and test; tells what serves as what."""
+def _train_and_test(folders: dict[SplitKind, SourceFolder]) -> dict[SplitKind, SourceFolder]:
+    """The folders that are used as train and test; logs which, where their names differ."""
     validation = folders.pop("validation", None)
     if renamed := [f"{folder.name} is {kind}" for kind, folder in folders.items() if folder.name.lower() != kind]:
         log(f"splits: {', '.join(renamed)}")
     if validation is not None and "test" in folders:
         log(
-            f"{folders['test'].name} serves as test; {validation.name} ({validation.count} images) is not used: "
-            "validation images are held out of train, as a recipe says"
+            f"{folders['test'].name} serves as test; {validation.name} ({validation.image_count} images) is not used: "
+            "recipes hold validation images out of train"
         )
     elif validation is not None:
         log(f"there is no test split: {validation.name} serves as test")
@@ -144,97 +148,96 @@ def _chosen(folders: dict[Kind, Folder]) -> dict[Kind, Folder]:
     return folders
 
 
-def _inner(source: Path, split: Folder) -> Folder:
-    """The folder of a split that its classes are in: often in a second one of its name."""
-    if not split.filled:
+def _around_classes(source: Path, split: SourceFolder) -> SourceFolder:
+    """The folder that holds the classes of a split: the split's own, or a single folder in it, as in train/train/."""
+    if not split.nonempty_subfolders:
         raise ConvlineError(
-            f"{source}: {printable(split.images[0])} is in no class; expected {split.path}/<class>/<image>; move "
-            f"{split.name} away if its images have no labels"
+            f"{source}: {escape_unprintable(split.images[0])} is not in a class folder; expected "
+            f"{split.path}/<class>/<image>; move {split.name} away if its images have no labels"
         )
-    while len(split.filled) == 1 and split.filled[0].holds_folders:
-        _tell_loose(split)
-        (split,) = split.filled
-    return split
+    *wrappers, folder = split.unwrapped()
+    for wrapper in wrappers:
+        _log_outside_classes(wrapper)
+    return folder
 
 
-def _classes(source: Path, folder: Folder) -> dict[str, Folder]:
-    """The class folders in a folder. Raises ConvlineError for one without images."""
-    _tell_loose(folder)
-    for name, label in sorted(folder.folders.items()):
-        if not label.count:
-            strays = [path for below in label.below() for path in below.strays]
-            what = f"holds no images, only files such as {printable(strays[0])}" if strays else "is empty"
-            raise ConvlineError(f"{source}: the class folder {printable(label.path)} {what}; add images or remove it")
-        if (several := len(label.spellings)) > 1:
-            log(f"{several} folders are called {printable(name)}, in several forms of Unicode: they are one class")
-    return {label.name: label for label in folder.filled}
+def _class_folders(source: Path, parent: SourceFolder) -> ClassFolders:
+    """The class folders in `parent`. Raises ConvlineError for one without images."""
+    _log_outside_classes(parent)
+    for name, folder in sorted(parent.subfolders.items()):
+        if not folder.image_count:
+            skipped = [path for inner in folder.walk() for path in inner.skipped]
+            what = f"holds no images, only files such as {escape_unprintable(skipped[0])}" if skipped else "is empty"
+            raise ConvlineError(
+                f"{source}: the class folder {escape_unprintable(folder.path)} {what}; add images or remove it"
+            )
+        if (count := len(folder.spellings)) > 1:
+            log(f"{count} folders are named {escape_unprintable(name)}, in different Unicode forms: they are one class")
+    return {folder.name: folder for folder in parent.nonempty_subfolders}
 
 
-def _turned(top: Folder) -> Folder | None:
-    """<class>/<split>/* as <split>/<class>/*, where every class is divided like that."""
-    inner = [folder for label in top.filled for folder in label.filled]
+def _transposed(top: SourceFolder) -> SourceFolder | None:
+    """A tree <class>/<split>/… as <split>/<class>/…; None where not every class is divided into splits."""
+    inner = [folder for class_folder in top.nonempty_subfolders for folder in class_folder.nonempty_subfolders]
     kinds = {split_of(folder.name) for folder in inner}
     if None in kinds or "train" not in kinds or len(kinds) < 2:
         return None
-    if not all(label.holds_folders for label in top.filled) or any(folder.holds_folders for folder in inner):
+    if not all(folder.is_nested for folder in top.nonempty_subfolders) or any(folder.is_nested for folder in inner):
         return None
-    turned = Folder(images=list(top.images))
-    for label in top.filled:
-        _tell_loose(label)
-        for folder in label.filled:
-            as_label = replace(folder, name=label.name, spellings=label.spellings)
-            turned.enter(folder.name).folders[label.name] = as_label
-    return turned
+    transposed = SourceFolder(images=list(top.images))
+    for class_folder in top.nonempty_subfolders:
+        _log_outside_classes(class_folder)
+        for folder in class_folder.nonempty_subfolders:
+            renamed = replace(folder, name=class_folder.name, spellings=class_folder.spellings)
+            transposed.subfolder(folder.name).subfolders[class_folder.name] = renamed
+    return transposed
 
 
-def _ask_what_could_be_splits(source: Path, top: Folder) -> None:
-    """Raise ConvlineError where folders that are not called like splits could be some, or hold some."""
-    if are_of_classes_and_splits([folder.name for folder in top.filled]):
+def _refuse_possible_splits(source: Path, top: SourceFolder) -> None:
+    """Raise ConvlineError where folders without split names could be splits all the same, or hold some."""
+    if combine_class_and_split([folder.name for folder in top.nonempty_subfolders]):
         raise ConvlineError(
-            f"{source} holds {_names(top.filled)}: are these classes and splits in one name? "
-            f"Then put them as train/<class>/<image> and test/<class>/<image>; {BELOW_TRAIN}"
+            f"{source} holds {_names(top.nonempty_subfolders)}: does each name combine a class and a split? "
+            f"Then arrange them as train/<class>/<image> and test/<class>/<image>; {INTO_TRAIN}"
         )
-    for folder in top.filled:
-        kinds = {split_of(inner.name) for inner in folder.filled} - {None}
-        if kinds > {"train"} or any(split_of(inner.name) and inner.holds_folders for inner in folder.filled):
-            others = [other for other in top.filled if other is not folder]
+    for folder in top.nonempty_subfolders:
+        kinds = {split_of(inner.name) for inner in folder.nonempty_subfolders} - {None}
+        if kinds > {"train"} or any(split_of(inner.name) and inner.is_nested for inner in folder.nonempty_subfolders):
+            others = [other for other in top.nonempty_subfolders if other is not folder]
             raise ConvlineError(
-                f"{source}: {_names([folder])} holds splits ({_names(folder.filled)}) and {_names(others)} beside it "
-                f"does not: put splits above classes, as train/<class>/<image>, or {MOVE_AWAY}"
+                f"{source}: {_names([folder])} holds splits ({_names(folder.nonempty_subfolders)}) but "
+                f"{_names(others)} beside it does not; put splits above classes (train/<class>/<image>), or {MOVE_AWAY}"
             )
-    alike, shared = _alike([top, *(folder for folder in top.filled if folder.holds_folders)])
+    alike, shared = _with_same_subfolders([top, *(folder for folder in top.nonempty_subfolders if folder.is_nested)])
     if top in alike:
         raise ConvlineError(
-            f"{source}: {_names(alike[1:])} holds folders that are beside it as well ({shared}); {MOVE_AWAY}; "
-            f"{BELOW_TRAIN}"
+            f"{source}: {_names(alike[1:])} holds the same folders ({shared}) as are beside it; {MOVE_AWAY}; "
+            f"{INTO_TRAIN}"
         )
     if alike:
         raise ConvlineError(
             f"{source}: {_names(alike)} hold the same folders ({shared}): is {_names(alike[:1])} a split? "
-            f"Then call them train, val or test; {BELOW_TRAIN}"
+            f"Then name them train, val or test; {INTO_TRAIN}"
         )
 
 
-def _alike(folders: list[Folder]) -> tuple[list[Folder], str]:
-    """Folders of which at least two names, and half of all in each, stand in another one too; and these names."""
-    names = [{inner.name.casefold() for inner in _inside(folder).filled} for folder in folders]
-    count = Counter(name for within in names for name in within)
+def _with_same_subfolders(folders: list[SourceFolder]) -> tuple[list[SourceFolder], str]:
+    """The folders of whose subfolder names at least two, and at least half, occur in another of the folders as well;
+    and these names."""
+    names = [{inner.name.casefold() for inner in folder.unwrapped()[-1].nonempty_subfolders} for folder in folders]
+    count = Counter(name for of_folder in names for name in of_folder)
     shared = {name for name, times in count.items() if times > 1}
     alike = [
         folder
-        for folder, within in zip(folders, names, strict=True)
-        if len(within & shared) >= 2 and 2 * len(within & shared) >= len(within)
+        for folder, of_folder in zip(folders, names, strict=True)
+        if len(of_folder & shared) >= 2 and 2 * len(of_folder & shared) >= len(of_folder)
     ]
     if len(alike) < 2:
         return [], ""
-    return alike, _names([inner for inner in _inside(alike[0]).filled if inner.name.casefold() in shared])
+    return alike, _names(
+        [inner for inner in alike[0].unwrapped()[-1].nonempty_subfolders if inner.name.casefold() in shared]
+    )
 
 
-def _inside(folder: Folder) -> Folder:
-    while len(folder.filled) == 1 and folder.filled[0].holds_folders:
-        (folder,) = folder.filled
-    return folder
-
-
-def _names(folders: list[Folder]) -> str:
-    return ", ".join(printable(folder.name) for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
+def _names(folders: list[SourceFolder]) -> str:
+    return ", ".join(escape_unprintable(folder.name) for folder in folders[:3]) + (", …" if len(folders) > 3 else "")

@@ -1,11 +1,11 @@
-"""Decodes a folder of images, or an archive of one, into an array."""
+"""Decodes an image folder or archive (`--source`), with its options: --image-size, --channels, --fit, --resample, …"""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,26 +13,25 @@ from typing import Any, Literal
 import numpy as np
 
 from convline.console import log
-from convline.errors import ConvlineError, ImageError
+from convline.errors import ConvlineError
 from convline.files import sha256
-from convline.images import Fit, ImageSpec, Resample, decode
-from convline.inputs.input_file import InputFile
+from convline.images import Fit, ImageSpec, Resample
 from convline.inputs.listing import find, folders, once_each
 from convline.time_limit import SECONDS
-from pipeline.preparing.decoding import Placed, decode_into, first_size, on_all_cpus
-from pipeline.preparing.folder_layout import Layout, lay_out
-from pipeline.preparing.prepared import Prepared, create_array
+from pipeline.preparing.decoded_source import DecodedSource, create_array
+from pipeline.preparing.folder_layout import FolderLayout, read_layout
+from pipeline.preparing.parallel_decoding import FileForRow, Files, decode_into, size_of_first_image
+from pipeline.preparing.reduced_jpegs import compare_reduced
 
-MAX_REJECTED = 0.01
-COMPARED = 64  # images, when JPEGs are decoded at reduced size
-MOST_DIFFERENT = 2.0  # of 255, the mean over an image
+MAX_REJECTED = 0.01  # share of the files
 
 
 @dataclass(frozen=True)
-class Options:
-    """`size` (height, width), None to keep the size that all images share; `channels` "auto" is 1 only
-    if every image is grey; more than 1% of unusable files is an error unless `allow_rejects`; `fit`,
-    `jpeg` and `resample` are as in `ImageSpec`."""
+class ImageFolderOptions:
+    """`size`: (height, width), or None where all images have one size, which is kept;
+    `channels`: 1 (grey), 3 (RGB), or "auto", which is 1 only if every image is grey;
+    `allow_rejects`: accept more than 1% of unusable files;
+    `fit`, `jpeg` and `resample`: as in `ImageSpec`."""
 
     size: tuple[int, int] | None = None
     channels: Literal["auto", "1", "3"] = "auto"
@@ -42,117 +41,77 @@ class Options:
     resample: Resample = "bilinear"
 
 
-def decode_images(source: Path, folder: Path, options: Options, limit: float = SECONDS) -> Prepared:
-    """Decode every image of `source` into an array below `folder`. One that takes more than `limit` seconds, or kills
-    the process that decodes it, is unusable.
+def decode_folder(
+    source: Path, folder: Path, options: ImageFolderOptions, time_limit: float = SECONDS
+) -> DecodedSource:
+    """Decode every image of `source` into an array below `folder`. An image that takes more than `time_limit` seconds,
+    or crashes its decoder, is unusable.
 
-    Raises ConvlineError for a source that is not laid out in classes, for images of several sizes without
-    `options.size`, for more unusable files than `options` allow, and for JPEGs that differ too much at reduced size.
+    Raises ConvlineError for a source without class folders, for images of several sizes without `options.size`, for
+    more unusable files than the options allow, and for JPEGs that differ too much at reduced size.
     """
     if options.jpeg == "reduced" and options.size is None:
         raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
     paths = [file.path for file in find([str(source)])]
-    layout = lay_out(source, paths, folders(source))
-    order = _order(layout)
-    files = _placed(source, order, Counter(paths))
-    height, width = options.size or _first_size(source, files, limit)
-    kept = 1 if options.channels == "1" else 3
-    spec = ImageSpec(height, width, kept, options.fit, options.resample, jpeg=options.jpeg)
-    told: dict[str, Any] = {}
+    layout = read_layout(source, paths, folders(source))
+    order = _sorted_paths(layout)
+    files = _files_in_rows(source, order, Counter(paths))
+    size = options.size or size_of_first_image(files(), time_limit)
+    if size is None:
+        raise ConvlineError(f"{source} holds no usable image")
+    channels = 1 if options.channels == "1" else 3
+    spec = ImageSpec(*size, channels, options.fit, options.resample, jpeg=options.jpeg)
+    details: dict[str, Any] = {}
     if options.jpeg == "reduced":
-        told = {"reduced_jpegs": compare_reduced(files, len(order), spec, limit)}
-    images = create_array(folder / "decoded.npy", (len(order), height, width, spec.channels))
-    (folder / "decoded.npy").unlink()  # the map keeps its pages for as long as it is used
-    decoded = decode_into(images, files(), spec, native=options.size is None, limit=limit)
+        details["reduced_jpegs"] = compare_reduced(files, len(order), spec, time_limit)
+    images = create_array(folder / "decoded.npy", (len(order), *size, channels))
+    (folder / "decoded.npy").unlink()  # the memory map stays valid; its disk space is freed with it
+    result = decode_into(images, files(), spec, keep_size=options.size is None, time_limit=time_limit)
     rejects = [
         {"path": order[row], "reason": problem.reason, "detail": problem.detail}
-        for row, problem in sorted(decoded.rejects.items())
+        for row, problem in sorted(result.rejects.items())
     ]
-    _judge(rejects, len(order), options)
-    usable = np.delete(np.arange(len(order)), sorted(decoded.rejects))
-    splits = np.array([layout.places[path][0] for path in order])
-    number = {label: index for index, label in enumerate(layout.classes)}
-    return Prepared(
+    _check_rejects(rejects, len(order), options)
+    usable = np.delete(np.arange(len(order)), sorted(result.rejects))
+    splits = np.array([layout.split_and_class[path][0] for path in order])
+    index_of_class = {label: index for index, label in enumerate(layout.classes)}
+    return DecodedSource(
         images=images,
-        labels=np.array([number[layout.places[path][1]] for path in order]),
+        labels=np.array([index_of_class[layout.split_and_class[path][1]] for path in order]),
         rows={split: usable[splits[usable] == split] for split in ("train", "test") if split in splits},
         classes=layout.classes,
-        spec=replace(spec, channels=1) if options.channels == "auto" and decoded.all_grey else spec,
-        source={**told, "name": source.resolve().name, "sha256": _source_hash(source, order, decoded.digests)},
+        spec=replace(spec, channels=1) if options.channels == "auto" and result.is_all_grey else spec,
+        source={**details, "name": source.resolve().name, "sha256": _source_hash(source, order, result.digests)},
         rejects=rejects,
     )
 
 
-Files = Callable[[], Iterator[Placed]]  # the source's files, from the first one on
-
-
-def _order(layout: Layout) -> list[str]:
+def _sorted_paths(layout: FolderLayout) -> list[str]:
     """The images by split, class and name, so that a folder and any archive of it give the same dataset."""
 
     def key(path: str) -> tuple[tuple[str, str], str, str]:
-        return layout.places[path], unicodedata.normalize("NFC", path), path
+        return layout.split_and_class[path], unicodedata.normalize("NFC", path), path
 
-    return sorted(layout.places, key=key)
+    return sorted(layout.split_and_class, key=key)
 
 
-def _placed(source: Path, order: list[str], times: Counter[str]) -> Files:
-    """The images of `order`, as the source has them; of those that an archive holds several times, the last one."""
+def _files_in_rows(source: Path, order: list[str], path_counts: Counter[str]) -> Files:
+    """The files of `order` with their rows, in the order of the source; the last one of those with the same path."""
     rows = {path: row for row, path in enumerate(order)}
-    several = {path: count for path, count in times.items() if count > 1 and path in rows}
-    if several:
-        log(f"{len(several)} files are in {source} more than once: the last ones are used, such as {min(several)}")
+    repeated = {path: count for path, count in path_counts.items() if count > 1 and path in rows}
+    if repeated:
+        log(f"{source} holds {len(repeated)} paths more than once, such as {min(repeated)}: the last files are used")
 
-    def files() -> Iterator[Placed]:
-        for file in once_each(find([str(source)]), several):
+    def files() -> Iterator[FileForRow]:
+        for file in once_each(find([str(source)]), repeated):
             if file.path in rows:
-                yield Placed(file.path, file.content, row=rows[file.path])
+                yield FileForRow(file.path, file.content, row=rows[file.path])
 
     return files
 
 
-def _first_size(source: Path, files: Files, limit: float) -> tuple[int, int]:
-    size = first_size(files(), limit)
-    if size is None:
-        raise ConvlineError(f"{source} holds no usable image")
-    return size
-
-
-def compare_reduced(files: Files, total: int, spec: ImageSpec, limit: float = SECONDS) -> dict[str, float]:
-    """How far JPEGs decoded at reduced size are from whole ones, over some of a source: the mean |difference| of an
-    image's values, from 0 to 255, at most and on average.
-
-    Raises ConvlineError where that is more than anyone would take for the same image.
-    """
-    stride = max(1, total // COMPARED)
-    whole = replace(spec, jpeg="full")
-
-    def difference(batch: list[InputFile]) -> dict[str, float]:
-        try:
-            data = batch[0].read()
-            difference = np.abs(decode(data, spec).astype(int) - decode(data, whole)).mean()
-        except ImageError:  # rejected when all are decoded
-            return {}
-        return {batch[0].path: float(difference)}
-
-    differences: dict[str, float] = {}
-    some = (file for file in files() if file.row % stride == 0)
-    for one in on_all_cpus(difference, some, -(-total // stride), size=1, limit=limit):
-        differences |= one
-    if not differences:
-        return {"images": 0}
-    worst = max(differences, key=lambda path: differences[path])
-    if differences[worst] > MOST_DIFFERENT:
-        raise ConvlineError(
-            f"{worst} decoded at reduced size differs by {differences[worst]:.1f} of 255 on average, more than "
-            f"{MOST_DIFFERENT}; leave out --jpeg reduced"
-        )
-    mean = sum(differences.values()) / len(differences)
-    log(f"reduced JPEGs: {len(differences)} images differ by {mean:.2f} of 255, at most by {differences[worst]:.2f}")
-    return {"images": len(differences), "mean": mean, "largest": differences[worst]}
-
-
-def _judge(rejects: list[dict[str, str]], total: int, options: Options) -> None:
-    """List the unusable files; stop where they are too many."""
+def _check_rejects(rejects: list[dict[str, str]], total: int, options: ImageFolderOptions) -> None:
+    """Log the unusable files. Raises ConvlineError where there are too many."""
     for reject in rejects:
         log(f"rejected {reject['path']}: {reject['reason']} ({reject['detail']})")
     if rejects:
@@ -160,15 +119,15 @@ def _judge(rejects: list[dict[str, str]], total: int, options: Options) -> None:
     if len(rejects) > MAX_REJECTED * total and not options.allow_rejects:
         raise ConvlineError(
             f"{len(rejects)} of {total} files are unusable, more than {MAX_REJECTED:.0%}, such as "
-            f"{rejects[0]['path']} ({rejects[0]['reason']}); mend them, or accept it with --allow-rejects"
+            f"{rejects[0]['path']} ({rejects[0]['reason']}); repair or remove them, or give --allow-rejects"
         )
 
 
 def _source_hash(source: Path, order: list[str], digests: dict[int, bytes]) -> str:
-    """An archive's SHA-256, or one over the names and contents of a folder's files."""
+    """SHA-256 of an archive, or over the names and contents of a folder's files."""
     if source.is_file():
         return sha256(source)
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for row, path in enumerate(order):
-        whole.update(path.encode("utf-8", "surrogateescape") + b"\0" + digests[row])
-    return whole.hexdigest()
+        digest.update(path.encode("utf-8", "surrogateescape") + b"\0" + digests[row])
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What people call the folders of a training, a validation and a test split."""
+"""Which folder names count as train, validation or test splits: `training_set`, `valid`, `Test Images`, `val2017`, …"""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Literal
 
-Kind = Literal["train", "validation", "test", "unlabelled"]
+SplitKind = Literal["train", "validation", "test", "unlabelled"]
 
-WORDS: dict[str, Kind] = {
+SPLIT_WORDS: dict[str, SplitKind] = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(
         ("val", "valid", "validation", "validate", "validating", "dev", "eval", "evaluation"), "validation"
@@ -17,33 +17,33 @@ WORDS: dict[str, Kind] = {
     **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
     **dict.fromkeys(("pred", "predict", "prediction", "predictions", "unlabelled", "unlabeled"), "unlabelled"),
 }
-FILLERS = (
+FILLER_WORDS = (  # may stand before and after a split word
     *("set", "sets", "data", "dataset", "datasets", "split", "part", "subset", "folder", "dir", "files"),
     *("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "pic", "pics", "sample", "samples"),
     *("jpg", "jpeg", "png", "seg", "ilsvrc", "imagenet", "coco", "raw", "resized", "cropped"),
 )
-_FILLER = f"(?:{'|'.join(FILLERS)})*"
-_SPLIT = re.compile(f"{_FILLER}({'|'.join(WORDS)}){_FILLER}")
+_FILLERS = f"(?:{'|'.join(FILLER_WORDS)})*"
+_SPLIT = re.compile(f"{_FILLERS}({'|'.join(SPLIT_WORDS)}){_FILLERS}")
 
 
-def split_of(name: str) -> Kind | None:
-    """Which split a folder of this name is: "training_set", "Test Images", "seg_pred", "train2017"; None: no split."""
+def split_of(name: str) -> SplitKind | None:
+    """The split that a folder name stands for, as "training_set", "seg_pred" and "train2017" do; None for others."""
     if not name.isprintable():
         return None
     letters = re.sub(r"[\W\d_]+", "", unicodedata.normalize("NFKC", name).casefold())
-    found = _SPLIT.fullmatch(letters)
-    return WORDS[found.group(1)] if found else None
+    match = _SPLIT.fullmatch(letters)
+    return SPLIT_WORDS[match.group(1)] if match else None
 
 
-def are_of_classes_and_splits(names: Iterable[str]) -> bool:
-    """Whether every name is that of a class and a split, such as cat_train, cat_test, dog_train, dog_test."""
-    classes: dict[Kind, set[str]] = {}
+def combine_class_and_split(names: Iterable[str]) -> bool:
+    """Whether every name consists of a class and a split, as cat_train, cat_test, dog_train, dog_test do."""
+    classes: dict[SplitKind, set[str]] = {}
     for name in names:
         words = re.findall(r"[^\W\d_]+", name.casefold())
-        kinds = [WORDS[word] for word in words if word in WORDS]
-        rest = " ".join(word for word in words if word not in WORDS)
-        if len(kinds) != 1 or not rest:
+        kinds = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
+        label = " ".join(word for word in words if word not in SPLIT_WORDS)
+        if len(kinds) != 1 or not label:
             return False
-        classes.setdefault(kinds[0], set()).add(rest)
-    trained = classes.pop("train", set())
-    return any(trained & others for others in classes.values())
+        classes.setdefault(kinds[0], set()).add(label)
+    train_classes = classes.pop("train", set())
+    return any(train_classes & others for others in classes.values())

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from models import build
 from pipeline.network import count_parameters, multiply_adds
-from pipeline.preparing.official_datasets import officials
+from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import Recipe, load, names
 
 HEADER = ("recipe", "dataset", "network", "parameters", "multiply-adds", "published")
@@ -30,7 +30,7 @@ def overview() -> Iterator[tuple[str, ...]]:
 
 def _images(recipe: Recipe) -> tuple[tuple[int, int, int], int]:
     """Shape (channels, height, width) that the network sees, and the number of classes."""
-    dataset = officials()[recipe.data.dataset]
+    dataset = known_datasets()[recipe.data.dataset]
     height, width, channels = dataset.image
     side = recipe.preprocess.crop
     return (channels, side or height, side or width), len(dataset.classes)

@@ -72,7 +72,7 @@ class Batches:
         """A batch from disk."""
         rows = self._chosen(step)
         batch = torch.from_numpy(self._split.images.take(rows, 0)), torch.from_numpy(self._split.labels.take(rows, 0))
-        self._split.forget()
+        self._split.release_memory()
         return batch if self._device.type == "cpu" else (batch[0].pin_memory(), batch[1].pin_memory())
 
     def _chosen(self, step: int) -> NDArray[np.int64]:

@@ -165,7 +165,7 @@ class Training:
         predict = predictor(Served(self.served.preprocessing, self.average.network), self.device)
         precision: dict[str, float] = {}
         for name, split in self.evaluated.items():
-            share = split.first(settings.evaluate_limit).every(self.world.size, self.world.rank)
+            share = split.take(settings.evaluate_limit).shard(self.world.size, self.world.rank)
             evaluation = evaluate(predict, share, self.run.classes)
             for counts in (evaluation.confusion, evaluation.ranks):
                 self.world.sum(torch.from_numpy(counts))

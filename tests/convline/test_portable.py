@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.preparing.prepared import create_array
+from pipeline.preparing.decoded_source import create_array
 from pipeline.tracking.deadline import time_limit
 from tests.conftest import ROOT, Cli, run_command
 from tests.serving.helpers import encode, noise, write
@@ -120,7 +120,7 @@ def test_arrays_have_their_blocks_reserved_without_posix_fallocate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("os.posix_fallocate")
-    monkeypatch.setattr("pipeline.preparing.prepared.ZEROS", 1000)
+    monkeypatch.setattr("pipeline.preparing.decoded_source.ZEROS", 1000)
     array = create_array(tmp_path / "array.npy", (100, 101))
     status = (tmp_path / "array.npy").stat()
     assert status.st_blocks * 512 >= status.st_size > array.nbytes

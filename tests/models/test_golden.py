@@ -14,7 +14,7 @@ import models
 from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d
 from models.preprocessing import Preprocessing
 from pipeline.average import MovingAverage
-from pipeline.preparing.image_folder import Options
+from pipeline.preparing.image_folder import ImageFolderOptions
 from pipeline.preprocess import preprocess
 from pipeline.recipe import load
 from pipeline.train import train
@@ -152,7 +152,7 @@ def test_the_first_logged_loss_of_cifar10_is_tensorflows(
     golden: Mapping[str, np.ndarray], samples: Path, tmp_path: Path
 ) -> None:
     """4.68, as the tutorial says, in its first edition's initialisation; the draw of the weights moves it by 0.0024."""
-    preprocess("rgb", tmp_path, samples, Options(size=(32, 32), channels="3"))
+    preprocess("rgb", tmp_path, samples, ImageFolderOptions(size=(32, 32), channels="3"))
     settings = ["data.dataset=rgb", "model.conv_std=1e-4", "train.steps=1", "train.evaluate_every=0"]
     run = train(load("cifar10", settings), tmp_path / "run", tmp_path, tracking=False)
     (loss,) = (point["loss"] for point in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in point)

@@ -1,4 +1,4 @@
-"""What the tests of recipes, downloads and datasets share: images made on the spot, and what a folder holds."""
+"""Helpers that tests of the pipeline share: noise images, image folders, archives, folder contents, refusals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def images(counts: Mapping[str, int], size: Size = (4, 4), mode: str = "RGB") -> dict[str, bytes]:
-    """{"train/cat": 2} -> two PNG files below train/cat; every one has other pixels."""
+    """PNG files by path: {"train/cat": 2} gives two below train/cat; no two have the same pixels."""
     names = [f"{folder}/{number:03}.png" for folder, count in counts.items() for number in range(count)]
     return {name: png(size, mode, seed) for seed, name in enumerate(names)}
 
@@ -49,7 +49,7 @@ def image_folder(folder: Path, counts: Mapping[str, int], size: Size = (4, 4), m
 
 
 def archive(folder: Path, ending: str, top: str = "") -> Path:
-    """`folder` packed beside itself as .tar, .tar.gz or .zip, its members below `top`."""
+    """An archive of `folder`, beside it, as .tar, .tar.gz or .zip; the names of its members begin with `top`."""
     path = folder.with_name(folder.name + ending)
     members = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {member: f"{top}{member.relative_to(folder)}" for member in members}
@@ -65,18 +65,19 @@ def archive(folder: Path, ending: str, top: str = "") -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder, hidden ones too, with its bytes (None for a folder)."""
+    """Every path below a folder, hidden ones too, with its content (None for a folder)."""
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 @contextmanager
-def refused(*said: str, leaves: Path | None = None) -> Iterator[None]:
-    """The block raises ConvlineError whose one sentence holds all of `said`; `leaves` is as it was before."""
-    before = contents(leaves) if leaves else None
+def refused(*parts: str, unchanged: Path | None = None) -> Iterator[None]:
+    """The block raises ConvlineError with a one-line message that contains all `parts`; the folder `unchanged` stays as
+    it was."""
+    before = contents(unchanged) if unchanged else None
     with pytest.raises(ConvlineError) as caught:
         yield
     message = str(caught.value)
     assert "\n" not in message
-    for words in said:
-        assert words in message
-    assert before is None or leaves is None or contents(leaves) == before
+    for part in parts:
+        assert part in message
+    assert before is None or unchanged is None or contents(unchanged) == before

@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.dataset import Dataset, stratified
+from pipeline.dataset import Dataset
+from pipeline.preparing.held_out_splits import stratified_sample
 from pipeline.preprocess import preprocess
 from tests.conftest import Cli
 from tests.pipeline.helpers import contents, image_folder, refused
@@ -19,8 +20,8 @@ def pets(tmp_path: Path) -> Dataset:
 
 
 def quotas(labels: np.ndarray, share: int | float, seed: int = 0) -> list[int]:
-    """How many of each class are held out."""
-    return np.bincount(labels[stratified(labels, share, seed)], minlength=labels.max() + 1).tolist()
+    """How many images of each class are held out."""
+    return np.bincount(labels[stratified_sample(labels, share, seed)], minlength=labels.max() + 1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def quotas(labels: np.ndarray, share: int | float, seed: int = 0) -> list[int]:
         (10, [6, 3, 1]),
         (50, [30, 15, 5]),
         (1, [1, 0, 0]),
-        (5, [3, 2, 0]),  # 3.0, 1.5, 0.5: the remainders tie, the first class has it
+        (5, [3, 2, 0]),  # 3.0, 1.5, 0.5: the remainders are equal, so the first class rounds up
         (7, [4, 2, 1]),  # 4.2, 2.1, 0.7: the third class has the largest remainder
         (8, [5, 2, 1]),  # 4.8, 2.4, 0.8
         (99, [59, 30, 10]),  # 59.4, 29.7, 9.9
@@ -38,7 +39,7 @@ def quotas(labels: np.ndarray, share: int | float, seed: int = 0) -> list[int]:
         (0.02, [1, 1, 1]),  # 1.2, 0.6, and at least one of a class that has two
     ],
 )
-def test_every_class_gives_its_share(share: int | float, expected: list[int]) -> None:
+def test_every_class_is_sampled_in_proportion(share: int | float, expected: list[int]) -> None:
     assert quotas(LABELS, share) == expected
 
 
@@ -55,18 +56,18 @@ def test_a_count_is_held_out_exactly_and_in_proportion(count: int) -> None:
 
 
 def test_rows_are_ascending_and_without_repeats() -> None:
-    rows = stratified(np.random.default_rng(0).permutation(LABELS), 37, 5)
+    rows = stratified_sample(np.random.default_rng(0).permutation(LABELS), 37, 5)
     assert rows.dtype == np.int64
     assert (np.diff(rows) > 0).all()
 
 
-def test_the_draw_depends_on_its_seed_alone() -> None:
-    assert stratified(LABELS, 20, 3).tolist() == stratified(LABELS, 20, 3).tolist()
-    assert stratified(LABELS, 20, 3).tolist() != stratified(LABELS, 20, 4).tolist()
+def test_the_sample_depends_on_the_seed_alone() -> None:
+    assert stratified_sample(LABELS, 20, 3).tolist() == stratified_sample(LABELS, 20, 3).tolist()
+    assert stratified_sample(LABELS, 20, 3).tolist() != stratified_sample(LABELS, 20, 4).tolist()
 
 
 def test_no_image_of_a_class_is_preferred() -> None:
-    drawn = np.bincount(np.concatenate([stratified(LABELS, 10, seed) for seed in range(300)]), minlength=100)
+    drawn = np.bincount(np.concatenate([stratified_sample(LABELS, 10, seed) for seed in range(300)]), minlength=100)
     # 300 draws at 1 in 10: 30 each, standard deviation 5.2
     assert drawn.min() > 5 and drawn.max() < 60
 
@@ -74,11 +75,11 @@ def test_no_image_of_a_class_is_preferred() -> None:
 @pytest.mark.parametrize("count", [100, 101])
 def test_holding_out_everything_is_refused(count: int) -> None:
     with refused(str(count), "100 images"):
-        stratified(LABELS, count, 0)
+        stratified_sample(LABELS, count, 0)
 
 
 @pytest.mark.parametrize(("validation", "sizes"), [(5, (15, 5)), (0.25, (15, 5)), (0.5, (10, 10)), (19, (1, 19))])
-def test_train_and_validation_are_disjoint_and_together_whole(
+def test_train_and_validation_are_disjoint_and_complete(
     pets: Dataset, validation: int | float, sizes: tuple[int, int]
 ) -> None:
     train, held_out = pets.split("train", validation), pets.split("validation", validation)
@@ -108,18 +109,27 @@ def test_test_is_the_same_whatever_validation_is(pets: Dataset, validation: int 
     np.testing.assert_array_equal(split.labels, np.load(pets.folder / "test.labels.npy"))
 
 
-def test_a_batch_holds_the_images_and_labels_of_its_rows(pets: Dataset) -> None:
+@pytest.mark.parametrize(("size", "sizes"), [(1, [1, 1, 1, 1, 1]), (2, [2, 2, 1]), (5, [5]), (8, [5])])
+def test_batches_hold_the_images_and_labels_of_a_split_in_order(pets: Dataset, size: int, sizes: list[int]) -> None:
     split = pets.split("validation", 5)
+    batches = list(split.batches(size))  # copies, which stay valid when the memory of the map is released
+    assert [len(images) for images, _ in batches] == [len(labels) for _, labels in batches] == sizes
     whole, labels = np.load(pets.folder / "train.images.npy"), np.load(pets.folder / "train.labels.npy")
-    batch_images, batch_labels = split.batch(3, 8)
-    np.testing.assert_array_equal(batch_images, whole[split.rows[3:]])
-    np.testing.assert_array_equal(batch_labels, labels[split.rows[3:]])
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in batches]), whole[split.rows])
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), labels[split.rows])
+
+
+def test_shards_of_a_split_do_not_overlap_and_are_complete(pets: Dataset) -> None:
+    split = pets.split("train")
+    shards = [split.shard(3, index) for index in range(3)]
+    assert [len(shard) for shard in shards] == [7, 7, 6]
+    assert sorted(np.concatenate([shard.rows for shard in shards])) == list(range(20))
 
 
 def test_the_first_images_of_a_split_are_its_first_rows(pets: Dataset) -> None:
     split = pets.split("validation", 5)
-    assert split.first(2).rows.tolist() == split.rows[:2].tolist()
-    assert len(split.first(None)) == len(split.first(100)) == 5
+    assert split.take(2).rows.tolist() == split.rows[:2].tolist()
+    assert len(split.take(None)) == len(split.take(100)) == 5
 
 
 def test_a_split_that_is_changed_in_memory_is_not_changed_on_disk(pets: Dataset) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torchvision
 
 from pipeline.download import download
-from pipeline.preparing.official_datasets import OfficialDataset, officials
+from pipeline.preparing.official_datasets import OfficialDataset, known_datasets
 from tests.conftest import Cli, QuietHandler
 from tests.pipeline.helpers import contents, refused, write_files
 
@@ -29,26 +29,26 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def official(*mirrors: str, files: dict[str, bytes] = FILES) -> OfficialDataset:
+def dataset_on(*mirrors: str, files: dict[str, bytes] = FILES) -> OfficialDataset:
     """A dataset of `files` on these mirrors."""
     checksums = {name: "md5:" + hashlib.md5(content).hexdigest() for name, content in files.items()}
     return OfficialDataset("shapes", "idx", ["round", "square"], list(mirrors), checksums)
 
 
 def counting() -> tuple[type[QuietHandler], list[str]]:
-    """A handler, and the paths that it was asked for."""
-    asked: list[str] = []
+    """A handler, and the list of paths that were requested from it."""
+    requested: list[str] = []
 
     class Counting(QuietHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             super().do_GET()
 
-    return Counting, asked
+    return Counting, requested
 
 
 class CutOff(QuietHandler):
-    """Announces the whole body, sends half of it and closes."""
+    """Announces the length of the whole body, but sends half of it."""
 
     def do_GET(self) -> None:
         body = Path(self.translate_path(self.path)).read_bytes()
@@ -59,7 +59,7 @@ class CutOff(QuietHandler):
 
 
 class CutOffSilently(CutOff):
-    """Sends half of the body, and announces no length."""
+    """Sends half of the body, without announcing a length."""
 
     def send_header(self, keyword: str, value: str) -> None:
         if keyword != "Content-Length":
@@ -67,7 +67,7 @@ class CutOffSilently(CutOff):
 
 
 class Encoded(QuietHandler):
-    """Calls the archives gzip-encoded, as some servers do with .gz files."""
+    """Declares the archives gzip-encoded, as some servers do with .gz files."""
 
     def end_headers(self) -> None:
         self.send_header("Content-Encoding", "gzip")
@@ -75,63 +75,63 @@ class Encoded(QuietHandler):
 
 
 def unreachable() -> str:
-    """The URL of a port where nobody listens."""
+    """The URL of a port on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}/"
 
 
-def assert_fetched(paths: list[Path], data: Path) -> None:
+def assert_downloaded(paths: list[Path], data: Path) -> None:
     folder = data / "archives/shapes"
     assert paths == [folder / name for name in FILES]
     assert contents(folder) == FILES  # and nothing temporary
 
 
 def test_the_archives_are_fetched_in_their_order(good: Path, data: Path, serve: Serve) -> None:
-    assert_fetched(download(official(serve(good)), data), data)
+    assert_downloaded(download(dataset_on(serve(good)), data), data)
 
 
-def test_a_gz_file_is_kept_as_it_is_whatever_the_server_calls_it(good: Path, data: Path, serve: Serve) -> None:
-    assert_fetched(download(official(serve(good, Encoded)), data), data)
+def test_a_gz_file_is_not_decompressed_where_the_server_calls_it_encoded(good: Path, data: Path, serve: Serve) -> None:
+    assert_downloaded(download(dataset_on(serve(good, Encoded)), data), data)
 
 
 def test_a_mirror_may_lack_its_final_slash_and_be_below_a_folder(good: Path, data: Path, serve: Serve) -> None:
-    assert_fetched(download(official(serve(good.parent) + "good"), data), data)
+    assert_downloaded(download(dataset_on(serve(good.parent) + "good"), data), data)
 
 
 def test_a_whole_file_is_not_fetched_again(good: Path, data: Path, serve: Serve) -> None:
-    handler, asked = counting()
+    handler, requested = counting()
     url = serve(good, handler)
-    download(official(url), data)
-    assert asked == ["/images.gz", "/labels.gz"]
-    assert_fetched(download(official(url), data), data)
-    assert len(asked) == 2
+    download(dataset_on(url), data)
+    assert requested == ["/images.gz", "/labels.gz"]
+    assert_downloaded(download(dataset_on(url), data), data)
+    assert len(requested) == 2
 
 
 def test_a_whole_file_needs_no_network(good: Path, data: Path, serve: Serve) -> None:
-    download(official(serve(good)), data)
-    assert_fetched(download(official(unreachable()), data), data)
+    download(dataset_on(serve(good)), data)
+    assert_downloaded(download(dataset_on(unreachable()), data), data)
 
 
 @pytest.mark.parametrize("damaged", [b"", FILES["images.gz"][:-1], b"x" + FILES["images.gz"][1:]])
 def test_only_a_damaged_file_is_fetched_again(good: Path, data: Path, serve: Serve, damaged: bytes) -> None:
-    handler, asked = counting()
+    handler, requested = counting()
     url = serve(good, handler)
-    paths = download(official(url), data)
+    paths = download(dataset_on(url), data)
     paths[0].write_bytes(damaged)
-    assert_fetched(download(official(url), data), data)
-    assert asked[2:] == ["/images.gz"]
+    assert_downloaded(download(dataset_on(url), data), data)
+    assert requested[2:] == ["/images.gz"]
 
 
-def test_the_mirrors_given_come_before_the_official_ones(good: Path, data: Path, serve: Serve) -> None:
-    (first, first_asked), (second, second_asked) = counting(), counting()
-    download(official(serve(good, second)), data, [serve(good, first)])
-    assert (len(first_asked), second_asked) == (2, [])
+def test_mirrors_from_the_command_line_are_tried_first(good: Path, data: Path, serve: Serve) -> None:
+    (first, first_requested), (second, second_requested) = counting(), counting()
+    download(dataset_on(serve(good, second)), data, [serve(good, first)])
+    assert (len(first_requested), second_requested) == (2, [])
 
 
 @pytest.fixture(params=["another file", "cut off", "cut off silently", "not there", "unreachable", "no such folder"])
 def bad(request: pytest.FixtureRequest, good: Path, tmp_path: Path, serve: Serve) -> tuple[str, str]:
-    """The URL of a mirror that fails, and what is said of it."""
+    """The URL of a mirror that fails, and part of the reason given."""
     wrong = write_files(tmp_path / "wrong", dict.fromkeys(FILES, b"<html>This page has moved.</html>"))
     mirrors: dict[str, Callable[[], tuple[str, str]]] = {
         "another file": lambda: (serve(wrong), "checksum"),
@@ -145,42 +145,42 @@ def bad(request: pytest.FixtureRequest, good: Path, tmp_path: Path, serve: Serve
 
 
 def test_after_a_bad_mirror_comes_the_next(bad: tuple[str, str], good: Path, data: Path, serve: Serve) -> None:
-    assert_fetched(download(official(bad[0], serve(good)), data), data)
+    assert_downloaded(download(dataset_on(bad[0], serve(good)), data), data)
 
 
 def test_without_a_good_mirror_nothing_is_left(bad: tuple[str, str], data: Path) -> None:
-    url, said = bad
-    with refused("images.gz", "shapes", url, said, "--mirror", str(data)):
-        download(official(url), data)
+    url, reason = bad
+    with refused("images.gz", "shapes", url, reason, "--mirror", str(data)):
+        download(dataset_on(url), data)
     assert [path for path in data.rglob("*") if not path.is_dir()] == []
 
 
 def test_every_mirror_that_failed_is_named(data: Path) -> None:
     one, other = unreachable(), unreachable()
     with refused(one, other):
-        download(official(other), data, [one])
+        download(dataset_on(other), data, [one])
 
 
 def test_what_was_fetched_before_a_failure_is_kept(good: Path, data: Path, serve: Serve) -> None:
     (good / "labels.gz").unlink()
     with refused("labels.gz", "404"):
-        download(official(serve(good)), data)
+        download(dataset_on(serve(good)), data)
     assert contents(data / "archives/shapes") == {"images.gz": FILES["images.gz"]}
 
 
 def test_a_folder_is_a_mirror(good: Path, data: Path) -> None:
-    assert_fetched(download(official(), data, [good.as_uri()]), data)
+    assert_downloaded(download(dataset_on(), data, [good.as_uri()]), data)
     assert contents(good) == FILES
 
 
 def test_a_folder_with_a_space_in_its_name_is_a_mirror(tmp_path: Path, data: Path) -> None:
     folder = write_files(tmp_path / "my mirror", FILES)
-    assert_fetched(download(official(), data, [folder.as_uri()]), data)
+    assert_downloaded(download(dataset_on(), data, [folder.as_uri()]), data)
 
 
-def test_a_url_of_no_known_kind_is_refused(data: Path) -> None:
+def test_a_url_of_an_unknown_scheme_is_refused(data: Path) -> None:
     with refused("gopher://example.org", "--mirror"):
-        download(official("gopher://example.org"), data)
+        download(dataset_on("gopher://example.org"), data)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_url_of_no_known_kind_is_refused(data: Path) -> None:
     [("mnist", torchvision.datasets.MNIST), ("fashion-mnist", torchvision.datasets.FashionMNIST)],
 )
 def test_names_and_checksums_are_those_of_torchvision(name: str, source: type) -> None:
-    listed = officials()[name].files
+    listed = known_datasets()[name].files
     assert list(listed) == [
         "train-images-idx3-ubyte.gz",
         "train-labels-idx1-ubyte.gz",
@@ -198,21 +198,21 @@ def test_names_and_checksums_are_those_of_torchvision(name: str, source: type) -
     assert listed == {file: f"md5:{checksum}" for file, checksum in source.resources}
 
 
-def test_cifar10_and_svhn_are_known_as_torchvision_knows_them() -> None:
-    # of CIFAR-10 torchvision lists the pickled edition only
-    assert officials()["cifar10"].files == {"cifar-10-binary.tar.gz": "md5:c32a1d4ab5d03f1284b67883e8d87530"}
+def test_files_of_cifar10_and_svhn_are_those_of_torchvision() -> None:
+    # torchvision lists only the pickled edition of CIFAR-10
+    assert known_datasets()["cifar10"].files == {"cifar-10-binary.tar.gz": "md5:c32a1d4ab5d03f1284b67883e8d87530"}
     splits = torchvision.datasets.SVHN.split_list
     listed = {splits[split][1]: f"md5:{splits[split][2]}" for split in ("train", "test")}
-    assert officials()["svhn"].files == listed
+    assert known_datasets()["svhn"].files == listed
 
 
 def test_the_classes_of_fashion_mnist_are_those_of_torchvision() -> None:
-    assert officials()["fashion-mnist"].classes == torchvision.datasets.FashionMNIST.classes
+    assert known_datasets()["fashion-mnist"].classes == torchvision.datasets.FashionMNIST.classes
 
 
 def test_mnist_is_downloaded_and_its_paths_are_printed(cli: Cli, test_data: Path, tmp_path: Path, serve: Serve) -> None:
     result = cli("pipeline", "download", "mnist", "--mirror", serve(test_data / "mnist"))
-    names = officials()["mnist"].files
+    names = known_datasets()["mnist"].files
     assert result.stdout.splitlines() == [f"data/archives/mnist/{name}" for name in names]
     assert contents(tmp_path / "data/archives/mnist") == contents(test_data / "mnist")
 

@@ -21,7 +21,7 @@ from pipeline import export
 from pipeline.checkpoint import load_newest, save
 from pipeline.exporting.graph import to_onnx
 from pipeline.network import load_served, predictor
-from pipeline.preparing.official_datasets import officials
+from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
 from pipeline.run import Run
 from serving.model import open_model
@@ -273,7 +273,7 @@ def test_an_output_that_is_a_folder_is_refused(own_project: Path) -> None:
 @pytest.mark.parametrize("recipe", names())
 def test_every_recipe_exports_and_is_proven(cli: Cli, tmp_path: Path, recipe: str) -> None:
     """On noise of the size of its dataset's images."""
-    height, width, channels = officials()[load(recipe).data.dataset].image
+    height, width, channels = known_datasets()[load(recipe).data.dataset].image
     counts = {f"{split}/{label}": 12 for split in ("train", "test") for label in range(10)}
     image_folder(tmp_path / "noise", counts, (height, width), "L" if channels == 1 else "RGB")
     cli("pipeline", "preprocess", "noise", "--source", "noise")

@@ -1,4 +1,4 @@
-"""What a claim rests on is what was prepared and trained: arrays, and the files that describe them."""
+"""Damaged and changed files of datasets and runs are detected: arrays, meta.json, run.json, metrics and others."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def pets(tmp_path: Path) -> Path:
     return preprocess("pets", tmp_path / "data", image_folder(tmp_path / "pets", counts)).folder
 
 
-def splits(folder: Path) -> None:
+def open_splits(folder: Path) -> None:
     dataset = Dataset.open(folder.parent, folder.name)
     dataset.split("train")
     dataset.split("test")
@@ -60,10 +60,10 @@ CHANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
     "more labels": ("test.labels.npy", lambda a: np.append(a, 0), "(7,) and not int64 (6,)"),
     "fewer images": ("train.images.npy", lambda a: a[:-1], "(19, 4, 4, 3) and not uint8 (20, 4, 4, 3)"),
     "images of another size": ("train.images.npy", lambda a: a[:, :3], "(20, 3, 4, 3) and not"),
-    "images of other numbers": ("train.images.npy", lambda a: a.astype(np.int8), "int8 (20, 4, 4, 3) and not uint8"),
-    "labels of other numbers": ("train.labels.npy", lambda a: a.astype(np.int32), "int32 (20,) and not int64"),
+    "images of another dtype": ("train.images.npy", lambda a: a.astype(np.int8), "int8 (20, 4, 4, 3) and not uint8"),
+    "labels of another dtype": ("train.labels.npy", lambda a: a.astype(np.int32), "int32 (20,) and not int64"),
     "labels in another byte order": ("train.labels.npy", lambda a: a.astype(">i8"), "and not int64"),
-    "labels in a table": ("train.labels.npy", lambda a: a[:, None], "(20, 1) and not"),
+    "labels in two dimensions": ("train.labels.npy", lambda a: a[:, None], "(20, 1) and not"),
     "images in another order": ("train.images.npy", lambda a: a[::-1], "its fingerprint differs"),
     "objects": ("train.labels.npy", lambda a: a.astype(object), "is damaged"),
     "text": ("train.labels.npy", lambda a: a.astype(str), "and not int64"),
@@ -72,23 +72,23 @@ CHANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray], str]] = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_arrays_that_are_not_those_that_were_prepared_are_refused(pets: Path, name: str) -> None:
-    file, change, said = CHANGES[name]
-    splits(pets)
+    file, change, message = CHANGES[name]
+    open_splits(pets)
     rewrite(pets / file, change)
-    with refused(str(pets), said, "prepare the dataset again"):
-        splits(pets)
+    with refused(str(pets), message, "prepare the dataset again"):
+        open_splits(pets)
 
 
 @pytest.mark.parametrize("content", [b"PK\x05\x06" + b"\0" * 18, pickle.dumps([1]), b"\x93NUMPY\x01\x00", b""])
 def test_files_that_hold_no_array_are_refused(pets: Path, content: bytes) -> None:
-    """An empty .npz among them, which NumPy opens as it opens an array."""
+    """One is an empty .npz file, which np.load would open."""
     (pets / "train.labels.npy").write_bytes(content)
     with refused(str(pets), "prepare the dataset again"):
-        splits(pets)
+        open_splits(pets)
 
 
-def touched(path: Path, change: Callable[[Path], None]) -> None:
-    """As `touch -r` after a change: size and times of modification are as before."""
+def with_old_times(path: Path, change: Callable[[Path], None]) -> None:
+    """Change a file, then restore its access and modification times, as `touch -r` does."""
     before = path.stat()
     change(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -104,39 +104,39 @@ def flip_last(path: Path) -> None:
 
 @pytest.fixture
 def stamped(pets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A dataset that counts as large: once verified, it has a stamp. Other processes know nothing else."""
-    monkeypatch.setattr(integrity, "STAMPED", 0)
-    splits(pets)
+    """A dataset with a stamp file, as large ones have; this process has forgotten that it verified it."""
+    monkeypatch.setattr(integrity, "STAMP_MIN_BYTES", 0)
+    open_splits(pets)
     assert (pets / "verified.json").exists()
     integrity._verified.clear()
     yield pets
     integrity._verified.clear()
 
 
-def test_a_change_that_restores_size_and_time_is_found_beside_a_stamp(stamped: Path) -> None:
-    touched(stamped / "test.images.npy", flip_last)
+def test_a_change_with_restored_times_is_found_in_spite_of_a_stamp(stamped: Path) -> None:
+    with_old_times(stamped / "test.images.npy", flip_last)
     with refused("test images or labels", "its fingerprint differs"):
-        splits(stamped)
+        open_splits(stamped)
 
 
-def test_a_change_through_a_memory_map_is_found_beside_a_stamp(stamped: Path) -> None:
+def test_a_change_through_a_memory_map_is_found_in_spite_of_a_stamp(stamped: Path) -> None:
     array = np.load(stamped / "train.images.npy", mmap_mode="r+")
     array[3, 2, 1, 0] ^= 255
     array.flush()
     with refused("train images or labels"):
-        splits(stamped)
+        open_splits(stamped)
 
 
 def test_a_copy_of_a_dataset_does_not_inherit_its_stamp(stamped: Path) -> None:
     copy = stamped.with_name("copy")
     shutil.copytree(stamped, copy)
-    splits(copy)
+    open_splits(copy)
     integrity._verified.clear()
     shutil.rmtree(copy)
     shutil.copytree(stamped, copy)
-    touched(copy / "test.labels.npy", lambda path: path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8))
+    with_old_times(copy / "test.labels.npy", lambda path: path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8))
     with refused("test images or labels"):
-        splits(copy)
+        open_splits(copy)
 
 
 def test_a_stamp_is_void_where_meta_json_has_changed(stamped: Path) -> None:
@@ -144,43 +144,44 @@ def test_a_stamp_is_void_where_meta_json_has_changed(stamped: Path) -> None:
     meta["mean"][1] += 0.5
     (stamped / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     with refused("mean and std differ"):
-        splits(stamped)
+        open_splits(stamped)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"train": 1}', b"\xff"])
-def test_a_damaged_stamp_is_no_stamp(stamped: Path, content: bytes) -> None:
+def test_a_damaged_stamp_is_ignored(stamped: Path, content: bytes) -> None:
     (stamped / "verified.json").write_bytes(content)
-    splits(stamped)
+    open_splits(stamped)
     assert json.loads((stamped / "verified.json").read_text()).keys() == {"train", "test"}
     integrity._verified.clear()
-    touched(stamped / "test.images.npy", flip_last)
+    with_old_times(stamped / "test.images.npy", flip_last)
     (stamped / "verified.json").write_bytes(content)
     with refused("test images or labels"):
-        splits(stamped)
+        open_splits(stamped)
 
 
-def test_a_dataset_replaced_since_it_was_opened_is_found_beside_its_own_stamp(stamped: Path, tmp_path: Path) -> None:
+def test_a_dataset_replaced_after_it_was_opened_is_refused(stamped: Path, tmp_path: Path) -> None:
     opened = Dataset.open(stamped.parent, "pets")
     counts = {"train/cat": 12, "train/dog": 8, "test/cat": 3, "test/dog": 3}
-    source = image_folder(tmp_path / "others", dict(reversed(counts.items())))  # as many images, of other pixels
+    # the same numbers of images, with other pixels
+    source = image_folder(tmp_path / "others", dict(reversed(counts.items())))
     preprocess("pets", stamped.parent, source, overwrite=True)
-    splits(stamped)
+    open_splits(stamped)
     with refused("was changed since it was prepared"):
         opened.split("train")
 
 
 def test_arrays_with_a_stamp_are_not_read_again(stamped: Path) -> None:
-    """Told by what it would overlook: the stamp is that of a file which was changed."""
+    """A change is overlooked where the stamp was updated to match the changed file."""
     flip_last(stamped / "test.images.npy")
     stamps = json.loads((stamped / "verified.json").read_text())
-    told = (stamped / "test.images.npy").stat()
-    stamps["test"]["test.images.npy"] = [told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino]
+    status = (stamped / "test.images.npy").stat()
+    stamps["test"]["test.images.npy"] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     (stamped / "verified.json").write_text(json.dumps(stamps))
-    splits(stamped)
+    open_splits(stamped)
 
 
 def test_small_arrays_leave_no_stamp(pets: Path) -> None:
-    splits(pets)
+    open_splits(pets)
     assert not (pets / "verified.json").exists()
 
 
@@ -189,11 +190,11 @@ META: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a class twice": (lambda meta: meta.update(classes=["cat", "cat"]), "twice"),
     "another size": (lambda meta: meta["image"].update(height=5), "fingerprint"),
     "no size": (lambda meta: meta["image"].update(height=None, width=None), "size"),
-    "a mean that is no number": (lambda meta: meta.update(mean=[float("nan")] * 3), "mean"),
-    "a mean too few": (lambda meta: meta["mean"].pop(), "one a channel"),
-    "a std beyond pixels": (lambda meta: meta.update(std=[1e9] * 3), "std"),
+    "a mean that is not a number": (lambda meta: meta.update(mean=[float("nan")] * 3), "mean"),
+    "one mean missing": (lambda meta: meta["mean"].pop(), "one value per channel"),
+    "a std above 255": (lambda meta: meta.update(std=[1e9] * 3), "std"),
     "counts below 0": (lambda meta: meta["counts"]["test"].update(cat=-3), "counts"),
-    "counts that are others": (lambda meta: meta["counts"]["test"].update(cat=2, dog=4), "numbers of images a class"),
+    "other counts": (lambda meta: meta["counts"]["test"].update(cat=2, dog=4), "numbers of images per class"),
     "counts of other classes": (lambda meta: meta["counts"].update(test={"cat": 6}), "other classes"),
     "no test split": (lambda meta: meta["fingerprints"].pop("test"), "a split is missing"),
     "no name": (lambda meta: meta.pop("name"), "name"),
@@ -203,12 +204,12 @@ META: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 @pytest.mark.parametrize("name", META)
 def test_a_meta_file_that_contradicts_itself_or_the_arrays_is_refused(pets: Path, name: str) -> None:
-    change, said = META[name]
+    change, message = META[name]
     meta = json.loads((pets / "meta.json").read_text())
     change(meta)
     (pets / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    with refused(str(pets), said, "prepare the dataset again"):
-        splits(pets)
+    with refused(str(pets), message, "prepare the dataset again"):
+        open_splits(pets)
 
 
 def mutants(content: bytes, count: int) -> Iterator[bytes]:
@@ -272,7 +273,7 @@ FILES: dict[str, Callable[[Path], None]] = {
 def test_a_damaged_file_is_read_or_refused_in_a_sentence(
     own_project: Path, name: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What nothing else rests on, evaluation.json and parity.json, is left out with a warning."""
+    """Damaged evaluation.json and parity.json files are left out with a warning: nothing else depends on them."""
     path, read = own_project / name, FILES[name]
     if name.endswith("evaluation.json"):
         path.write_text(json.dumps({"run": "digits", "step": 300, "precision_at_1": 0.975, "classes": {"0": {}}}))
@@ -288,7 +289,7 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(
             refusals.append(str(error))
     refusals += [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(refusals) > count / (10 if path.name in ("evaluation.json", "parity.json") else 3)
-    assert not [said for said in refusals if "\n" in said or own_project.name not in said]
+    assert not [message for message in refusals if "\n" in message or own_project.name not in message]
 
 
 @pytest.mark.parametrize("damaged", ["{", "[]", "null", "{}", '{"step": 1.5, "time": 1}', '{"step": 1, "time": 1e99}'])
@@ -299,11 +300,11 @@ def test_a_damaged_line_of_points_is_named(tmp_path: Path, damaged: str) -> None
     with refused(f"line 2 of {path}"):
         list(read_points(path))
     path.write_text(whole + whole + damaged)
-    assert [point.values for point in read_points(path)] == [{"loss": 0.5}] * 2  # the last one is torn
+    assert [point.values for point in read_points(path)] == [{"loss": 0.5}] * 2  # an incomplete last line is ignored
 
 
 @pytest.mark.parametrize("value", ['"0.5"', "null", "true", "[1]", "{}"])
-def test_a_value_that_is_no_number_is_named(tmp_path: Path, value: str) -> None:
+def test_a_value_that_is_not_a_number_is_named(tmp_path: Path, value: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1, "time": 2.5, "loss": {value}}}\n')
     with refused(f"line 1 of {path}", "'loss'"):

@@ -27,9 +27,9 @@ from convline.images import ImageSpec, decode
 from convline.inputs.input_file import OnDisk
 from pipeline.cli import app
 from pipeline.dataset import Dataset
-from pipeline.preparing.decoding import Placed, decode_into
-from pipeline.preparing.image_folder import Options, decode_images
-from pipeline.preparing.prepared import create_array
+from pipeline.preparing.decoded_source import create_array
+from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
+from pipeline.preparing.parallel_decoding import FileForRow, decode_into
 from pipeline.preprocess import preprocess
 from tests.conftest import command, run_command
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
@@ -64,7 +64,7 @@ def pets(tmp_path: Path) -> Path:
     return image_folder(tmp_path / "pets", SPLITS)
 
 
-def prepare(data: Path, source: Path, options: Options | None = None, overwrite: bool = False) -> Dataset:
+def prepare(data: Path, source: Path, options: ImageFolderOptions | None = None, overwrite: bool = False) -> Dataset:
     return preprocess("pets", data, source, options, overwrite=overwrite)
 
 
@@ -137,7 +137,7 @@ def test_the_arrays_are_uint8_nhwc_and_int64(digits: Dataset) -> None:
         assert (labels.dtype, labels.shape) == (np.int64, (count,))
 
 
-def test_mean_and_deviation_are_those_of_the_training_images(data: Path, pets: Path) -> None:
+def test_mean_and_standard_deviation_are_of_the_training_images(data: Path, pets: Path) -> None:
     meta = prepare(data, pets).meta
     training = np.stack([pixels(path) for path in pets.glob("train/*/*")]).astype(np.float64)
     np.testing.assert_allclose(meta["mean"], training.mean((0, 1, 2)), rtol=1e-12)
@@ -170,7 +170,7 @@ def test_a_second_split_serves_as_test_whatever_its_name(data: Path, tmp_path: P
     assert prepare(data, source).meta["counts"] == {"train": {"cat": 4, "dog": 3}, "test": {"cat": 2, "dog": 1}}
 
 
-def test_validation_images_are_not_test_images_where_there_are_some(data: Path, tmp_path: Path) -> None:
+def test_where_there_is_a_test_split_the_validation_split_is_not_used(data: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "pets", {**SPLITS, "val/cat": 9, "val/dog": 9})
     dataset = prepare(data, source)
     assert dataset.meta["counts"] == {"train": {"cat": 4, "dog": 3}, "test": {"cat": 2, "dog": 1}}
@@ -188,7 +188,7 @@ def test_without_a_test_split_a_fifth_of_every_class_becomes_test(data: Path, tm
     assert sorted(stored) == sorted(pixels(path).tobytes() for path in source.rglob("*.png"))
 
 
-def test_the_fifth_that_becomes_test_is_always_the_same(data: Path, tmp_path: Path) -> None:
+def test_the_same_fifth_always_becomes_test(data: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "pets", {"cat": 20, "dog": 10})
     assert prepare(data, source).fingerprint == preprocess("again", data, source).fingerprint
 
@@ -199,7 +199,7 @@ def test_classes_are_the_sorted_folder_names(data: Path, tmp_path: Path) -> None
     assert prepare(data, source).classes == sorted(names)
 
 
-def test_images_below_folders_of_a_class_belong_to_it(data: Path, tmp_path: Path) -> None:
+def test_images_in_subfolders_of_a_class_belong_to_it(data: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "pets", {"cat": 2, "cat/indoor/sofa": 3, "dog": 5})
     meta = prepare(data, source).meta
     assert {label: sum(split[label] for split in meta["counts"].values()) for label in ("cat", "dog")} == {
@@ -273,7 +273,7 @@ def test_one_changed_pixel_changes_source_and_fingerprint(data: Path, pets: Path
 
 
 @pytest.mark.parametrize("ending", ["", ".tar.gz", ".zip"])
-def test_the_source_is_left_as_it_was(data: Path, pets: Path, tmp_path: Path, ending: str) -> None:
+def test_the_source_is_not_changed(data: Path, pets: Path, tmp_path: Path, ending: str) -> None:
     source = archive(pets, ending) if ending else pets
     paths = [path for path in tmp_path.rglob("*") if data not in (path, *path.parents)]
     before = [(path, path.stat().st_mtime_ns, path.is_dir() or path.read_bytes()) for path in paths]
@@ -282,8 +282,8 @@ def test_the_source_is_left_as_it_was(data: Path, pets: Path, tmp_path: Path, en
     assert len(paths) == len([path for path in tmp_path.rglob("*") if data not in (path, *path.parents)])
 
 
-def tidied(pets: Path, ending: str) -> Path:
-    """The pets as an archive with names in the other form of Unicode, below folders of its own, hard links within."""
+def repacked(pets: Path, ending: str) -> Path:
+    """The pets as an archive: names in Unicode form NFD, below two folders; in a .tar, hard links as links."""
     names = {
         path: unicodedata.normalize("NFD", f"a/b/{path.relative_to(pets)}") for path in sorted(pets.rglob("*.png"))
     }
@@ -308,13 +308,13 @@ def test_an_archive_with_other_unicode_and_hard_links_gives_what_its_folder_give
         (pets / split / names[0] / "ééé.png").hardlink_to(pets / split / names[0] / "001.png")
         write_files(pets / split / names[1], {"ea.png": png(seed=90), "eé.png": png(seed=91), "ez.png": png(seed=92)})
     folder = prepare(data, pets)
-    packed = preprocess("packed", data, tidied(pets, ending))
+    packed = preprocess("packed", data, repacked(pets, ending))
     assert packed.classes == folder.classes == sorted(names)
     assert packed.fingerprint == folder.fingerprint
     assert folder.meta["counts"]["train"] == {names[0]: 4, names[1]: 6, names[2]: 3}
 
 
-def test_of_a_file_that_an_archive_holds_twice_the_last_one_is_used(data: Path, pets: Path) -> None:
+def test_the_last_of_two_archive_members_of_one_name_is_used(data: Path, pets: Path) -> None:
     packed, other = archive(pets, ".tar"), png(seed=99)
     with tarfile.open(packed, "a") as file:
         info = tarfile.TarInfo("train/cat/001.png")
@@ -324,7 +324,7 @@ def test_of_a_file_that_an_archive_holds_twice_the_last_one_is_used(data: Path, 
     assert preprocess("packed", data, packed).fingerprint == prepare(data, pets).fingerprint
 
 
-def test_files_that_are_no_images_are_not_rejected_and_told_in_one_line(
+def test_files_that_are_not_images_are_skipped_and_logged_in_one_line(
     data: Path, pets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fingerprint = prepare(data, pets).fingerprint
@@ -334,21 +334,21 @@ def test_files_that_are_no_images_are_not_rejected_and_told_in_one_line(
     again = prepare(data, pets, overwrite=True)
     assert (again.fingerprint, again.meta["rejected"]) == (fingerprint, [])
     assert capsys.readouterr().err == (
-        "not used, as they are no images: 5 files (README.txt, test/dog/0.txt, train/_classes.csv, …)\n"
+        "skipped 5 files (README.txt, test/dog/0.txt, train/_classes.csv, …): not images\n"
     )
 
 
-def test_a_web_page_that_is_called_an_image_is_rejected(data: Path, pets: Path) -> None:
+def test_a_web_page_named_like_an_image_is_rejected(data: Path, pets: Path) -> None:
     write_files(pets, {"train/cat/page.jpg": b"<html>"})
-    (reject,) = prepare(data, pets, Options(allow_rejects=True)).meta["rejected"]
+    (reject,) = prepare(data, pets, ImageFolderOptions(allow_rejects=True)).meta["rejected"]
     assert (reject["path"], reject["reason"]) == ("train/cat/page.jpg", "not-an-image")
 
 
-# layouts that are refused, with nothing left behind
+# layouts that are refused, and leave nothing behind
 
 
 @pytest.mark.parametrize(
-    ("layout", "said"),
+    ("layout", "parts"),
     [
         ({**SPLITS, "train/eel": 2}, ["'eel'", "in train but not in test"]),
         ({**SPLITS, "test/eel": 2}, ["'eel'", "in test but not in train"]),
@@ -366,11 +366,9 @@ def test_a_web_page_that_is_called_an_image_is_rejected(data: Path, pets: Path) 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_layout_that_will_not_do_is_refused(
-    data: Path, tmp_path: Path, layout: dict[str, int], said: list[str]
-) -> None:
+def test_an_unusable_layout_is_refused(data: Path, tmp_path: Path, layout: dict[str, int], parts: list[str]) -> None:
     source = image_folder(tmp_path / "source", layout)
-    with refused(*said, leaves=data):
+    with refused(*parts, unchanged=data):
         prepare(data, source)
 
 
@@ -391,26 +389,26 @@ def test_an_empty_class_folder_is_named(
         with tarfile.open(tmp_path / "source.tar", "w") as file:
             file.add(source, ".")
         source = tmp_path / "source.tar"
-    with refused(empty, "empty", leaves=data):
+    with refused(empty, "empty", unchanged=data):
         prepare(data, source)
 
 
 def test_an_empty_folder_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with refused(str(tmp_path / "empty"), "<class>/<image>", leaves=data):
+    with refused(str(tmp_path / "empty"), "<class>/<image>", unchanged=data):
         prepare(data, tmp_path / "empty")
 
 
-def test_a_source_that_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
-    with refused(str(tmp_path / "none"), leaves=data):
+def test_a_missing_source_is_named(data: Path, tmp_path: Path) -> None:
+    with refused(str(tmp_path / "none"), unchanged=data):
         prepare(data, tmp_path / "none")
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".zip"])
-def test_an_archive_cut_short_is_refused(data: Path, pets: Path, ending: str) -> None:
+def test_a_truncated_archive_is_refused(data: Path, pets: Path, ending: str) -> None:
     packed = archive(pets, ending)
     packed.write_bytes(packed.read_bytes()[: packed.stat().st_size // 2])
-    with refused(str(packed), leaves=data):
+    with refused(str(packed), unchanged=data):
         prepare(data, packed)
 
 
@@ -436,14 +434,14 @@ def test_a_member_that_leaves_its_archive_is_refused(
 
 
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.xz", ".zip"])
-def test_a_folder_with_links_and_names_of_all_scripts_is_what_its_archive_is(
+def test_a_folder_with_links_and_names_in_several_scripts_equals_its_archive(
     data: Path, tmp_path: Path, ending: str
 ) -> None:
     source = write_files(tmp_path / "pets", images({"Café": 5, "猫": 5}))
     os.link(source / "猫/000.png", source / "猫/once more.png")
     (source / "Café/linked.png").symlink_to("../Café/001.png")
     packed = tmp_path / f"pets{ending}"
-    if ending == ".zip":  # which says nothing of UTF-8
+    if ending == ".zip":  # whose names are not marked as UTF-8
         subprocess.run(["zip", "-qry", packed, "pets"], cwd=tmp_path, env={**os.environ, "LC_ALL": "C"}, check=True)
     else:
         subprocess.run(["tar", "-caf", packed, "pets"], cwd=tmp_path, check=True)
@@ -453,7 +451,7 @@ def test_a_folder_with_links_and_names_of_all_scripts_is_what_its_archive_is(
     assert sum(counts(from_archive).values()) == 12
 
 
-def test_of_files_of_one_name_the_last_is_used_as_unpacking_does(
+def test_the_last_members_of_the_same_names_are_used_as_in_unpacking(
     data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     files = images({"cat": 5, "dog": 5})
@@ -464,30 +462,30 @@ def test_of_files_of_one_name_the_last_is_used_as_unpacking_does(
     (tmp_path / "unpacked").mkdir()
     subprocess.run(["tar", "-xf", tmp_path / "pets.tar", "-C", tmp_path / "unpacked"], check=True)
     dataset = prepare(data, tmp_path / "pets.tar")
-    assert "10 files are in" in capfd.readouterr().err and dataset.meta["rejected"] == []
+    assert "holds 10 paths more than once" in capfd.readouterr().err and dataset.meta["rejected"] == []
     assert dataset.fingerprint == prepare(data, tmp_path / "unpacked", overwrite=True).fingerprint
 
 
-def test_a_hidden_class_is_told(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_hidden_class_folder_is_logged(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = write_files(tmp_path / "pets", images({"cat": 5, "dog": 5, ".bird": 5}))
     assert prepare(data, source).meta["classes"] == ["cat", "dog"]
     assert "so not used: .bird (5 images)" in capfd.readouterr().err
 
 
-def test_an_archive_of_another_kind_is_named(data: Path, tmp_path: Path) -> None:
+def test_an_unsupported_archive_is_named(data: Path, tmp_path: Path) -> None:
     write_files(tmp_path, {"pets.7z": b"7z"})
-    with refused("pets.7z is a .7z, which is not read here", leaves=data):
+    with refused("pets.7z is a .7z, which is not read here", unchanged=data):
         prepare(data, tmp_path / "pets.7z")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "../a", "/a", "-a", "a b", "a\n", "archives"])
 def test_a_bad_name_is_refused(data: Path, pets: Path, name: str) -> None:
-    with refused("no name for a dataset", leaves=data):
+    with refused("invalid dataset name", unchanged=data):
         preprocess(name, data, pets)
 
 
-def test_a_name_that_is_not_known_needs_a_source(data: Path) -> None:
-    with refused("pets", "digits", "mnist", "fashion-mnist", "--source", leaves=data):
+def test_an_unknown_name_needs_a_source(data: Path) -> None:
+    with refused("pets", "digits", "mnist", "fashion-mnist", "--source", unchanged=data):
         preprocess("pets", data)
 
 
@@ -496,7 +494,7 @@ def test_a_name_that_is_not_known_needs_a_source(data: Path) -> None:
 
 def test_images_of_several_sizes_need_a_size(data: Path, pets: Path) -> None:
     write_files(pets, {"train/dog/odd.png": png((9, 7))})
-    with refused("4x4", "9x7", "train/dog/odd.png", "--image-size", leaves=data):
+    with refused("4x4", "9x7", "train/dog/odd.png", "--image-size", unchanged=data):
         prepare(data, pets)
 
 
@@ -507,7 +505,7 @@ def test_images_that_are_not_square_keep_their_size(data: Path, tmp_path: Path) 
 
 def test_with_a_size_every_image_has_it(data: Path, pets: Path) -> None:
     write_files(pets, {"train/dog/odd.png": png((9, 7))})
-    dataset = prepare(data, pets, Options(size=(6, 5)))
+    dataset = prepare(data, pets, ImageFolderOptions(size=(6, 5)))
     assert dataset.split("train").images.shape == (8, 6, 5, 3)
     assert (dataset.spec.height, dataset.spec.width) == (6, 5)
 
@@ -518,7 +516,7 @@ def run(data: Path, *arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_padding_and_the_filter_are_chosen_and_travel_with_the_dataset(data: Path, tmp_path: Path) -> None:
+def test_fit_and_resample_are_applied_and_stored_with_the_dataset(data: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "pets", SPLITS, size=(4, 8))
     status, output = run(data, "tiny", "--source", source, "--image-size", 4, "--fit", "pad", "--resample", "box")
     assert status == 0, output
@@ -544,7 +542,7 @@ def test_a_class_that_the_terminal_cannot_show_is_shown_as_an_escape(tmp_path: P
 
 
 @pytest.mark.parametrize("written", ["", "0", "6x0", "-6", "x", "x6", "6x", "6x5x4", "6,5", "six", "1.5"])
-def test_a_size_that_is_none_is_wrong_usage(data: Path, pets: Path, written: str) -> None:
+def test_an_invalid_size_is_wrong_usage(data: Path, pets: Path, written: str) -> None:
     status, output = run(data, "pets", "--source", pets, f"--image-size={written}")
     assert (status, "--image-size" in output) == (2, True)
     assert contents(data) == {}
@@ -554,12 +552,12 @@ def test_a_size_that_is_none_is_wrong_usage(data: Path, pets: Path, written: str
     ("channels", "coloured", "stored"),
     [("auto", 0, 1), ("auto", 1, 3), ("1", 0, 1), ("1", 1, 1), ("3", 0, 3), ("3", 1, 3)],
 )
-def test_channels_are_those_asked_for_or_found(
+def test_channels_are_those_requested_or_detected(
     data: Path, tmp_path: Path, channels: str, coloured: int, stored: int
 ) -> None:
     grey = {name: encode(np.repeat(decode_grey(content), 3, 2)) for name, content in images(SPLITS, mode="L").items()}
     source = write_files(tmp_path / "pets", grey | images({"test/dog": coloured}))
-    dataset = prepare(data, source, Options(channels=channels))  # type: ignore[arg-type]
+    dataset = prepare(data, source, ImageFolderOptions(channels=channels))  # type: ignore[arg-type]
     assert dataset.spec.channels == stored == len(dataset.meta["mean"])
     for name in ("train", "test"):
         files = sorted(source.glob(f"{name}/*/*"))
@@ -574,11 +572,11 @@ def decode_grey(content: bytes) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [None, (3, 5)])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_what_is_stored_is_what_serving_would_decode(
+def test_stored_pixels_are_those_that_serving_decodes(
     data: Path, tmp_path: Path, mode: str, size: tuple[int, int] | None
 ) -> None:
     source = image_folder(tmp_path / "pets", SPLITS, size=(8, 6), mode=mode)
-    dataset = prepare(data, source, Options(size=size))
+    dataset = prepare(data, source, ImageFolderOptions(size=size))
     served = [decode(path.read_bytes(), dataset.spec) for path in sorted(source.glob("test/*/*"))]
     np.testing.assert_array_equal(dataset.split("test").images, np.stack(served))
 
@@ -602,7 +600,7 @@ def test_one_unusable_file_in_a_hundred_is_listed_and_left_out(
 def test_an_unusable_file_shifts_no_label(data: Path, pets: Path) -> None:
     bad = {"train/cat/0000.png": b"", "train/cat/001.png": b"text", "train/dog/000.png": png()[:-20]}
     write_files(pets, bad)
-    dataset = prepare(data, pets, Options(allow_rejects=True))
+    dataset = prepare(data, pets, ImageFolderOptions(allow_rejects=True))
     train = dataset.split("train")
     usable = [path for path in sorted(pets.glob("train/*/*")) if path.relative_to(pets).as_posix() not in bad]
     np.testing.assert_array_equal(train.images, np.stack([pixels(path) for path in usable]))
@@ -619,18 +617,18 @@ def test_more_than_one_unusable_file_in_a_hundred_is_refused(data: Path, tmp_pat
     source = image_folder(tmp_path / "pets", {"cat": total // 2, "dog": total - total // 2})
     for number in range(bad):
         (source / f"cat/{number:03}.png").write_bytes(b"")
-    with refused(f"{bad} of {total}", "cat/000.png", "--allow-rejects", leaves=data):
+    with refused(f"{bad} of {total}", "cat/000.png", "--allow-rejects", unchanged=data):
         prepare(data, source)
-    assert len(prepare(data, source, Options(allow_rejects=True)).meta["rejected"]) == bad
+    assert len(prepare(data, source, ImageFolderOptions(allow_rejects=True)).meta["rejected"]) == bad
 
 
-def test_just_one_in_a_hundred_is_no_reason_to_refuse(data: Path, tmp_path: Path) -> None:
+def test_exactly_one_unusable_file_in_a_hundred_is_accepted(data: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "pets", {"cat": 50, "dog": 50})
     (source / "cat/000.png").write_bytes(b"")
     assert sum(counts(prepare(data, source)).values()) == 99
 
 
-def test_the_first_image_may_be_the_unusable_one(data: Path, tmp_path: Path) -> None:
+def test_the_first_image_may_be_unusable(data: Path, tmp_path: Path) -> None:
     source = image_folder(tmp_path / "pets", {"cat": 50, "dog": 60}, size=(3, 5))
     (source / "cat/000.png").write_bytes(b"")
     assert prepare(data, source).split("train").images.shape[1:] == (3, 5, 3)
@@ -640,14 +638,14 @@ def test_the_first_image_may_be_the_unusable_one(data: Path, tmp_path: Path) -> 
 def test_a_class_without_a_usable_image_is_refused(data: Path, pets: Path, bad: str) -> None:
     for path in (pets / bad).iterdir():
         path.write_bytes(b"")
-    with refused("'dog'", bad.split("/")[0], leaves=data):
-        prepare(data, pets, Options(allow_rejects=True))
+    with refused("'dog'", bad.split("/")[0], unchanged=data):
+        prepare(data, pets, ImageFolderOptions(allow_rejects=True))
 
 
 def test_a_source_without_a_usable_image_is_refused(data: Path, tmp_path: Path) -> None:
     source = write_files(tmp_path / "pets", {"cat/a.txt": b"a", "dog/b.txt": b"b"})
-    with refused(str(source), leaves=data):
-        prepare(data, source, Options(allow_rejects=True))
+    with refused(str(source), unchanged=data):
+        prepare(data, source, ImageFolderOptions(allow_rejects=True))
 
 
 @pytest.fixture
@@ -655,17 +653,19 @@ def deadly_gifs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow's reader of GIF has a defect that kills its process, as that of a C library would."""
 
     def die(_: object) -> None:
-        faulthandler.disable()  # pytest's, which would tell of it at length
+        faulthandler.disable()  # that of pytest, which would print a long traceback
         os.kill(os.getpid(), signal.SIGSEGV)
 
     monkeypatch.setattr("PIL.GifImagePlugin.GifImageFile.load", die)
 
 
 @pytest.mark.usefixtures("deadly_gifs")
-@pytest.mark.parametrize("options", [Options(), Options((2, 2)), Options((2, 2), jpeg="reduced")])
-def test_a_file_that_kills_its_decoder_is_a_reject(data: Path, pets: Path, options: Options) -> None:
+@pytest.mark.parametrize(
+    "options", [ImageFolderOptions(), ImageFolderOptions((2, 2)), ImageFolderOptions((2, 2), jpeg="reduced")]
+)
+def test_a_file_that_kills_its_decoder_is_a_reject(data: Path, pets: Path, options: ImageFolderOptions) -> None:
     before = prepare(data, pets, options)
-    for name in ("test/cat/!.gif", "test/dog/000.gif", "train/dog/z.gif"):  # the first file of all is one
+    for name in ("test/cat/!.gif", "test/dog/000.gif", "train/dog/z.gif"):  # one of them is the first file
         Image.new("L", (4, 4)).save(pets / name)
     after = prepare(data, pets, replace(options, allow_rejects=True), overwrite=True)
     assert after.fingerprint == before.fingerprint
@@ -675,21 +675,21 @@ def test_a_file_that_kills_its_decoder_is_a_reject(data: Path, pets: Path, optio
     ]
 
 
-def test_a_file_that_vanishes_before_its_turn_is_a_reject(tmp_path: Path, pets: Path) -> None:
+def test_a_file_removed_before_it_is_decoded_is_a_reject(tmp_path: Path, pets: Path) -> None:
     paths = sorted(pets.rglob("*.png"))
     images = create_array(tmp_path / "images.npy", (len(paths), 4, 4, 3))
-    files = (Placed(path.name, OnDisk(str(path)), row=row) for row, path in enumerate(paths) if row not in (3, 5))
-    decoded = decode_into(images, files, ImageSpec(4, 4, 3), native=True)
+    files = (FileForRow(path.name, OnDisk(str(path)), row=row) for row, path in enumerate(paths) if row not in (3, 5))
+    decoded = decode_into(images, files, ImageSpec(4, 4, 3), keep_size=True)
     assert {row: problem.reason for row, problem in decoded.rejects.items()} == {3: "unreadable", 5: "unreadable"}
     assert decoded.digests.keys() == set(range(len(paths)))
 
 
 @pytest.mark.parametrize("jpeg", ["full", "reduced"])
-def test_a_file_that_holds_up_its_decoder_is_a_reject(
+def test_a_file_that_takes_too_long_to_decode_is_a_reject(
     tmp_path: Path, pets: Path, jpeg: Literal["full", "reduced"]
 ) -> None:
     write_files(pets, {"test/cat/!.jpg": slow_jpeg(2000)})
-    prepared = decode_images(pets, tmp_path, Options((2, 2), allow_rejects=True, jpeg=jpeg), limit=0.5)
+    prepared = decode_folder(pets, tmp_path, ImageFolderOptions((2, 2), allow_rejects=True, jpeg=jpeg), time_limit=0.5)
     assert [(reject["path"], reject["reason"]) for reject in prepared.rejects] == [("test/cat/!.jpg", "timeout")]
     assert {split: len(rows) for split, rows in prepared.rows.items()} == {"train": 7, "test": 3}
 
@@ -730,17 +730,17 @@ def test_an_unusable_file_among_many_is_listed(data: Path, many: Path, tmp_path:
 def test_an_odd_size_among_many_is_named(data: Path, many: Path, tmp_path: Path) -> None:
     source = shutil.copytree(many, tmp_path / "pets")
     (source / "dog/123.png").write_bytes(png((9, 7)))
-    with refused("2x2", "9x7", "dog/123.png", "--image-size", leaves=data):
+    with refused("2x2", "9x7", "dog/123.png", "--image-size", unchanged=data):
         preprocess("many", data, source)
 
 
-# what is there already, and what is left behind
+# existing datasets, and leftovers of killed processes
 
 
 def test_an_existing_dataset_is_refused_and_kept(data: Path, pets: Path) -> None:
     prepare(data, pets)
     (pets / "train/cat/000.png").unlink()
-    with refused(str(data / "pets"), "--overwrite", leaves=data):
+    with refused(str(data / "pets"), "--overwrite", unchanged=data):
         prepare(data, pets)
 
 
@@ -755,10 +755,10 @@ def test_overwriting_replaces_the_whole_dataset(data: Path, pets: Path, tmp_path
 def test_a_failing_overwrite_keeps_the_earlier_dataset(data: Path, pets: Path) -> None:
     prepare(data, pets)
     (pets / "test/dog/000.png").write_bytes(b"")
-    with refused("--allow-rejects", leaves=data):
+    with refused("--allow-rejects", unchanged=data):
         prepare(data, pets, overwrite=True)
-    with refused("'dog'", leaves=data):  # fails after its images are decoded
-        prepare(data, pets, Options(allow_rejects=True), overwrite=True)
+    with refused("'dog'", unchanged=data):  # fails after its images are decoded
+        prepare(data, pets, ImageFolderOptions(allow_rejects=True), overwrite=True)
 
 
 def test_what_a_killed_process_left_is_removed(data: Path, pets: Path) -> None:
@@ -796,7 +796,7 @@ def test_what_belongs_to_a_dataset_of_a_longer_name_is_not_touched(data: Path, p
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 1 MiB until it is remounted."""
+    """A separate file system of 1 MiB, until it is remounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
@@ -807,7 +807,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def run_full(folder: Path, source: Path, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """`pipeline preprocess` into `folder`/data, as a process, whose files stay below `limit` bytes."""
+    """`pipeline preprocess` into `folder`/data, as a process that cannot write files of more than `limit` bytes."""
     return subprocess.run(
         command("pipeline", "preprocess", "pets", "--source", source),
         cwd=folder,
@@ -839,7 +839,7 @@ def test_a_file_that_may_not_grow_is_said_and_nothing_is_left(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["pets", "digits"])
 def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_path: Path, name: str) -> None:
-    """With one page more each time, until there is room for all of it."""
+    """The disk is one memory page larger each time, until the dataset fits."""
     source = image_folder(tmp_path / "pets", {"cat": 10, "dog": 10}, size=(32, 32)) if name == "pets" else None
     page = resource.getpagesize()
     failures = []
@@ -856,7 +856,7 @@ def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_pa
     assert [failure for failure in failures if "No space left on device" not in failure[1]] == []
 
 
-# the real thing
+# a real dataset
 
 
 @pytest.mark.slow
@@ -885,7 +885,7 @@ def test_what_another_datasets_crash_left_is_not_touched(tmp_path: Path) -> None
 
 
 def photographs(folder: Path, soft: int) -> Path:
-    """Large JPEGs of two classes; the fewer pixels they are blown up from, the softer they are."""
+    """Large JPEGs of two classes, enlarged from `soft` x `soft` pixels of noise: the fewer, the blurrier."""
     random = np.random.default_rng(0)
     for number in range(20):
         coarse = Image.fromarray(random.integers(0, 256, (soft, soft, 3), np.uint8))
@@ -895,22 +895,22 @@ def photographs(folder: Path, soft: int) -> Path:
     return folder
 
 
-def test_reduced_decoding_is_compared_told_and_kept(data: Path, tmp_path: Path) -> None:
+def test_reduced_decoding_is_compared_and_its_difference_stored(data: Path, tmp_path: Path) -> None:
     source = photographs(tmp_path / "soft", soft=20)
-    whole = prepare(data, source, Options((32, 32)))
-    reduced = prepare(data, source, Options((32, 32), jpeg="reduced"), overwrite=True)
+    whole = prepare(data, source, ImageFolderOptions((32, 32)))
+    reduced = prepare(data, source, ImageFolderOptions((32, 32), jpeg="reduced"), overwrite=True)
     assert "jpeg" not in whole.meta["image"] and reduced.meta["image"]["jpeg"] == "reduced"
-    told = reduced.meta["source"]["reduced_jpegs"]
-    assert told["images"] == 20 and 0 < told["mean"] <= told["largest"] < 2
+    difference = reduced.meta["source"]["reduced_jpegs"]
+    assert difference["images"] == 20 and 0 < difference["mean"] <= difference["largest"] < 2
     assert whole.meta["fingerprint"] != reduced.meta["fingerprint"]
 
 
-def test_reduced_decoding_is_refused_where_it_is_not_the_same_image(
+def test_reduced_decoding_is_refused_where_pixels_differ_too_much(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.preparing.image_folder.MOST_DIFFERENT", 0.1)
+    monkeypatch.setattr("pipeline.preparing.reduced_jpegs.MAX_DIFFERENCE", 0.1)
     with pytest.raises(ConvlineError, match=r"decoded at reduced size differs by .* leave out --jpeg reduced"):
-        prepare(data, photographs(tmp_path / "noise", soft=400), Options((32, 32), jpeg="reduced"))
+        prepare(data, photographs(tmp_path / "noise", soft=400), ImageFolderOptions((32, 32), jpeg="reduced"))
     with pytest.raises(ConvlineError, match="--jpeg reduced needs --image-size"):
-        prepare(data, photographs(tmp_path / "soft", soft=20), Options(jpeg="reduced"))
+        prepare(data, photographs(tmp_path / "soft", soft=20), ImageFolderOptions(jpeg="reduced"))
     assert not list(data.glob("*"))

@@ -128,7 +128,7 @@ def test_a_registry_that_does_not_answer_leaves_the_file_published(own_project: 
 def test_a_name_that_cannot_be_registered_is_refused_first(own_project: Path) -> None:
     before = (own_project / "runs/digits/model.onnx").stat().st_mtime_ns
     error = run_command(own_project, "pipeline", "export", "--register", "a/b@c", status=1).stderr
-    assert "is no name for a model" in error
+    assert "invalid model name" in error
     assert (own_project / "runs/digits/model.onnx").stat().st_mtime_ns == before
 
 

@@ -35,7 +35,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["digits", "pets"])
-def test_the_files_hold_the_pixels_of_the_images_they_are_numbered_by(
+def test_files_are_named_by_row_and_hold_the_pixels_of_that_row(
     request: pytest.FixtureRequest, tmp_path: Path, name: str
 ) -> None:
     dataset = request.getfixturevalue(name)
@@ -49,14 +49,14 @@ def test_the_files_hold_the_pixels_of_the_images_they_are_numbered_by(
 
 
 @pytest.mark.parametrize("count", [1, 9, 10, 25, 100])
-def test_as_many_as_asked_for_are_written_the_same_of_every_class(digits: Dataset, tmp_path: Path, count: int) -> None:
+def test_the_requested_number_is_written_evenly_over_classes(digits: Dataset, tmp_path: Path, count: int) -> None:
     write_samples(digits, digits.split("test"), count, tmp_path / "out")
-    of = Counter(label for label, _ in written(tmp_path / "out"))
-    assert of.total() == count
-    assert max(of.values()) - min(of.get(label, 0) for label in digits.classes) <= 1
+    written_of = Counter(label for label, _ in written(tmp_path / "out"))
+    assert written_of.total() == count
+    assert max(written_of.values()) - min(written_of.get(label, 0) for label in digits.classes) <= 1
 
 
-def test_a_class_that_runs_out_leaves_its_place_to_the_others(pets: Dataset, tmp_path: Path) -> None:
+def test_other_classes_fill_up_for_a_class_with_few_images(pets: Dataset, tmp_path: Path) -> None:
     write_samples(pets, pets.split("test"), 7, tmp_path / "out")
     assert Counter(label for label, _ in written(tmp_path / "out")) == {"cat": 5, "dog": 2}
 
@@ -111,7 +111,7 @@ def test_more_may_be_written_later(pets: Dataset, tmp_path: Path) -> None:
     assert len(written(tmp_path / "out")) == 6
 
 
-def test_a_file_that_is_something_else_is_not_replaced(pets: Dataset, tmp_path: Path) -> None:
+def test_another_image_of_the_same_name_is_not_replaced(pets: Dataset, tmp_path: Path) -> None:
     write_samples(pets, pets.split("test"), 1, tmp_path / "out")
     (label, number), *_ = written(tmp_path / "out")
     path = tmp_path / f"out/{label}/{number}.png"
@@ -138,21 +138,21 @@ def test_samples_go_to_a_folder_named_by_the_dataset(cli: Cli, digits: Dataset, 
     assert (tmp_path / "samples/digits.png").exists()
 
 
-@pytest.mark.parametrize("mine", [b"no image at all", png(seed=7)])
-def test_a_users_picture_beside_the_folder_is_not_replaced(pets: Dataset, tmp_path: Path, mine: bytes) -> None:
-    (tmp_path / "out.png").write_bytes(mine)
+@pytest.mark.parametrize("picture", [b"not an image", png(seed=7)])
+def test_a_users_picture_beside_the_folder_is_not_replaced(pets: Dataset, tmp_path: Path, picture: bytes) -> None:
+    (tmp_path / "out.png").write_bytes(picture)
     with refused("out.png", "--output"):
         write_samples(pets, pets.split("test"), 1, tmp_path / "out")
-    assert (tmp_path / "out.png").read_bytes() == mine
+    assert (tmp_path / "out.png").read_bytes() == picture
     assert not (tmp_path / "out").exists()
 
 
 def test_a_second_sheet_shows_what_a_network_sees(cli: Cli, digits: Dataset, tmp_path: Path) -> None:
     options = ("--data-dir", digits.folder.parent, "--count", 20, "--output", "out")
-    crop = tmp_path / "mine.toml"
-    crop.write_text(read("digits").replace("[preprocess]", "[preprocess]\ncrop = 4"))
-    printed = cli("pipeline", "samples", "digits", *options, "--recipe", crop).stdout.split()
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(read("digits").replace("[preprocess]", "[preprocess]\ncrop = 4"))
+    printed = cli("pipeline", "samples", "digits", *options, "--recipe", recipe).stdout.split()
     assert printed == ["out", "out.png", "out.seen.png"]
     whole, seen = (pixels(tmp_path / name) for name in printed[1:])
-    assert seen.shape == whole.shape  # four pixels are enlarged as far as eight
+    assert seen.shape == whole.shape  # 4x4 pixels are enlarged to the same size as 8x8
     assert seen.min() == 0 and seen.max() == 255

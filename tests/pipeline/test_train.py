@@ -125,9 +125,9 @@ def test_a_run_goes_on_to_another_number_of_steps_as_if_it_had_been_that_from_th
 def test_a_run_whose_learning_rates_depend_on_the_steps_does_not_go_on_to_others(project: Path, tmp_path: Path) -> None:
     run, cosine = tmp_path / "run", (*SHORT[:3], "schedule.name=cosine")
     trained(project, run, 12, *cosine)
-    with refused("12 steps", "24", "schedule 'cosine'", "--overwrite", leaves=run):
+    with refused("12 steps", "24", "schedule 'cosine'", "--overwrite", unchanged=run):
         trained(project, run, 24, *cosine, resume=True)
-    with refused("has trained 12 steps already", leaves=run):
+    with refused("has trained 12 steps already", unchanged=run):
         trained(project, run, 11, *cosine, resume=True)
     warming_up = (*SHORT[:3], "schedule.name=linear", "schedule.warmup=10")
     stopped(project, tmp_path / "warming-up", 9, 12, *warming_up)
@@ -281,7 +281,7 @@ def test_values_that_cannot_be_built_are_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "", "a/b", "x.onnx", "-x"])
 def test_a_run_is_named_as_a_folder(cli: Cli, tmp_path: Path, name: str) -> None:
-    assert "is no name for a run" in cli(*TRAIN, f"--run={name}", status=1).stderr
+    assert "invalid run name" in cli(*TRAIN, f"--run={name}", status=1).stderr
     assert not list(tmp_path.glob("**/run.json"))
 
 

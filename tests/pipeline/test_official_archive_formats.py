@@ -12,13 +12,13 @@ import scipy.io
 import tomli_w
 
 from pipeline.dataset import Dataset
-from pipeline.preparing.official_archives import read_cifar_binary, read_idx, read_idx_archives, read_svhn
-from pipeline.preparing.official_datasets import OfficialDataset, officials
+from pipeline.preparing.official_archive_formats import read_cifar_binary, read_idx, read_idx_archives, read_svhn
+from pipeline.preparing.official_datasets import OfficialDataset, known_datasets
 from pipeline.preprocess import preprocess
 from tests.conftest import Cli
 from tests.pipeline.helpers import refused
 
-# counts of the digits 0 to 9, as commonly published for MNIST
+# counts of the digits 0 to 9 in MNIST, as commonly published
 MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 MNIST_TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
@@ -37,15 +37,15 @@ def compressed(path: Path, content: bytes) -> Path:
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> tuple[OfficialDataset, list[Path]]:
-    """3 training and 2 test images of 2x4 pixels, numbered on from 0, and their labels."""
+    """3 training and 2 test images of 2x4 pixels, whose values count up from 0, and their labels."""
     files = {
         "train-images.gz": idx(3, 2, 4, body=bytes(range(24))),
         "train-labels.gz": idx(3, body=bytes([1, 0, 1])),
         "test-images.gz": idx(2, 2, 4, body=bytes(range(24, 40))),
         "test-labels.gz": idx(2, body=bytes([0, 1])),
     }
-    official = OfficialDataset("shapes", "idx", ["round", "square"], [], dict.fromkeys(files, "md5:0"))
-    return official, [compressed(tmp_path / name, content) for name, content in files.items()]
+    dataset = OfficialDataset("shapes", "idx", ["round", "square"], [], dict.fromkeys(files, "md5:0"))
+    return dataset, [compressed(tmp_path / name, content) for name, content in files.items()]
 
 
 def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
     ],
     ids=["short", "long", "no pixels", "half a header", "floats", "magic", "html", "two bytes", "empty"],
 )
-def test_what_is_no_idx_file_of_bytes_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_idx_of_unsigned_bytes_is_named(tmp_path: Path, content: bytes) -> None:
     path = compressed(tmp_path / "a.gz", content)
     with refused(str(path), "download it again"):
         read_idx(path)
@@ -111,21 +111,21 @@ def test_four_archives_become_two_splits(shapes: tuple[OfficialDataset, list[Pat
 
 
 @pytest.mark.parametrize(("archive", "labels"), [(1, [1, 0]), (1, [1, 0, 1, 1]), (3, [0]), (3, [0, 1, 1])], ids=str)
-def test_labels_that_are_not_as_many_as_the_images_are_refused(
+def test_another_number_of_labels_than_images_is_refused(
     shapes: tuple[OfficialDataset, list[Path]], archive: int, labels: list[int]
 ) -> None:
-    official, paths = shapes
+    dataset, paths = shapes
     compressed(paths[archive], idx(len(labels), body=bytes(labels)))
     with refused("shapes", "differ in number"):
-        read_idx_archives(official, paths)
+        read_idx_archives(dataset, paths)
 
 
-def test_labels_of_one_split_do_not_make_up_for_those_of_the_other(shapes: tuple[OfficialDataset, list[Path]]) -> None:
-    official, paths = shapes
+def test_surplus_labels_of_one_split_do_not_fill_up_the_other(shapes: tuple[OfficialDataset, list[Path]]) -> None:
+    dataset, paths = shapes
     compressed(paths[1], idx(2, body=bytes([1, 0])))
     compressed(paths[3], idx(3, body=bytes([1, 0, 1])))
     with refused("shapes", "differ in number"):
-        read_idx_archives(official, paths)
+        read_idx_archives(dataset, paths)
 
 
 def test_mnist_is_prepared_from_its_archives(test_data: Path, tmp_path: Path) -> None:
@@ -180,16 +180,16 @@ def test_cifar_records_become_images_in_the_order_of_their_batches(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "message"),
     [
-        ({"data_batch_1.bin": record(0, 0)[:-1]}, "no multiple of 3073"),
+        ({"data_batch_1.bin": record(0, 0)[:-1]}, "not a multiple of 3073"),
         ({"data_batch_1.bin": b"", "data_batch_2.bin": b""}, "0 bytes of training records"),
         ({"test_batch.bin": b""}, "0 bytes of test records"),
     ],
 )
-def test_a_cifar_archive_of_other_records_is_refused(tmp_path: Path, files: dict[str, bytes], told: str) -> None:
+def test_a_cifar_archive_of_other_records_is_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     path = cifar_archive(tmp_path / "c.tar.gz", BATCHES | files)
-    with refused(str(path), told, "download it again"):
+    with refused(str(path), message, "download it again"):
         read_cifar_binary(CIFAR, [path])
 
 
@@ -197,18 +197,18 @@ def test_a_class_beyond_the_last_is_refused_in_every_format(
     tmp_path: Path, shapes: tuple[OfficialDataset, list[Path]]
 ) -> None:
     cifar = cifar_archive(tmp_path / "c.tar.gz", BATCHES | {"test_batch.bin": record(3, 0)})
-    with refused("planes has an image of class 3, the last is 2"):
+    with refused("planes has an image of class 3, but its last class is 2"):
         read_cifar_binary(CIFAR, [cifar])
-    official, paths = shapes
+    dataset, paths = shapes
     compressed(paths[3], idx(2, body=bytes([2, 1])))
-    with refused("shapes has an image of class 2, the last is 1"):
-        read_idx_archives(official, paths)
+    with refused("shapes has an image of class 2, but its last class is 1"):
+        read_idx_archives(dataset, paths)
 
 
 def test_idx_archives_in_another_order_are_refused(shapes: tuple[OfficialDataset, list[Path]]) -> None:
-    official, paths = shapes
+    dataset, paths = shapes
     with refused("images, labels, images, labels"):
-        read_idx_archives(official, [paths[1], paths[0], paths[2], paths[3]])
+        read_idx_archives(dataset, [paths[1], paths[0], paths[2], paths[3]])
 
 
 def test_a_damaged_cifar_archive_is_refused(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_damaged_cifar_archive_is_refused(tmp_path: Path) -> None:
 
 
 def svhn_file(path: Path, labels: list[int], first: int = 0, **changed: np.ndarray) -> Path:
-    """Image i is filled with `first` + i, but for a mark at row 1, column 2, channel 0."""
+    """All values of image i are `first` + i, except for a 255 at row 1, column 2, channel 0."""
     images = np.empty((32, 32, 3, len(labels)), np.uint8)
     images[:] = first + np.arange(len(labels))
     images[1, 2, 0] = 255
@@ -275,22 +275,20 @@ def test_a_damaged_mat_file_is_refused(tmp_path: Path, content: bytes | None) ->
         read_svhn(SVHN, [path, path])
 
 
-# both, as official archives on a server
+# official archives on a server
 
 
-def test_official_formats_are_fetched_over_http_and_prepared(
-    tmp_path: Path, cli: Cli, serve: Callable[..., str]
-) -> None:
-    """A table of the test's own: the names, mirrors and checksums of archives are data."""
+def test_official_archives_are_downloaded_and_prepared(tmp_path: Path, cli: Cli, serve: Callable[..., str]) -> None:
+    """The test writes its own table of datasets, with its archives, mirror and checksums."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     labels = list(range(1, 11)) * 2
-    every = b"".join(record(label % 10, label) for label in labels)
+    all_records = b"".join(record(label % 10, label) for label in labels)
     files = {
-        "cifar10": [cifar_archive(mirror / "cifar-10-binary.tar.gz", dict.fromkeys(BATCHES, every))],
+        "cifar10": [cifar_archive(mirror / "cifar-10-binary.tar.gz", dict.fromkeys(BATCHES, all_records))],
         "svhn": [svhn_file(mirror / "train_32x32.mat", labels), svhn_file(mirror / "test_32x32.mat", labels)],
     }
-    known = officials()
+    known = known_datasets()
     table = {
         name: {
             "format": known[name].format,
@@ -310,7 +308,7 @@ def test_official_formats_are_fetched_over_http_and_prepared(
         assert Dataset.open(tmp_path / "data", name).classes == known[name].classes
     (tmp_path / "data/archives/svhn/test_32x32.mat").write_bytes(b"other")
     again = cli("pipeline", "preprocess", "svhn", "--overwrite", CONVLINE_DATASETS="datasets.toml")
-    assert again.stderr.count("downloading") == 1  # what is damaged is fetched again
+    assert again.stderr.count("downloading") == 1  # only the damaged file
 
 
 TABLE = """
@@ -333,9 +331,9 @@ files = {a = "md5:0", b = "md5:0", c = "md5:0", d = "md5:0"}
         TABLE.replace(', d = "md5:0"', "") + "image = [2, 2, 1]\n",
         TABLE,
     ],
-    ids=["missing", "no TOML", "no format", "unknown field", "unknown format", "three archives", "no image"],
+    ids=["missing", "not TOML", "no format", "unknown field", "unknown format", "three archives", "no image"],
 )
-def test_a_table_of_datasets_that_is_none_is_named(cli: Cli, tmp_path: Path, content: str | None) -> None:
+def test_an_invalid_table_of_datasets_is_named(cli: Cli, tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "datasets.toml").write_text(content)
     result = cli("pipeline", "download", "x", CONVLINE_DATASETS="datasets.toml", status=1)

@@ -1,4 +1,4 @@
-"""The arrays that every kind of source gives to `preprocess`, and memory-mapped files for them."""
+"""What every image source gives to `preprocess`: decoded images with labels, splits, classes and rejects."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from convline.images import ImageSpec
 
-CHUNK = 4096  # images moved at once
 ZEROS = 2**24  # bytes written at once
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """`images` uint8 [n, height, width, channels] (memory-mapped where large), `labels` int64 [n];
-    `rows` of each split ("train", and "test" if the source has one); `source` is its name and checksum."""
+class DecodedSource:
+    """`images` uint8 [n, height, width, channels] (memory-mapped where large) and `labels` int64 [n] of all splits;
+    `rows`: indices of each split's images, int64 ("train", and "test" where the source has one); `spec`: as the images
+    are to be stored (`images` may have three equal channels where it says one); `source`: name and SHA-256."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]

@@ -1,0 +1,29 @@
+"""The table of class counts that `pipeline preprocess` prints: how many images of each class each split has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from convline.html import elided
+
+MAX_ROWS = 20  # of more classes, only the largest and the smallest are shown
+MAX_NAME_WIDTH = 40  # characters
+
+
+def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """The lines of the table: a header and a row per class, from {"train": {"cat": 4, …}, "test": {"cat": 1, …}}."""
+    splits = list(counts)
+    sizes = {label: [counts[split][label] for split in splits] for label in counts[splits[0]]}
+    omitted = len(sizes) - MAX_ROWS
+    shown = list(sizes)
+    if omitted > 0:
+        shown.sort(key=lambda label: -sum(sizes[label]))
+        shown = shown[: MAX_ROWS // 2] + shown[-MAX_ROWS // 2 :]
+    name_width = min(MAX_NAME_WIDTH, max(map(len, ["class", *shown])))
+    widths = [max(map(len, [split, *(str(size) for size in counts[split].values())])) for split in splits]
+    rows = [["class", *splits], *([label, *map(str, sizes[label])] for label in shown)]
+    for number, (label, *cells) in enumerate(rows):
+        if omitted > 0 and number == 1 + MAX_ROWS // 2:
+            yield f"… {omitted} classes of sizes between these"
+        padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+        yield "  ".join([f"{elided(label, MAX_NAME_WIDTH):{name_width}}", *padded])

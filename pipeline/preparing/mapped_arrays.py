@@ -1,0 +1,25 @@
+"""Memory-mapped image arrays: read in chunks of bounded size, released from memory when read."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK_BYTES = 2**24
+
+
+def chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
+    """Slices that cover the images [n, height, width, channels] in order, of at most 16 MiB or one image each."""
+    size = max(1, CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), size):
+        yield slice(start, start + size)
+
+
+def release_memory(images: NDArray[np.uint8]) -> None:
+    """Drop the pages of a memory map that were read: they count as memory of this process. The file is unchanged."""
+    base: object = images.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # which Windows lacks
+        base.madvise(mmap.MADV_DONTNEED)

@@ -1,0 +1,125 @@
+"""Decodes image files in parallel, in a pool of processes; a file that crashes or hangs its decoder is rejected."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convline.console import progress
+from convline.cpus import usable_cpus
+from convline.errors import ConvlineError, ImageError
+from convline.images import ImageSpec, decode
+from convline.inputs.input_file import InputFile
+from convline.process_pool import open_pool
+from convline.time_limit import SECONDS
+
+FILES_PER_TASK = 64
+ADVICE = "while decoding images, though each of them can be decoded alone; give it more memory"
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class FileForRow(InputFile):
+    """A file, and the row of the image array that its pixels go to."""
+
+    row: int = 0
+
+
+Files = Callable[[], Iterator[FileForRow]]  # iterates over the files of a source, from the first one each time
+
+
+@dataclass
+class DecodingResult:
+    """Rejects and SHA-256 of each file, by row, and whether every image was grey."""
+
+    rejects: dict[int, ImageError] = field(default_factory=dict)
+    is_all_grey: bool = True
+    digests: dict[int, bytes] = field(default_factory=dict)
+
+    def add(self, other: DecodingResult) -> None:
+        self.rejects |= other.rejects
+        self.is_all_grey &= other.is_all_grey
+        self.digests |= other.digests
+
+
+def map_in_processes(
+    work: Callable[[list[InputFile]], Result],
+    files: Iterator[FileForRow],
+    count: int,
+    files_per_task: int = FILES_PER_TASK,
+    time_limit: float = SECONDS,
+) -> Generator[Result, None, None]:
+    """The results of `work` for lists of `files_per_task` files, `count` files in all, in order.
+
+    `work` runs in other processes, one per CPU (in threads where processes cannot be forked). A list with a file that
+    ends its process, or takes more than `time_limit` seconds to decode, is given to `work` again, with that file
+    replaced by one that raises ImageError when read. Exceptions that `work` raises are raised here.
+    """
+    batches: Iterator[list[InputFile]] = iter(lambda: list(islice(files, files_per_task)), [])
+    processes = max(1, min(usable_cpus(), -(-count // files_per_task)))
+    with open_pool(processes, lambda batch, _: work(batch), work, time_limit, ADVICE) as pool:
+        yield from pool.map(batches, lambda _files, result, _buffer: result)
+
+
+def size_of_first_image(files: Iterator[FileForRow], time_limit: float = SECONDS) -> tuple[int, int] | None:
+    """Height and width of the first image that can be decoded; None where there is none."""
+
+    def size_of(batch: list[InputFile]) -> list[tuple[int, int]]:
+        try:
+            height, width, _ = decode(batch[0].read(), ImageSpec(None, None, 3)).shape
+        except ImageError:
+            return []
+        return [(height, width)]
+
+    with closing(map_in_processes(size_of, files, count=1, files_per_task=1, time_limit=time_limit)) as sizes:
+        return next(chain.from_iterable(sizes), None)
+
+
+def decode_into(
+    images: NDArray[np.uint8],
+    files: Iterator[FileForRow],
+    spec: ImageSpec,
+    keep_size: bool,
+    time_limit: float = SECONDS,
+) -> DecodingResult:
+    """Decode files into their rows of `images`, which must be memory that processes share (a memory map).
+
+    With `keep_size` images are not resized; ConvlineError is raised for one that does not have the size of `spec`.
+    """
+
+    def decode_batch(batch: list[InputFile]) -> DecodingResult:
+        result = DecodingResult()
+        for file in batch:
+            assert isinstance(file, FileForRow)
+            result.digests[file.row] = b""
+            try:
+                data = file.read()
+                result.digests[file.row] = hashlib.sha256(data).digest()
+                pixels = decode(data, replace(spec, height=None, width=None) if keep_size else spec)
+            except ImageError as problem:
+                result.rejects[file.row] = problem.to_keep()
+                continue
+            if pixels.shape != images.shape[1:]:
+                sizes = f"{spec.height}x{spec.width}, {file.path} is {pixels.shape[0]}x{pixels.shape[1]}"
+                raise ConvlineError(f"the images differ in size (the first is {sizes}); give --image-size HxW")
+            result.is_all_grey &= bool((pixels == pixels[..., :1]).all())
+            images[file.row] = pixels
+        return result
+
+    total = DecodingResult()
+    with progress("decode", len(images)) as bar:
+        for result in map_in_processes(decode_batch, files, len(images), time_limit=time_limit):
+            total.add(result)
+            bar.advance(bar.task_ids[0], len(result.digests))
+    for row in set(range(len(images))) - total.digests.keys():
+        total.rejects[row] = ImageError("unreadable", "it was removed after the source was listed")
+        total.digests[row] = b""
+    return total
