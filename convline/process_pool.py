@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from convline.errors import ConvlineError, ImageError
-from convline.inputs.archives import forget_archives
+from convline.inputs.archives import close_archives
 from convline.inputs.input_file import InMemory, InputFile, Unusable
 from convline.time_limit import SECONDS, end_this_process_after
 
@@ -201,7 +201,7 @@ class ProcessPool:
 
     def _serve(self, pipe: Connection) -> None:
         """What a worker does until its parent closes the pipe, or dies."""
-        forget_archives()  # the parent's are closed below
+        close_archives()  # the parent's are closed below
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

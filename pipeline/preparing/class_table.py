@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from convline.html import elided
+from convline.html import elide_middle
 
 SHOWN = 20  # classes; of more, the largest and the smallest
 WIDTH = 40  # characters of a name
@@ -26,5 +26,8 @@ def class_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
         if left_out > 0 and number == 1 + SHOWN // 2:
             yield f"… {left_out} classes of sizes between these"
         yield "  ".join(
-            [f"{elided(label, WIDTH):{width}}", *(f"{cell:>{wide}}" for cell, wide in zip(cells, widths, strict=True))]
+            [
+                f"{elide_middle(label, WIDTH):{width}}",
+                *(f"{cell:>{wide}}" for cell, wide in zip(cells, widths, strict=True)),
+            ]
         )

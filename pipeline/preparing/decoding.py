@@ -104,7 +104,7 @@ def decode_into(
                 decoded.digests[file.row] = hashlib.sha256(data).digest()
                 pixels = decode(data, replace(spec, height=None, width=None) if native else spec)
             except ImageError as problem:
-                decoded.rejects[file.row] = problem.to_keep()
+                decoded.rejects[file.row] = problem.without_traceback()
                 continue
             if pixels.shape != images.shape[1:]:
                 sizes = f"{spec.height}x{spec.width}, {file.path} is {pixels.shape[0]}x{pixels.shape[1]}"

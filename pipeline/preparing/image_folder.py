@@ -17,7 +17,7 @@ from convline.errors import ConvlineError, ImageError
 from convline.files import sha256
 from convline.images import Fit, ImageSpec, Resample, decode
 from convline.inputs.input_file import InputFile
-from convline.inputs.listing import find, folders, once_each
+from convline.inputs.listing import find, folders, last_of_each_path
 from convline.time_limit import SECONDS
 from pipeline.preparing.decoding import Placed, decode_into, first_size, on_all_cpus
 from pipeline.preparing.folder_layout import Layout, lay_out
@@ -103,9 +103,9 @@ def _placed(source: Path, order: list[str], times: Counter[str]) -> Files:
         log(f"{len(several)} files are in {source} more than once: the last ones are used, such as {min(several)}")
 
     def files() -> Iterator[Placed]:
-        for file in once_each(find([str(source)]), several):
+        for file in last_of_each_path(find([str(source)]), several):
             if file.path in rows:
-                yield Placed(file.path, file.content, row=rows[file.path])
+                yield Placed(file.path, file.location, row=rows[file.path])
 
     return files
 

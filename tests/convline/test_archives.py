@@ -28,7 +28,7 @@ import pytest
 
 from convline.errors import ConvlineError, ImageError
 from convline.inputs import archive_members
-from convline.inputs.archive_members import Window
+from convline.inputs.archive_members import MemoryWindow
 from convline.inputs.archives import read_archive
 from convline.inputs.input_file import InMemory, InputFile
 from convline.inputs.listing import find, folders
@@ -191,7 +191,7 @@ def test_a_link_that_is_no_file_is_accounted_for(tmp_path: Path, ending: str) ->
 
 
 def test_links_beyond_what_is_remembered_are_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_members, "LINKS", 100)
+    monkeypatch.setattr(archive_members, "LINK_TABLE_BYTES", 100)
     links = [hard(f"{number}.png", "a.png") for number in range(20)]
     found = listing(tar_of(tmp_path / "x.tar", [entry("a.png", b"a"), *links]))
     assert len(found) == 21 and set(found.values()) == {b"a", "unsupported"}
@@ -318,7 +318,7 @@ def test_names_in_an_encoding_that_is_not_told_keep_their_bytes(
     expected = {os.fsdecode(name.encode(encoding)): name.encode(encoding), "ascii.png": b"ascii.png"}
     assert listing(archive) == listing(archive) == expected
     (told,) = capfd.readouterr().err.splitlines()  # once
-    assert "does not tell in which encoding 1 of its names are" in told
+    assert "does not state the encoding of 1 of its names" in told
     with zipfile.ZipFile(archive, metadata_encoding=encoding) as zipped:  # what the line advises
         zipped.extractall(tmp_path / "d")
     assert set(listing(tmp_path / "d")) == {name, "ascii.png"}
@@ -379,16 +379,17 @@ def test_hidden_folders_of_images_are_named(tmp_path: Path, capfd: pytest.Captur
     capfd.readouterr()
     assert folders(source) - {"."} == {"cat", "empty"}
     (told,) = capfd.readouterr().err.splitlines()
-    assert told.startswith("hidden") and ".dog (2 images), cat/.old (1 images)" in told and ".git" not in told
+    assert told.startswith("skipped hidden folders") and ".git" not in told
+    assert ".dog (2 images), cat/.old (1 images)" in told
 
 
 @pytest.mark.parametrize("name", ["x.7z", "x.rar", "x.tar.zst", "x.png.gz", "x.xz", "X.TAR.LZ4"])
 def test_archives_of_other_kinds_are_named(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "in" / name, b"whatever")
-    with pytest.raises(ConvlineError, match=r"is not read here; unpack it and give the folder"):
+    with pytest.raises(ConvlineError, match=r"is not supported; unpack it and give the folder"):
         find([str(path)])
     fsspec.filesystem("memory").pipe(f"/bucket/{name}", b"x")
-    with pytest.raises(ConvlineError, match=r"is not read here; unpack it"):
+    with pytest.raises(ConvlineError, match=r"is not supported; unpack it"):
         find([f"memory://bucket/{name}"])
     assert [file.path for file in find([str(tmp_path / "in")])] == [name]  # in a folder a file like any other
     write(tmp_path / "list", f"{path}\n".encode())
@@ -403,7 +404,7 @@ def test_archives_of_other_kinds_are_named(tmp_path: Path, name: str) -> None:
 @pytest.fixture
 def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if all members were too large to be held."""
-    monkeypatch.setattr(archive_members, "HELD", -1)
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", -1)
 
 
 MEMBERS: Listing = {f"{number}.png": os.urandom(100_000 + number) for number in range(5)}
@@ -418,7 +419,7 @@ def entries() -> list[tuple[tarfile.TarInfo, bytes]]:
 def test_members_that_are_not_held_are_read_again(tmp_path: Path, ending: str) -> None:
     archive = tar_of(tmp_path / f"x{ending}", entries())
     found = pickle.loads(pickle.dumps(list(read_archive(archive))))
-    assert all(isinstance(file.content, InTar) for file in found)
+    assert all(isinstance(file.location, InTar) for file in found)
     assert len(pickle.dumps(found)) < 10_000
     for order in (found, found[::-1], found[2:]):
         assert [file.read() for file in order] == [MEMBERS[file.path] for file in order]
@@ -427,10 +428,10 @@ def test_members_that_are_not_held_are_read_again(tmp_path: Path, ending: str) -
 def test_a_member_has_one_stamp_whether_it_is_held_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tar_of(tmp_path / "x.tar.gz", entries())
     held = list(read_archive(archive))
-    monkeypatch.setattr(archive_members, "HELD", -1)
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", -1)
     again = list(read_archive(archive))
-    assert all(isinstance(file.content, InMemory) for file in held)
-    assert [file.content.stamp() for file in held] == [file.content.stamp() for file in again]
+    assert all(isinstance(file.location, InMemory) for file in held)
+    assert [file.location.version() for file in held] == [file.location.version() for file in again]
 
 
 @pytest.mark.usefixtures("nothing_held")
@@ -453,11 +454,11 @@ def test_members_behind_a_url_that_are_not_held_are_read_again(tmp_path: Path, e
 
 
 def test_no_members_in_a_row_hold_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_members, "HELD", 1000)
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", 1000)
     sizes = [*np.random.default_rng(0).integers(0, 30, 3000).tolist(), 1001, 1000, 0]
-    window = Window()
-    held = [size if window.takes(size) else 0 for size in sizes]
-    sums = np.convolve(held, np.ones(archive_members.ROW, int))
+    window = MemoryWindow()
+    held = [size if window.admits(size) else 0 for size in sizes]
+    sums = np.convolve(held, np.ones(archive_members.WINDOW, int))
     assert 900 < sums.max() <= 1000
     assert held[-3] == 0 and 0 < np.count_nonzero(held) < len(held)
 
@@ -480,7 +481,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 BATCH = """
 files = list(find(sys.argv[1:]))  # as many as a batch has
 for file in files:
-    file.look()
+    file.record_version()
 results = [try_decode(file, ImageSpec(8, 8, 3)) for file in files]
 """
 
@@ -490,7 +491,8 @@ def test_a_small_archive_of_large_members_takes_the_memory_of_one(tmp_path: Path
     zeros = bytes(2**23)
     archive = tar_of(tmp_path / "x.tar.gz", [entry(f"{number}.png", zeros) for number in range(10)])
     assert archive.stat().st_size < 2**20
-    assert grown(f"from serving import members; archive_members.HELD = 2**20\n{BATCH}", archive) < 30  # of 80
+    limit = "from convline.inputs import archive_members; archive_members.WINDOW_BYTES = 2**20\n"
+    assert grown(limit + BATCH, archive) < 30  # of 80
 
 
 @pytest.mark.slow
@@ -635,13 +637,13 @@ def damaged(data: bytes, random: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("held", [archive_members.HELD, -1])
+@pytest.mark.parametrize("held", [archive_members.WINDOW_BYTES, -1])
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 def test_a_damaged_archive_is_a_sentence_or_its_members_are_rejects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, held: int, count: int
 ) -> None:
-    monkeypatch.setattr(archive_members, "HELD", held)
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", held)
     random = np.random.default_rng(count)
     whole = KINDS[name]()
     right: Listing = dict(PAYLOAD) | {"link.png": TEXT, "soft.png": PAYLOAD["b/é.png"]}

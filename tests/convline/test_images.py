@@ -396,11 +396,11 @@ def test_a_spec_that_this_version_would_decode_differently_is_refused(fields: di
         ({"resize": 9, "fit": "stretch"}, "resize 9"),
         ({"resize": 9, "fit": "pad"}, "resize 9"),
         ({"resize": 9, "height": None, "width": None}, "resize 9"),
-        ({"resize": 0}, "0 is no side"),
-        ({"resize": 8.5}, "8.5 is no side"),
+        ({"resize": 0}, "0 is not a valid size"),
+        ({"resize": 8.5}, "8.5 is not a valid size"),
         ({"version": 1, "fit": "pad"}, "version 1"),
         ({"version": 1, "resize": 9}, "version 1"),
-        ({"height": None}, "no size"),
+        ({"height": None}, "not a valid image size"),
     ],
 )
 def test_a_spec_that_means_nothing_is_refused(fields: dict[str, Any], said: str) -> None:

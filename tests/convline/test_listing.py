@@ -18,7 +18,7 @@ import pytest
 
 from convline.errors import ConvlineError, ImageError
 from convline.inputs.archives import read_archive
-from convline.inputs.input_file import InputFile, OnDisk, Unusable
+from convline.inputs.input_file import InputFile, OnDisk, Rejected
 from convline.inputs.listing import find, folders, walk
 from tests.serving.helpers import write
 
@@ -374,7 +374,7 @@ def test_an_archive_in_a_list_that_cannot_be_read_is_one_reject(tree: Path, monk
     expected = ["a.png", "broken.zip", "cut.tar.gz/0.png", "cut.tar.gz/1.png", "cut.tar.gz", "hostile.tar/good.png"]
     assert paths(found) == [*expected, "hostile.tar", "B.png"]
     assert {file.path for file in found if not file.path.endswith(".png")} == {
-        file.path for file in found if isinstance(file.content, Unusable)
+        file.path for file in found if isinstance(file.location, Rejected)
     }
     assert sorted(paths(find(["*.zip"]))) == ["broken.zip"]
     with pytest.raises(ConvlineError, match="cannot read the archive"):  # what is given alone must be readable
@@ -419,7 +419,7 @@ def test_a_folder_that_cannot_be_read_is_reported(tree: Path, monkeypatch: pytes
 def test_members_of_a_tar_are_read_where_they_are(tmp_path: Path) -> None:
     archive = pack(tmp_path / "x.tar", MEMBERS)
     found = list(read_archive(archive))
-    assert all(isinstance(file.content, OnDisk) for file in found)
+    assert all(isinstance(file.location, OnDisk) for file in found)
     assert [(file.path, file.read()) for file in found] == MEMBERS
     archive.write_bytes(archive.read_bytes()[: 8 * BLOCKS])  # cut while a job was running
     assert reason(found[8]) == "truncated"
@@ -485,7 +485,7 @@ def test_a_recursive_glob_finds_each_file_once(tree: Path, monkeypatch: pytest.M
 def test_a_nul_in_a_text_list_costs_one_line(tree: Path) -> None:
     write(tree / "list.txt", b"x" * 70_000 + b"\n" + str(tree / "a.png").encode() + b"\nodd\0name\n")
     found = list(find([f"@{tree / 'list.txt'}"]))
-    assert [file.content.stamp() is None for file in found] == [True, False, True]
+    assert [file.location.version() is None for file in found] == [True, False, True]
     assert (reason(found[0]), reason(found[2])) == ("unreadable", "unreadable")
 
 
