@@ -23,7 +23,7 @@ from PIL import Image
 
 from convline.errors import ConvlineError, ImageError
 from convline.inputs.archives import close_archives
-from convline.inputs.input_file import InMemory, InputFile, Unusable
+from convline.inputs.input_file import InMemory, InputFile, Rejected
 from convline.time_limit import SECONDS, end_this_process_after
 
 Work = Callable[[list[InputFile], int], Any]
@@ -52,7 +52,7 @@ class _Task:
     is_small: bool = field(init=False)  # little more than short names
 
     def __post_init__(self) -> None:
-        self.content = sum(len(file.content.data) for file in self.files if isinstance(file.content, InMemory))
+        self.content = sum(len(file.location.data) for file in self.files if isinstance(file.location, InMemory))
         self.is_small = not self.content and sum(len(file.path) for file in self.files) < NAMES
 
 
@@ -163,7 +163,7 @@ class ProcessPool:
                 problem = ImageError("timeout", f"decoding it took more than {self._limit:g} s")
             else:
                 problem = ImageError("unreadable", f"the process that decoded it ended ({how})")
-            return replace(file, content=Unusable(problem))
+            return replace(file, location=Rejected(problem))
 
     @staticmethod
     def _send(worker: _Worker, what: str, files: list[InputFile], buffer: int = 0) -> None:
