@@ -68,7 +68,7 @@ def main(
 def take(source: Path, target: Path) -> None:
     """Links to the first JPEGs of a folder."""
     target.mkdir()
-    paths = [file.content.file for file in find([str(source)]) if isinstance(file.content, OnDisk)][:JPEGS]
+    paths = [file.location.file for file in find([str(source)]) if isinstance(file.location, OnDisk)][:JPEGS]
     for number, path in enumerate(paths):
         (target / f"{number:05}.jpg").symlink_to(Path(path).resolve())
 

@@ -1,4 +1,4 @@
-"""What both command lines share: exit statuses, error sentences, progress, log lines.
+"""Terminal output and exit statuses of both command lines: error messages, log lines, the progress bar, JSON.
 
 Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 finished but `--strict` found rejected images,
 130 interrupted, 143 terminated. Results go to stdout, everything else to stderr.
@@ -18,7 +18,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from convline.errors import ConvlineError
-from convline.secrets import scrubbed_stream
+from convline.secrets import redacting_stream
 
 if TYPE_CHECKING:
     import typer
@@ -31,8 +31,8 @@ def main(app: typer.Typer) -> NoReturn:
     debug = "--debug" in sys.argv
     _replace_missing_streams()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a class may have a name that the terminal cannot show
-    sys.stderr = scrubbed_stream(sys.stderr)
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class name may not be printable on this terminal
+    sys.stderr = redacting_stream(sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     try:
@@ -41,59 +41,58 @@ def main(app: typer.Typer) -> NoReturn:
         sys.exit(0)
     except Exception as error:
         if isinstance(error, BrokenPipeError):
-            # the reader of our stdout has left: nothing to say, and nobody to say it to
+            # whatever reads our stdout has closed it, as `head` does: end without a message
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         elif debug:
             raise
         else:
-            print(f"error: {sentence(error)}", file=sys.stderr)
+            print(f"error: {error_message(error)}", file=sys.stderr)
         sys.exit(1)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # while the interpreter ends, an exception has nowhere to go
+            signal.signal(number, signal.SIG_DFL)  # the interpreter is about to exit: do not raise SystemExit again
 
 
 def _replace_missing_streams() -> None:
-    """Have nowhere to write to where the caller closed a stream: the next file that is opened would take its place."""
+    """Open devnull for each closed standard stream; else the next file that is opened would take its place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # open as long as the process
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # stays open until the process ends
 
 
-def sentence(error: Exception) -> str:
-    """One sentence for any exception: ours as they stand, the system's with the file they name."""
+def error_message(error: Exception) -> str:
+    """One sentence for any exception; for an error of the operating system it names the file."""
     if isinstance(error, ConvlineError):
         return str(error)
     if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename else ""
+        file = f" ({error.filename})" if error.filename else ""
         advice = {
             errno.ENOSPC: "; free some space and run the command again",
             errno.EDQUOT: "; free some space and run the command again",
             errno.EACCES: "; check its permissions",
         }.get(error.errno, "")
-        return f"{os.strerror(error.errno)}{where}{advice}"
+        return f"{os.strerror(error.errno)}{file}{advice}"
     if isinstance(error, ImportError):
-        return _missing(error)
-    kind = type(error).__name__
-    return f"this should not have happened: {kind}: {error} (run the command again with --debug to see where)"
+        return _missing_package_message(error)
+    return f"unexpected error: {type(error).__name__}: {error} (run the command again with --debug to see where)"
 
 
-# the extra that brings each package which serving alone does not need
-EXTRAS = {"mlflow": "mlflow", "pyarrow": "parquet", "ray": "cluster", "fsspec": "remote"}
-OWN = ("convline", "serving", "pipeline", "models")
-NEEDED = ("numpy", "PIL", "typer", "rich", "onnx", "onnxruntime", "google")
+# packages that only some commands need, and the extra of convline that installs each
+EXTRA_OF_PACKAGE = {"mlflow": "mlflow", "pyarrow": "parquet", "ray": "cluster", "fsspec": "remote"}
+OWN_PACKAGES = ("convline", "serving", "pipeline", "models")
+REQUIRED_PACKAGES = ("numpy", "PIL", "typer", "rich", "onnx", "onnxruntime", "google")
 
 
-def _missing(error: ImportError) -> str:
-    """What to install where a package is missing."""
+def _missing_package_message(error: ImportError) -> str:
+    """Says which package is missing and how to install it."""
     name = (error.name or "").partition(".")[0]
-    if name in OWN or name in NEEDED:
-        return f"convline is not whole ({error}): install it again"
-    return f"a package is missing ({error}): pip install 'convline[{EXTRAS.get(name, 'train')}]'"
+    if name in OWN_PACKAGES or name in REQUIRED_PACKAGES:
+        return f"the installation of convline is incomplete ({error}): install it again"
+    return f"a package is missing ({error}): pip install 'convline[{EXTRA_OF_PACKAGE.get(name, 'train')}]'"
 
 
 def as_json(report: Any, indent: int | None = None) -> str:
-    """A report as JSON (RFC 8259); numbers that it does not have, NaN and infinities, are null."""
+    """`report` as JSON (RFC 8259); NaN and infinities, which JSON cannot express, become null."""
 
     def finite(value: Any) -> Any:
         if isinstance(value, dict):
@@ -106,21 +105,24 @@ def as_json(report: Any, indent: int | None = None) -> str:
 
 
 def mute(muted: bool) -> None:
-    """Whether this process leaves results, log lines and progress to another one; errors it always tells."""
+    """Turn this process's results, log lines and progress bar off (or on again), as for all ranks but the first.
+
+    Error messages are always printed.
+    """
     global _is_muted
     _is_muted = muted
-    sys.stdout = open(os.devnull, "w") if muted else sys.__stdout__  # noqa: SIM115  # open as long as the process
+    sys.stdout = open(os.devnull, "w") if muted else sys.__stdout__  # noqa: SIM115  # stays open until the process ends
 
 
 def log(message: str) -> None:
-    """One line on stderr, if anybody is there to read it."""
+    """Print one line on stderr; a closed stderr is ignored."""
     if not _is_muted:
         with suppress(OSError):
             print(message, file=sys.stderr, flush=True)
 
 
-class Bar(Protocol):
-    """What is used of rich's Progress."""
+class ProgressBar(Protocol):
+    """The part of `rich.progress.Progress` that this project uses."""
 
     disable: bool
 
@@ -132,8 +134,8 @@ class Bar(Protocol):
     def advance(self, task_id: Any, advance: float = 1) -> None: ...
 
 
-class _NoBar:
-    """Where nobody looks: rich takes 50 ms to import, in which a job would stand still."""
+class _HiddenProgressBar:
+    """Shows nothing, and does not import rich, which takes 50 ms."""
 
     disable = True
     task_ids = (0,)
@@ -144,23 +146,23 @@ class _NoBar:
 
 
 @contextmanager
-def progress(description: str, total: int | None, unit: str = "images") -> Iterator[Bar]:
+def progress(description: str, total: int | None, unit: str = "images") -> Iterator[ProgressBar]:
     """A rich progress bar on stderr with one task, off when stderr is not a terminal.
 
-    What the task's field `below` is updated to stands in a line of its own.
+    `update(…, status_line=text)` shows `text` in a second line, below the bar.
     """
     if _is_muted or not sys.stderr.isatty():
-        yield _NoBar()
+        yield _HiddenProgressBar()
         return
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    class TwoLines(Progress):
+    class ProgressWithStatusLine(Progress):
         def get_renderables(self) -> Iterator[RenderableType]:
             yield self.make_tasks_table(self.tasks)
             for task in self.tasks:
-                yield Text(task.fields["below"], no_wrap=True, overflow="ellipsis")
+                yield Text(task.fields["status_line"], no_wrap=True, overflow="ellipsis")
 
     columns = (
         TextColumn("{task.description}"),
@@ -169,6 +171,6 @@ def progress(description: str, total: int | None, unit: str = "images") -> Itera
         TextColumn(unit),
         TimeRemainingColumn(),
     )
-    with TwoLines(*columns, console=Console(stderr=True)) as bar:
-        bar.add_task(description, total=total, below="")
+    with ProgressWithStatusLine(*columns, console=Console(stderr=True)) as bar:
+        bar.add_task(description, total=total, status_line="")
         yield bar

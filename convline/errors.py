@@ -1,27 +1,37 @@
-"""What a user can mend. Everything else that goes wrong is a defect and keeps its traceback.
+"""The exceptions for problems that users can fix, and the reason codes of rejected images.
 
 ConvlineError             one sentence: what, where, what to do; commands exit 1 with it
-├── ImageError            one file cannot be used as an image; carries a reason code
-└── ModelError            an ONNX file cannot be trusted, or a provider did not load
+├── ImageError            a file that cannot be used as an image; carries a reason code
+└── ModelError            an ONNX file that cannot be trusted, or a provider that did not load
+
+Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
+# why an image was rejected, as `<output>.rejects.jsonl` and the report state it
 Reason = Literal[
-    "unreadable", "not-an-image", "truncated", "too-large", "empty", "unsupported", "not-finite", "timeout"
+    "unreadable",  # it could not be opened or read, or its contents are damaged
+    "not-an-image",  # a web page, a text, an archive, …
+    "truncated",  # it ends too early
+    "too-large",  # too many bytes or pixels
+    "empty",  # it has no bytes or pixels
+    "unsupported",  # a valid file of a format, colour space or bit depth that is not decoded
+    "not-finite",  # the model's scores for it are NaN or infinite
+    "timeout",  # decoding it took too long, and its process was ended
 ]
 
 
 class ConvlineError(Exception):
-    """A problem that the user can mend; the message says what, where and what to do."""
+    """A problem that the user can fix; the message says what, where and what to do."""
 
 
 class ImageError(ConvlineError):
     """A file that cannot be used as an image.
 
-    `reason` is the code that rejects carry; `detail` says more, for a person.
+    `reason` is the reject's reason code; `detail` explains it to a person.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -29,8 +39,8 @@ class ImageError(ConvlineError):
         self.reason: Reason = reason
         self.detail = detail
 
-    def to_keep(self) -> ImageError:
-        """The same without the frames that raised it: they hold the file's bytes."""
+    def without_traceback(self) -> ImageError:
+        """A copy to keep: the frames of a traceback would hold the file's bytes in memory."""
         return ImageError(self.reason, self.detail)
 
     def __str__(self) -> str:

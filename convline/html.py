@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, element by element: what is no HTML already is escaped."""
+"""Builds self-contained HTML pages for reports: elements, tables, cards, image tiles. Plain strings are escaped."""
 
 from __future__ import annotations
 
@@ -11,101 +11,108 @@ from io import BytesIO
 
 from PIL import Image
 
-TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # classes of Unicode's bidi algorithm
-LONGEST_NAME = 120  # characters of a file's or class's name that are shown
+BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # bidirectional classes of Unicode
+MAX_NAME = 120  # characters that are shown of a file's or a class's name
+MAX_TEXT = 1000  # characters that are shown of any other text
 
 
 class Html(str):
-    """Text that is HTML."""
+    """A string that is HTML already, so it is not escaped."""
 
     __slots__ = ()
 
 
-Content = str | Iterable["Content"]
+HtmlContent = str | Iterable["HtmlContent"]
 
-EMPTY = {"img", "meta"}  # elements that have no end
+VOID_ELEMENTS = {"img", "meta"}  # elements without an end tag
 
 
-def element(tag: str, *content: Content, **attributes: str | int) -> Html:
-    """`<tag attributes>content</tag>`; `class_` is class, `aria_label` is aria-label."""
+def element(tag: str, *content: HtmlContent, **attributes: str | int) -> Html:
+    """`<tag attributes>content</tag>`. Write the attribute class as `class_` and aria-label as `aria_label`."""
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
-    given = "".join(f' {names[name]}="{html.escape(str(value))}"' for name, value in attributes.items())
-    return Html(f"<{tag}{given}>" if tag in EMPTY else f"<{tag}{given}>{text(content)}</{tag}>")
+    written = "".join(f' {names[name]}="{html.escape(str(value))}"' for name, value in attributes.items())
+    return Html(f"<{tag}{written}>" if tag in VOID_ELEMENTS else f"<{tag}{written}>{to_html(content)}</{tag}>")
 
 
-def text(content: Content) -> Html:
-    """As HTML: strings escaped unless they are HTML, the members of anything else one after the other."""
+def to_html(content: HtmlContent) -> Html:
+    """Escape strings that are not HTML; join the items of an iterable."""
     if isinstance(content, Html):
         return content
     if isinstance(content, str):
         return Html(html.escape(content))
-    return Html("".join(map(text, content)))
+    return Html("".join(map(to_html, content)))
 
 
-def name(given: str, longest: int = LONGEST_NAME) -> Html:
-    """A name that may be anything: isolated, so that its direction does not reach its neighbours, and not endless."""
-    whole = printable(given)
-    shown = elided(whole, longest)
-    return element("bdi", shown, **({"title": whole} if shown != whole else {}))
+def display_name(text: str, max_length: int = MAX_NAME) -> Html:
+    """The name of a file or a class, which may be any text: elided if it is long, with the full name as a tooltip.
+
+    `<bdi>` keeps a right-to-left name from reordering the text around it.
+    """
+    full = printable(text)
+    shown = elide_middle(full, max_length)
+    return element("bdi", shown, **({"title": full} if shown != full else {}))
 
 
-def elided(text: str, longest: int) -> str:
-    """Of a long text its two ends: a path ends with what it is of."""
-    begin = (longest - 1) // 2
-    return text if len(text) <= longest else f"{text[:begin]}…{text[begin + 1 - longest :]}"
+def elide_middle(text: str, max_length: int) -> str:
+    """Replace the middle of a long text by "…": the end of a path says most about it."""
+    begin = (max_length - 1) // 2
+    return text if len(text) <= max_length else f"{text[:begin]}…{text[begin + 1 - max_length :]}"
 
 
-def printable(given: str) -> str:
-    """Without what no page can hold (surrogates, of a name that is not UTF-8), or shows as what it is not (control
-    characters, those that turn the direction of a text among them)."""
-    kept = "".join("\N{REPLACEMENT CHARACTER}" if _is_unfit(character) else character for character in given)
-    return elided(kept, 1000)
+def printable(text: str) -> str:
+    """Replace characters that HTML cannot hold (surrogates) or that would mislead the reader.
+
+    Surrogates come from names that are not UTF-8; control characters include those that change the text direction.
+    """
+    characters = ("\N{REPLACEMENT CHARACTER}" if _is_unprintable(character) else character for character in text)
+    return elide_middle("".join(characters), MAX_TEXT)
 
 
-def _is_unfit(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in TURNING
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or unicodedata.bidirectional(character) in BIDI_CONTROLS
 
 
-def section(title: str, *content: Content) -> Html:
+def section(title: str, *content: HtmlContent) -> Html:
     return element("section", element("h2", title), *content, id=_anchor(title), aria_label=title)
 
 
-def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], label: str) -> Html:
-    """A table whose first column names its rows; it scrolls by itself where it is wider than the page."""
+def table(header: Sequence[HtmlContent], rows: Iterable[Sequence[HtmlContent]], label: str) -> Html:
+    """A table whose first column holds row headers; it scrolls horizontally if it is wider than the page."""
     cells = [list(row) for row in rows]
     head = [
-        _cell("th", title, like, scope="col") for title, like in zip(header, cells[0] if cells else header, strict=True)
+        _cell("th", title, value, scope="col")
+        for title, value in zip(header, cells[0] if cells else header, strict=True)
     ]
     body = [[element("th", first, scope="row"), *(_cell("td", cell, cell) for cell in rest)] for first, *rest in cells]
-    drawn = element(
+    whole = element(
         "table", element("thead", element("tr", head)), element("tbody", [element("tr", row) for row in body])
     )
-    return element("div", drawn, class_="scroll", role="region", aria_label=label, tabindex=0)
+    return element("div", whole, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 
-def _cell(tag: str, content: Content, like: Content, **attributes: str) -> Html:
-    """What is a name begins at the left and may take several lines, unlike numbers."""
-    return element(tag, content, **attributes, **({"class_": "text"} if isinstance(like, Html) else {}))
+def _cell(tag: str, content: HtmlContent, value: HtmlContent, **attributes: str) -> Html:
+    """A cell of the column that `value` is in: names (HTML) are aligned left and wrap, numbers are not."""
+    return element(tag, content, **attributes, **({"class_": "text"} if isinstance(value, Html) else {}))
 
 
-def facts(pairs: Iterable[tuple[str, Content]], label: str) -> Html:
-    """Names and values, one below the other."""
-    rows = [element("tr", element("th", what, scope="row"), element("td", told, class_="text")) for what, told in pairs]
+def key_value_table(pairs: Iterable[tuple[str, HtmlContent]], label: str) -> Html:
+    """A table of two columns: keys, and their values."""
+    rows = [element("tr", element("th", key, scope="row"), element("td", value, class_="text")) for key, value in pairs]
     return element("table", element("tbody", rows), aria_label=label)
 
 
-def figures(pairs: Iterable[tuple[str, Content]]) -> Html:
-    """The few figures that matter most, each with what it is."""
+def key_figures(pairs: Iterable[tuple[str, HtmlContent]]) -> Html:
+    """The few most important figures, large, each with its label."""
     return element(
-        "dl", [element("div", element("dt", what), element("dd", figure)) for what, figure in pairs], class_="figures"
+        "dl", [element("div", element("dt", label), element("dd", figure)) for label, figure in pairs], class_="figures"
     )
 
 
-def card(title: Content, picture: Content, caption: Content = "", wide: bool = False) -> Html:
-    """A picture with its title and what it says."""
-    below = [element("figcaption", caption)] if caption else []
+def card(title: HtmlContent, picture: HtmlContent, caption: HtmlContent = "", wide: bool = False) -> Html:
+    """A picture with a title and a caption."""
+    figcaption = [element("figcaption", caption)] if caption else []
     return element(
-        "figure", element("p", title, class_="title"), picture, below, class_="card wide" if wide else "card"
+        "figure", element("p", title, class_="title"), picture, figcaption, class_="card wide" if wide else "card"
     )
 
 
@@ -113,37 +120,38 @@ def cards(*members: Html) -> Html:
     return element("div", members, class_="cards")
 
 
-def note(told: Content) -> Html:
-    return element("p", told, class_="muted")
+def muted(content: HtmlContent) -> Html:
+    """A paragraph of less important text, in grey."""
+    return element("p", content, class_="muted")
 
 
-def tile(source: str, alt: str, *lines: Content, smooth: bool = False) -> Html:
-    """A small image, as `uri` gives it, with a few lines below."""
-    shown = element("img", src=source, alt=printable(alt))
+def tile(source: str, alt: str, *lines: HtmlContent, smooth: bool = False) -> Html:
+    """A small image with a few lines below; `source` is its URI, as from `data_uri`."""
+    image = element("img", src=source, alt=printable(alt))
     caption = element("figcaption", [element("span", line) for line in lines]) if lines else ""
-    return element("figure", shown, caption, class_="tile smooth" if smooth else "tile")
+    return element("figure", image, caption, class_="tile smooth" if smooth else "tile")
 
 
 def tiles(members: Iterable[Html]) -> Html:
     return element("div", members, class_="tiles")
 
 
-def uri(image: Image.Image, lossless: bool = False) -> str:
-    """The image itself as an address; small ones are lossless anyway."""
+def data_uri(image: Image.Image, lossless: bool = False) -> str:
+    """The image as a `data:` URI: JPEG, or PNG if `lossless` or at most 64 pixels wide and high."""
     buffer = BytesIO()
     format = "png" if lossless or max(image.size) <= 64 else "jpeg"
     image.save(buffer, format, quality=82)
     return f"data:image/{format};base64,{b64encode(buffer.getvalue()).decode()}"
 
 
-def page(title: str, head: Content, sections: Sequence[tuple[str, Content]]) -> str:
-    """A whole page: `head` above a list of links to its sections, each a title and what is in it."""
-    links = [element("li", element("a", named, href=f"#{_anchor(named)}")) for named, _ in sections]
+def page(title: str, head: HtmlContent, sections: Sequence[tuple[str, HtmlContent]]) -> str:
+    """A whole page: title, `head`, links to the sections, and the sections, each with its title and content."""
+    links = [element("li", element("a", heading, href=f"#{_anchor(heading)}")) for heading, _ in sections]
     style = Html(files("convline").joinpath("page.css").read_text(encoding="utf-8"))
     body = [
-        element("header", element("h1", name(title)), head),
+        element("header", element("h1", display_name(title)), head),
         element("nav", element("ul", links), aria_label="Sections"),
-        element("main", [section(named, content) for named, content in sections]),
+        element("main", [section(heading, content) for heading, content in sections]),
     ]
     return "<!DOCTYPE html>\n" + element(
         "html",

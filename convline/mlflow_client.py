@@ -1,4 +1,4 @@
-"""MLflow's registry as a place where models are: `models:/NAME@champion`, `models:/NAME/3`."""
+"""The MLflow client: tracking URI, timeouts, errors, and models from the registry (`models:/NAME@champion`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convline.errors import ConvlineError, ModelError
-from convline.secrets import public, scrubbed
+from convline.secrets import redacted, without_credentials
 
 SCHEME = "models:/"
 
-# a server that is down or frozen must fail a request soon, not after MLflow's own twelve minutes
+# requests to a server that does not answer fail after 10 s; by MLflow's defaults it would take twelve minutes
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -25,7 +25,7 @@ ENVIRONMENT = {
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, or mlflow.db in this folder."""
+    """The value of MLFLOW_TRACKING_URI, by default the SQLite file mlflow.db in the current folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
@@ -37,47 +37,54 @@ def database_file(uri: str) -> Path | None:
 
 
 @contextmanager
-def asking(uri: str, failed: str, error: type[ConvlineError] = ConvlineError) -> Iterator[None]:
-    """Turn whatever MLflow's client meets at `uri` into one `error`: "MLflow at … <failed>: …".
+def explain_mlflow_errors(uri: str, failed: str, error: type[ConvlineError] = ConvlineError) -> Iterator[None]:
+    """Turn any exception of MLflow's client into an `error` with the message "MLflow at <uri> <failed>: <cause>".
 
-    It raises its own, requests', urllib3's and SQLAlchemy's exceptions alike.
+    The client raises its own exceptions and those of requests, urllib3 and SQLAlchemy.
     """
     try:
         yield
     except ConvlineError:
         raise
-    except Exception as problem:
-        met = scrubbed(str(problem), uri).strip().partition("\n")[0]
-        raise error(f"MLflow at {public(uri)} {failed}: {met}") from problem
+    except Exception as cause:
+        first_line = redacted(str(cause), uri).strip().partition("\n")[0]
+        raise error(f"MLflow at {without_credentials(uri)} {failed}: {first_line}") from cause
 
 
-def prepare_mlflow(what: str) -> None:
-    """Import MLflow, told to be quick and quiet. Raises ConvlineError where it is missing: `what` needs it."""
+def import_mlflow(needed_by: str) -> None:
+    """Import MLflow with short timeouts and few log messages.
+
+    Raises ConvlineError if it is not installed; the message says that `needed_by` needs it.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import mlflow  # noqa: F401
     except ImportError as error:
-        raise ConvlineError(f"{what} needs MLflow: pip install 'convline[mlflow]'") from error
+        raise ConvlineError(f"{needed_by} needs MLflow: pip install 'convline[mlflow]'") from error
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def read_registered(name: str) -> bytes:
-    """The ONNX file of a registered version or alias. Raises ModelError where there is none."""
+    """The bytes of the ONNX file of a registered model version or alias. Raises ModelError if there is none."""
     if not re.fullmatch(r"models:/[^/@]+(@[^/@]+|/\d+)", name):
-        raise ModelError(f"{name} names no registered model; write it as models:/NAME@champion or models:/NAME/3")
-    prepare_mlflow(f"the model {name}")
+        raise ModelError(
+            f"{name} is not the name of a registered model; write it as models:/NAME@champion or models:/NAME/3"
+        )
+    import_mlflow(f"the model {name}")
     uri = tracking_uri()
-    store = database_file(uri)
-    if store is not None and not store.exists():
-        raise ModelError(f"no MLflow store at {store}, where {name} would be; set MLFLOW_TRACKING_URI")
+    database = database_file(uri)
+    if database is not None and not database.exists():
+        raise ModelError(f"no MLflow store at {database}, so {name} cannot be found; set MLFLOW_TRACKING_URI")
     from mlflow.artifacts import download_artifacts
 
     with tempfile.TemporaryDirectory() as folder:
-        with asking(uri, f"did not give {name}", ModelError):
-            there = Path(download_artifacts(artifact_uri=name, dst_path=folder, tracking_uri=uri, registry_uri=uri))
-        files = sorted(there.rglob("*.onnx"))
+        with explain_mlflow_errors(uri, f"did not give {name}", ModelError):
+            artifacts = Path(download_artifacts(artifact_uri=name, dst_path=folder, tracking_uri=uri, registry_uri=uri))
+        files = sorted(artifacts.rglob("*.onnx"))
         if len(files) != 1:
-            raise ModelError(f"{name} holds {len(files)} ONNX files, not one; `pipeline export --register` makes such")
+            raise ModelError(
+                f"{name} holds {len(files)} ONNX files instead of one; register models by `pipeline export --register`"
+            )
         return files[0].read_bytes()

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from convline.errors import ConvlineError, ImageError
-from convline.inputs.archives import forget_archives
-from convline.inputs.input_file import InMemory, InputFile, Unusable
+from convline.inputs.archives import close_archives
+from convline.inputs.input_file import InMemory, InputFile, Rejected
 from convline.time_limit import SECONDS, end_this_process_after
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class _Task:
     is_small: bool = field(init=False)  # it fits into a pipe
 
     def __post_init__(self) -> None:
-        self.content = sum(len(file.content.data) for file in self.files if isinstance(file.content, InMemory))
+        self.content = sum(len(file.location.data) for file in self.files if isinstance(file.location, InMemory))
         self.is_small = not self.content and sum(len(file.path) for file in self.files) < MAX_NAMES
 
 
@@ -184,7 +184,7 @@ class ProcessPool:
                 problem = ImageError("timeout", f"decoding it took more than {self._limit:g} s")
             else:
                 problem = ImageError("unreadable", f"the process that decoded it ended ({ending})")
-            return replace(file, content=Unusable(problem))
+            return replace(file, location=Rejected(problem))
 
     @staticmethod
     def _send(worker: _Worker, command: str, files: list[InputFile], buffer: int = 0) -> None:
@@ -222,7 +222,7 @@ class ProcessPool:
 
     def _serve(self, pipe: Connection) -> None:
         """The worker's loop, until its parent closes the pipe or dies."""
-        forget_archives()  # the parent's files are closed below
+        close_archives()  # the parent's files are closed below
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -9,7 +9,7 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.files import atomic_write
-from convline.html import card, cards, element, name, page, table
+from convline.html import card, cards, display_name, element, page, table
 from pipeline.network import build_served, count_parameters, multiply_adds, seen_shape
 from pipeline.reporting.curves import draw_curves, series
 from pipeline.reporting.findings import read_findings
@@ -79,7 +79,7 @@ def compare(runs: Sequence[Run], output: Path) -> list[dict[str, Any]]:
     compared = [Compared(run, list(read_points(run.metrics))) for run in runs]
     figures = [one.figures() for one in compared]
     shown = [card(one.title, one.svg()) for one in overlays(compared)]
-    named = [(*map(name, cells[:3]), *cells[3:]) for cells in map(row, figures)]
+    named = [(*map(display_name, cells[:3]), *cells[3:]) for cells in map(row, figures)]
     sections = [("The runs", table(HEADER, named, "The runs")), ("Curves", cards(*shown))]
     with atomic_write(output, "w", encoding="utf-8") as file:
         file.write(page("Runs compared", element("p", NOTE), sections))

@@ -9,7 +9,7 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.files import atomic_write
-from convline.html import elided
+from convline.html import elide_middle
 from pipeline.metrics import BATCH_SIZE, evaluate
 from pipeline.network import Predict, choose_device, load_served, predictor
 from pipeline.run import Run
@@ -96,5 +96,7 @@ def table(report: dict[str, Any]) -> str:
     lines.append(f"{'class':{CLASS_WIDTH}}{'images':>8}{'precision':>11}{'recall':>8}")
     for name, figures in report["classes"].items():
         precision, recall = (f"{v:.3f}" if v is not None else "-" for v in (figures["precision"], figures["recall"]))
-        lines.append(f"{elided(name, CLASS_WIDTH - 1):{CLASS_WIDTH}}{figures['count']:>8}{precision:>11}{recall:>8}")
+        lines.append(
+            f"{elide_middle(name, CLASS_WIDTH - 1):{CLASS_WIDTH}}{figures['count']:>8}{precision:>11}{recall:>8}"
+        )
     return "\n".join(lines)

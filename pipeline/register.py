@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from convline.errors import ConvlineError
-from convline.mlflow_client import asking, read_registered, tracking_uri
+from convline.mlflow_client import explain_mlflow_errors, read_registered, tracking_uri
 from pipeline.export import labels_path
 from pipeline.run import Run
 from pipeline.tracking.sender import Sender
@@ -29,7 +29,7 @@ def register(path: Path, run: Run, name: str) -> str:
     sender = Sender(run, uri)
     mlflow_run = sender.finish()
     model = open_model(path, "cpu")
-    with asking(uri, f"did not register {path}, which is published, as {name}"):
+    with explain_mlflow_errors(uri, f"did not register {path}, which is published, as {name}"):
         version = _log(model, path, labels_path(path, run), mlflow_run, name, uri)
         if read_registered(f"models:/{name}/{version}") != path.read_bytes():
             raise ConvlineError(f"version {version} of {name} is not the file {path}: MLflow changed it")

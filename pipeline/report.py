@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from convline.files import atomic_write
-from convline.html import Content, page
+from convline.html import HtmlContent, page
 from pipeline.dataset import Dataset
 from pipeline.network import choose_device, load_served
 from pipeline.reporting import image_sections, sections
@@ -14,7 +14,7 @@ from pipeline.reporting.plots import save
 from pipeline.reporting.report_data import ReportData
 from pipeline.run import Run
 
-SECTIONS: dict[str, Sequence[Callable[[ReportData], Content]]] = {
+SECTIONS: dict[str, Sequence[Callable[[ReportData], HtmlContent]]] = {
     "What was trained": (sections.trained, image_sections.dataset),
     "The network": (sections.network,),
     "Learning curves": (sections.learning,),

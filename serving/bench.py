@@ -79,8 +79,8 @@ def bench(model: str, images: Path | None = None, provider: Provider = "auto") -
 
 def _paths(folder: Path) -> Iterator[str]:
     for file in find([str(folder)]):
-        if isinstance(file.content, OnDisk) and file.content.size is None:
-            yield str(Path(file.content.file).absolute())
+        if isinstance(file.location, OnDisk) and file.location.size is None:
+            yield str(Path(file.location.file).absolute())
 
 
 def _make_images(folder: Path, spec: ImageSpec) -> Path:

@@ -173,11 +173,11 @@ def _finite(probability: NDArray[np.float32], logit: NDArray[np.float32]) -> NDA
 def try_decode(file: InputFile, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
     """The file's pixels, or why it has none."""
     try:
-        if isinstance(file.content, Pixels):
-            return fit_pixels(file.content.image, spec)
+        if isinstance(file.location, Pixels):
+            return fit_pixels(file.location.image, spec)
         return decode(file.read(), spec)
     except ImageError as error:
-        return error.to_keep()
+        return error.without_traceback()
 
 
 def pack(decoded: Iterable[NDArray[np.uint8] | ImageError], pixels: NDArray[np.uint8]) -> list[ImageError | None]:

@@ -44,7 +44,7 @@ from serving.summary import Summary
 from serving.tables import open_table
 
 if TYPE_CHECKING:
-    from convline.console import Bar
+    from convline.console import ProgressBar
 
 KEPT_AT_ONCE = 64  # batches
 
@@ -151,7 +151,7 @@ def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[InputFile
         with progress("classify", None, "files") as bar:
             _count_beside(job, bar)
             for batch in classified(predict, files, journal.batch_size, kept):
-                journal.append(Record(entry, file.stamp) for file, entry in batch)
+                journal.append(Record(entry, file.version) for file, entry in batch)
                 for file, entry in batch:
                     summary.add(file, entry)
                 bar.update(bar.task_ids[0], completed=summary.tally.found)
@@ -176,8 +176,8 @@ def unchanged(file: InputFile | None, record: Record, name: Path | str, advice: 
     if file is None or file.path != path:
         now = file.path if file else "nothing"
         raise ConvlineError(f"{changed} ({path} then, {now} now); {advice}")
-    file.look()
-    if file.stamp != record.stamp:
+    file.record_version()
+    if file.version != record.stamp:
         raise ConvlineError(f"{changed} ({path} is another file now); {advice}")
     return file
 
@@ -206,7 +206,7 @@ def _next_batch(files: Iterator[InputFile], size: int, kept: Kept | None) -> lis
     batch: list[tuple[InputFile, Entry | None]] = []
     unknown = 0
     for file in files:
-        file.look()
+        file.record_version()
         known = kept.find(file) if kept else None
         batch.append((file, known))
         unknown += known is None
@@ -215,7 +215,7 @@ def _next_batch(files: Iterator[InputFile], size: int, kept: Kept | None) -> lis
     return batch
 
 
-def _count_beside(job: Job, bar: Bar) -> None:
+def _count_beside(job: Job, bar: ProgressBar) -> None:
     """Tell the bar how many files there are, once that is known: it needs no more than their names."""
     if bar.disable or job.shard or STDIN in job.inputs or any(is_archive(name) or is_url(name) for name in job.inputs):
         return

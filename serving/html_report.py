@@ -12,7 +12,19 @@ from PIL import Image
 
 from convline.errors import ImageError
 from convline.files import atomic_write
-from convline.html import Content, Html, element, figures, name, note, page, table, tile, tiles, uri
+from convline.html import (
+    Html,
+    HtmlContent,
+    data_uri,
+    display_name,
+    element,
+    key_figures,
+    muted,
+    page,
+    table,
+    tile,
+    tiles,
+)
 from convline.images import ImageSpec, decode
 from convline.inputs.input_file import InputFile
 from serving.records import Entry, Prediction, Reject
@@ -81,14 +93,14 @@ class HtmlReport:
 
     def _page(self, summary: Summary) -> str:
         tally = summary.tally
-        facts: list[tuple[str, Content]] = [
+        facts: list[tuple[str, HtmlContent]] = [
             ("files found", f"{tally.found:,}"),
             ("classified", f"{tally.classified:,}"),
             ("rejected", f"{tally.rejected:,}"),
         ]
         if summary.seconds:
             facts.append(("images/s", f"{summary.images_per_second:,.0f} on {summary.provider}"))
-        sections: list[tuple[str, Content]] = []
+        sections: list[tuple[str, HtmlContent]] = []
         if tally.classified:
             sections += [
                 ("Classes", self._classes(tally)),
@@ -97,48 +109,56 @@ class HtmlReport:
             ]
         if tally.rejected:
             sections.append(("Rejected", self._rejected(tally)))
-        inputs = [[", " if number else "", name(one)] for number, one in enumerate(self._inputs)]
-        head = [element("p", "Those of ", inputs, ", classified by ", name(self._model), "."), figures(facts)]
+        inputs = [[", " if number else "", display_name(one)] for number, one in enumerate(self._inputs)]
+        head = [
+            element("p", "Those of ", inputs, ", classified by ", display_name(self._model), "."),
+            key_figures(facts),
+        ]
         return page("What the images show", head, sections)
 
     def _classes(self, tally: Tally) -> Html:
-        def row(label: str, images: int) -> list[Content]:
+        def row(label: str, images: int) -> list[HtmlContent]:
             share = images / tally.classified
             bar = element("meter", min=0, max=1, value=f"{share:.4f}", aria_label=f"{share:.1%}")
-            return [name(label), f"{images:,}", [bar, f" {share:.1%}"], f"{self._confidence[label] / images:.3f}"]
+            return [
+                display_name(label),
+                f"{images:,}",
+                [bar, f" {share:.1%}"],
+                f"{self._confidence[label] / images:.3f}",
+            ]
 
         rows = [row(label, images) for label, images in tally.labels.most_common()]
         return table(("class", "images", "share", "mean confidence"), rows, "Images of each class")
 
-    def _by_confidence(self) -> Content:
+    def _by_confidence(self) -> HtmlContent:
         told = f"Of each tenth of the probability up to {EACH} images, drawn at random; of large files the middle."
         rows = [
             [element("h3", f"{10 * tenth} to {10 * tenth + 10}%"), best.drawn()]
             for tenth, best in enumerate(self._of_tenths)
             if best
         ]
-        return [note(told), rows]
+        return [muted(told), rows]
 
-    def _by_class(self, tally: Tally) -> Content:
+    def _by_class(self, tally: Tally) -> HtmlContent:
         shown = [label for label, _ in tally.labels.most_common(IMAGES)]
         told = f"A sample: of each class up to {self._each} images a row."
         if left := len(tally.labels) - len(shown):
             told += f" The {left:,} rarest classes are left out."
-        return [note(told), [self._of_class(label, tally.labels[label]) for label in shown]]
+        return [muted(told), [self._of_class(label, tally.labels[label]) for label in shown]]
 
-    def _of_class(self, label: str, images: int) -> Content:
+    def _of_class(self, label: str, images: int) -> HtmlContent:
         bests = self._of_classes[label].items()
         rows = [[element("p", title, class_="muted"), best.drawn()] for title, best in bests]
         is_whole = images <= self._each  # then all rows hold the same
-        return [element("h3", name(label), f": {images:,} images"), rows[:1] if is_whole else rows]
+        return [element("h3", display_name(label), f": {images:,} images"), rows[:1] if is_whole else rows]
 
-    def _rejected(self, tally: Tally) -> Content:
+    def _rejected(self, tally: Tally) -> HtmlContent:
         counts = [(reason, f"{files:,}") for reason, files in tally.reasons.most_common()]
-        rows = [(name(one.path), one.reason, name(one.detail)) for one in self._rejects]
+        rows = [(display_name(one.path), one.reason, display_name(one.detail)) for one in self._rejects]
         told = f"The first {len(rows)} of {tally.rejected:,}:" if len(rows) < tally.rejected else "All of them:"
         return [
             table(("reason", "files"), counts, "Reasons"),
-            note(told),
+            muted(told),
             table(("file", "reason", "detail"), rows, "Rejected files"),
         ]
 
@@ -152,7 +172,7 @@ def _thumbnail(file: InputFile) -> str:
         image.thumbnail((SIDE, SIDE))
     except ImageError:
         image = Image.new("RGB", (32, 32), "grey")
-    return uri(image)
+    return data_uri(image)
 
 
 def _tenth(probability: float) -> int:
@@ -196,5 +216,5 @@ class _BestEntries:
 def _drawn(entry: Prediction, picture: str) -> Html:
     label, percent = entry.labels[0], f"{entry.probabilities[0]:.1%}"
     is_photograph = picture.startswith("data:image/jpeg")
-    told = [name(label, LONGEST), f" {percent}"], name(entry.path, LONGEST)
+    told = [display_name(label, LONGEST), f" {percent}"], display_name(entry.path, LONGEST)
     return tile(picture, f"{label}, {percent}: {entry.path}", *told, smooth=is_photograph)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convline.errors import ImageError
-from convline.inputs.input_file import Content, InMemory, InputFile, OnDisk, Stamp, Unusable
+from convline.inputs.input_file import FileLocation, FileVersion, InMemory, InputFile, OnDisk, Rejected
 
 Picture = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 
@@ -31,7 +31,7 @@ class Pixels:
     def read(self) -> bytes:
         raise ImageError("unsupported", "it is an image, not a file")
 
-    def stamp(self) -> Stamp | None:
+    def version(self) -> FileVersion | None:
         return None
 
 
@@ -60,23 +60,23 @@ def _picture(image: Any, name: str) -> InputFile:
     raise TypeError(f"{name} is of type {type(image).__name__}; each is {TAKEN}")
 
 
-def _loaded(image: Image.Image) -> Content:
+def _loaded(image: Image.Image) -> FileLocation:
     """Read here and now: threads that read the same image at once would disturb each other."""
     try:
         image.load()
     # Pillow's readers raise whatever a malformed file makes them stumble over
     except Exception as error:
         told = str(error) or type(error).__name__
-        return Unusable(ImageError("truncated" if "truncated" in told else "unreadable", told))
+        return Rejected(ImageError("truncated" if "truncated" in told else "unreadable", told))
     return Pixels(image)
 
 
-def _array(array: NDArray[Any], name: str) -> Content:
+def _array(array: NDArray[Any], name: str) -> FileLocation:
     grey = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.dtype != np.uint8 or not (grey.ndim == 2 or (grey.ndim == 3 and grey.shape[2] in (3, 4))):
         raise TypeError(f"{name} is {_told(array)}; each is {TAKEN}")
     if not array.size:
-        return Unusable(ImageError("empty", "the image has no pixels"))
+        return Rejected(ImageError("empty", "the image has no pixels"))
     return Pixels(Image.fromarray(grey))
 
 

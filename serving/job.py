@@ -100,7 +100,7 @@ def listing(job: Job) -> Iterator[InputFile]:
             return Path(name).resolve().is_relative_to(shards.resolve())
         return base in own and Path(name).resolve() == own[base]
 
-    return (file for file in files if not (isinstance(file.content, OnDisk) and is_own(file.content.file)))
+    return (file for file in files if not (isinstance(file.location, OnDisk) and is_own(file.location.file)))
 
 
 def part(job: Job) -> tuple[Iterator[InputFile], Survey | None]:

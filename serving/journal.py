@@ -21,7 +21,7 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.files import atomic_write, lock_file, open_in_place, remove_leftovers, remove_open_file, sync_folder
-from convline.inputs.input_file import InputFile, Stamp
+from convline.inputs.input_file import FileVersion, InputFile
 from serving.records import Entry, Prediction, Reject
 from serving.tables import open_table, read_rows, shown, table_format
 
@@ -35,7 +35,7 @@ class Record:
     """A line of the journal: an entry, and the stamp that its file had before it was read."""
 
     entry: Entry
-    stamp: Stamp | None
+    stamp: FileVersion | None
 
     def line(self) -> bytes:
         return _line(_fields(self.entry) | {"stamp": self.stamp})

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from convline.errors import ImageError
 from convline.images import ImageSpec
 from convline.inputs.input_file import InputFile
-from convline.inputs.remote import Remote
+from convline.inputs.remote_files import RemoteFile
 from convline.process_pool import Finish, Pool, Work, open_pool
 from convline.time_limit import SECONDS
 from serving.classifier import Classifier, batched, pack, try_decode
@@ -112,7 +112,7 @@ def _shared(classifier: Classifier, images: int, processes: int) -> NDArray[np.u
 
 def decoded(files: Sequence[InputFile], spec: ImageSpec) -> Iterable[NDArray[np.uint8] | ImageError]:
     """The pixels of each file, or why it has none; what has to be fetched is fetched at once."""
-    if not any(isinstance(file.content, Remote) for file in files):
+    if not any(isinstance(file.location, RemoteFile) for file in files):
         return (try_decode(file, spec) for file in files)
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         return list(pool.map(lambda file: try_decode(file, spec), files))

@@ -28,7 +28,7 @@ class Kept:
             return None
         record = Record.parse(row[0])
         was_unreadable = isinstance(record.entry, Reject) and record.entry.reason == "unreadable"
-        if file.stamp is None or record.stamp != file.stamp or was_unreadable:
+        if file.version is None or record.stamp != file.version or was_unreadable:
             return None
         self.found += 1
         return record.entry

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from convline.files import atomic_write, lock_file, open_in_place
 from convline.inputs.listing import is_url
-from convline.inputs.remote import open_system
+from convline.inputs.remote_files import open_file_system
 from serving.journal import Journal, Record, read_records
 
 PLAN = "job.json"
@@ -109,7 +109,7 @@ class _Folder:
 class _Store:
     def __init__(self, name: str) -> None:
         self.name = name
-        self._system, self._folder = open_system(name)
+        self._system, self._folder = open_file_system(name)
 
     def exists(self) -> bool:
         return bool(self._system.exists(self._folder))

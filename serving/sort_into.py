@@ -67,8 +67,8 @@ UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 def _put(file: InputFile, target: Path) -> bool:
     """Whether the file is there now; False where another one is."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(file.content, OnDisk) and file.content.size is None:
-        source = os.path.abspath(file.content.file)
+    if isinstance(file.location, OnDisk) and file.location.size is None:
+        source = os.path.abspath(file.location.file)
         try:
             target.symlink_to(source)
         except FileExistsError:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from convline.errors import ConvlineError
-from convline.inputs.remote import open_system
+from convline.inputs.remote_files import open_file_system
 from serving.classify import complete
 from serving.job import Job, check
 from serving.journal import rejects_path
@@ -22,7 +22,7 @@ def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
 
     Raises ConvlineError where something is at `url` that was not to be replaced, and where it cannot be written.
     """
-    system, path = open_system(url)
+    system, path = open_file_system(url)
     name = PurePosixPath(path)
     here = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
     job = replace(job, output=here)

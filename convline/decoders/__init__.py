@@ -1,4 +1,5 @@
-"""Readers of image formats: encoded bytes become pixels, or an ImageError that says why not.
+"""Decoders of image formats: the bytes of a file become pixels, or an ImageError that says why not.
 
-`formats` is where a format is added; the others mend what Pillow reads wrongly or not at all.
+`supported_formats` is the entry point, and the place to add a format. `unsupported_formats` recognises the others, such
+as HEIC, to name them in the reject. The other modules correct what Pillow decodes wrongly or not at all.
 """

@@ -1,4 +1,5 @@
-"""Finding and opening files: folders, globs, lists, archives and URLs become one stream of `InputFile`s.
+"""Finds and opens input files: folders, globs, lists of paths, archives and URLs become one stream of `InputFile`s.
 
-`listing` is the entry; `archives` reads zip and tar in place; `remote` reads object stores.
+`listing` is the entry point. `archives` says which archive formats (zip, tar) are read; `remote_files` reads object
+stores (s3://, gs://).
 """

@@ -1,6 +1,7 @@
-"""Archives read in place: nothing is extracted, members come in their order.
+"""Archive formats that are read (zip, tar, tar.gz, tar.bz2, tar.xz): add a new one here.
 
-A folder and an archive of it give the same files. Hidden ones are left out, links lead to files of the archive.
+Archives are read in place: nothing is extracted to disk, and members come in archive order. An archive gives the same
+files as the folder it was made from: hidden files are skipped, and links lead to other files of the archive.
 """
 
 from __future__ import annotations
@@ -10,50 +11,54 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convline.errors import ConvlineError
-from convline.inputs.decompression import forget_stream
+from convline.inputs.decompression import close_stream
 from convline.inputs.input_file import InputFile, Opener, open_local
-from convline.inputs.tar_archives import tar_members, tar_names
-from convline.inputs.zip_archives import forget_zip, zip_members, zip_names
+from convline.inputs.tar_archives import tar_members, tar_paths
+from convline.inputs.zip_archives import close_zip, zip_members, zip_paths
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".zip")
-# and what else people pack images into
-UNREAD = (".7z", ".rar", ".tar.zst", ".tzst", ".zst", ".tar.lz", ".tar.lz4", ".tar.z", ".gz", ".bz2", ".xz", ".lzma")
+# archives and compressed files that are named in an error message
+UNSUPPORTED_ARCHIVES = (".7z", ".rar", ".tar.zst", ".tzst", ".zst", ".tar.lz", ".tar.lz4", ".tar.z", ".gz", ".bz2",
+                        ".xz", ".lzma")  # fmt: skip
 
 
 def is_archive(name: Path | str) -> bool:
     return str(name).lower().endswith(ARCHIVES)
 
 
-def refuse_unread(name: Path | str) -> None:
-    """Raises ConvlineError for an archive, or a compressed file, of a kind that is not read here."""
-    ending = next((ending for ending in UNREAD if str(name).lower().endswith(ending)), None)
+def refuse_unsupported_archive(name: Path | str) -> None:
+    """Raises ConvlineError for an archive, or a compressed file, of a format that is not supported."""
+    ending = next((ending for ending in UNSUPPORTED_ARCHIVES if str(name).lower().endswith(ending)), None)
     if ending and not is_archive(name):
-        read = ", ".join(ARCHIVES)
+        supported = ", ".join(ARCHIVES)
         raise ConvlineError(
-            f"{name} is a {ending}, which is not read here; unpack it and give the folder, or use {read}"
+            f"{name} is a {ending} file, which is not supported; unpack it and give the folder, or use {supported}"
         )
 
 
 def read_archive(name: Path | str, prefix: str = "", open_file: Opener = open_local) -> Iterator[InputFile]:
-    """The files of an archive, hidden ones left out; `open_file` opens it, here and in other processes.
+    """The files of an archive, without hidden ones; `open_file` opens it, in this process and in others.
 
-    Raises ConvlineError for a damaged archive and for a member whose name leaves the archive.
+    Raises ConvlineError for a damaged archive and for a member whose path leaves the archive.
     """
     members = zip_members if _is_zip(name) else tar_members
-    with reading(name):
+    with _explain_archive_errors(name):
         yield from members(open_file, str(name), prefix)
 
 
-def names_within(name: Path) -> Iterator[tuple[str, bool]]:
+def archive_paths(name: Path) -> Iterator[tuple[str, bool]]:
     """The path of each member, hidden ones too, and whether it is a folder. Raises ConvlineError as `read_archive`."""
-    with reading(name):
-        yield from (zip_names if _is_zip(name) else tar_names)(open_local, str(name))
+    with _explain_archive_errors(name):
+        yield from (zip_paths if _is_zip(name) else tar_paths)(open_local, str(name))
 
 
-def forget_archives() -> None:
-    """Have archives opened anew: in a process that closes the files it was born with."""
-    forget_stream()
-    forget_zip()
+def close_archives() -> None:
+    """Close the archives that are kept open; the next read opens them again.
+
+    A forked process must do this before it closes the file descriptors that it inherited.
+    """
+    close_stream()
+    close_zip()
 
 
 def _is_zip(name: Path | str) -> bool:
@@ -61,13 +66,13 @@ def _is_zip(name: Path | str) -> bool:
 
 
 @contextmanager
-def reading(archive: Path | str) -> Iterator[None]:
-    """Whatever a damaged archive makes its reader raise becomes one sentence."""
+def _explain_archive_errors(archive: Path | str) -> Iterator[None]:
+    """Turn any exception that a damaged archive causes into a ConvlineError."""
     try:
         yield
     except ConvlineError:
         raise
-    # libraries of compressions and of remote file systems have exceptions of their own
+    # decompressors and remote file systems raise exceptions of their own
     except Exception as error:
         raise ConvlineError(
             f"cannot read the archive {archive}: {str(error) or type(error).__name__}; fetch it again"

@@ -1,4 +1,4 @@
-"""An archive's bytes from its beginning to its end, unpacked where they are compressed, in bounded memory."""
+"""Decompression of gzip, bzip2 and xz archives: reads an archive from start to end in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import IO, Any, Protocol
 
 from convline.inputs.input_file import Opener
 
-CHUNK = 2**16  # bytes that are read at once
-OUTPUT = 2**20  # bytes that are unpacked at once
-MEMORY = 2**28  # bytes that an .xz may ask for: its highest preset takes a quarter
+CHUNK = 2**16  # bytes that are read at a time
+MAX_OUTPUT = 2**20  # bytes that are decompressed at a time
+XZ_MEMORY_LIMIT = 2**28  # bytes; the highest preset of xz needs a quarter of this
 
 
-class _Unpacker(Protocol):
-    """What bz2's and lzma's objects have in common."""
+class _Decompressor(Protocol):
+    """The common interface of bz2.BZ2Decompressor and lzma.LZMADecompressor."""
 
     @property
     def eof(self) -> bool: ...
@@ -33,8 +33,8 @@ class _Unpacker(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-class _Gzip:
-    """zlib's object with the interface of the others."""
+class _GzipDecompressor:
+    """Gives zlib's decompressor the interface of the others."""
 
     def __init__(self) -> None:
         self._object = zlib.decompressobj(zlib.MAX_WBITS | 16)
@@ -55,23 +55,25 @@ class _Gzip:
         return self._object.decompress(self._object.unconsumed_tail + data, max_length)
 
 
-UNPACKERS: dict[bytes, Callable[[], _Unpacker]] = {
-    b"\x1f\x8b": _Gzip,
+# by the first bytes of the file
+DECOMPRESSORS: dict[bytes, Callable[[], _Decompressor]] = {
+    b"\x1f\x8b": _GzipDecompressor,
     b"BZh": bz2.BZ2Decompressor,
-    b"\xfd7zXZ\0": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, MEMORY),
+    b"\xfd7zXZ\0": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, XZ_MEMORY_LIMIT),
 }
 
 
-class _Unpacked(io.RawIOBase):
-    """What a compressed file holds, of all its streams one after the other.
+class _DecompressedFile(io.RawIOBase):
+    """The decompressed contents of a file, which may consist of several compressed streams.
 
-    Unlike the files of gzip, bz2 and lzma it takes nothing but the file's end for an end, and has a limit of memory.
+    Unlike the file objects of gzip, bz2 and lzma, it raises EOFError if the file breaks off, raises an error for
+    anything but zeros or another stream after a stream, and limits memory.
     """
 
-    def __init__(self, file: IO[bytes], begin: Callable[[], _Unpacker]) -> None:
+    def __init__(self, file: IO[bytes], new_decompressor: Callable[[], _Decompressor]) -> None:
         self._file = file
-        self._begin = begin
-        self._unpacker = begin()
+        self._new_decompressor = new_decompressor
+        self._decompressor = new_decompressor()
 
     def readable(self) -> bool:
         return True
@@ -79,57 +81,59 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, target: Any) -> int:
         while True:
             data = b""
-            if self._unpacker.eof:
-                if not (data := self._next_stream()):
+            if self._decompressor.eof:
+                if not (data := self._start_of_next_stream()):
                     return 0
-                self._unpacker = self._begin()
-            elif self._unpacker.needs_input:
+                self._decompressor = self._new_decompressor()
+            elif self._decompressor.needs_input:
                 data = self._file.read(CHUNK)
-            unpacked = self._unpacker.decompress(data, min(len(target), OUTPUT))
-            if unpacked:
-                target[: len(unpacked)] = unpacked
-                return len(unpacked)
-            if not data and not self._unpacker.eof:
-                raise EOFError("it breaks off inside its compressed data")
+            output = self._decompressor.decompress(data, min(len(target), MAX_OUTPUT))
+            if output:
+                target[: len(output)] = output
+                return len(output)
+            if not data and not self._decompressor.eof:
+                raise EOFError("the file ends inside its compressed data")
 
-    def _next_stream(self) -> bytes:
-        """The first bytes of what follows a stream and the zeros behind it; none at the end."""
-        data = self._unpacker.unused_data.lstrip(b"\0")
+    def _start_of_next_stream(self) -> bytes:
+        """The first bytes after a compressed stream and its zero padding; none at the end of the file."""
+        data = self._decompressor.unused_data.lstrip(b"\0")
         while not data and (block := self._file.read(CHUNK)):
             data = block.lstrip(b"\0")
         return data
 
 
-class Stream:
-    """A file that is read forwards. Its `position` counts unpacked bytes.
+class ArchiveStream:
+    """An archive file that is read forwards, decompressed if necessary. `position` counts decompressed bytes.
 
-    Whatever the library of a compression raises for damaged data passes through.
+    For damaged data, the exceptions of the decompression library pass through.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        magic = file.read(max(map(len, UNPACKERS)))
+        magic = file.read(max(map(len, DECOMPRESSORS)))
         file.seek(0)
-        begin = next((begin for start, begin in UNPACKERS.items() if magic.startswith(start)), None)
-        self.is_compressed = begin is not None
+        new_decompressor = next((new for start, new in DECOMPRESSORS.items() if magic.startswith(start)), None)
+        self.is_compressed = new_decompressor is not None
         self.position = 0
-        self._file: Any = io.BufferedReader(_Unpacked(file, begin), CHUNK) if begin else file
+        self._file: Any = (
+            io.BufferedReader(_DecompressedFile(file, new_decompressor), CHUNK) if new_decompressor else file
+        )
 
     def read(self, size: int) -> bytes:
-        """`size` bytes; less only at the end of the file."""
+        """`size` bytes; fewer only at the end of the file."""
         data: bytes = self._file.read(size)
         self.position += len(data)
         return data
 
     def chunks(self, size: int) -> Iterator[bytes]:
-        """`size` bytes, a few at once. Raises EOFError where there are less."""
+        """`size` bytes in chunks. Raises EOFError if there are fewer."""
         while size:
             if not (data := self.read(min(CHUNK, size))):
-                raise EOFError("it breaks off inside a member")
+                raise EOFError("the file ends inside a member")
             size -= len(data)
             yield data
 
     def skip_to(self, position: int) -> None:
-        """Go on at `position`. Raises EOFError where that is known to lie behind the end."""
+        """Continue at `position`. Raises EOFError if a compressed file ends before it; others can seek past the end."""
         if self.is_compressed:
             for _ in self.chunks(position - self.position):
                 pass
@@ -138,23 +142,23 @@ class Stream:
             self.position = position
 
 
-_last = threading.local()  # the stream that a thread read from last: members are asked for in their order
+_last = threading.local()  # the stream that this thread used last: members are usually read in order
 
 
-def stream_at(open_file: Opener, name: str, position: int) -> Stream:
-    """The archive `name` at `position`: the stream of this thread's last call, if that is not behind it already."""
+def stream_at(open_file: Opener, name: str, position: int) -> ArchiveStream:
+    """The archive `name` at `position`: this thread's last stream if it has not passed `position`, else a new one."""
     key = (open_file, name)
     if getattr(_last, "key", None) != key or _last.stream.position > position:
-        forget_stream()
+        close_stream()
         _last.file = open_file(name)
-        _last.stream, _last.key = Stream(_last.file), key
-    stream: Stream = _last.stream
+        _last.stream, _last.key = ArchiveStream(_last.file), key
+    stream: ArchiveStream = _last.stream
     stream.skip_to(position)
     return stream
 
 
-def forget_stream() -> None:
-    """Have the archive opened anew by this thread's next call."""
+def close_stream() -> None:
+    """Close this thread's last stream; the next `stream_at` opens the archive again."""
     if getattr(_last, "key", None) is not None:
         _last.key = None
         _last.file.close()

@@ -1,4 +1,8 @@
-"""One file of a listing: its name in results, and how its bytes are had, in whichever process needs them."""
+"""`InputFile`, one file to classify or prepare: its path in results, where its bytes are, and its version.
+
+Files on disk (`OnDisk`), in memory (`InMemory`) and rejected ones (`Rejected`) are here; members of archives and remote
+files are in the modules that read them. An `InputFile` can be pickled and read in another process.
+"""
 
 from __future__ import annotations
 
@@ -13,40 +17,40 @@ from convline.errors import ImageError
 from convline.files import O_NONBLOCK
 from convline.images import MAX_BYTES
 
-Stamp = tuple[int, int | str]  # size in bytes, and when it was last written, or its entity tag
-Opener = Callable[[str], IO[bytes]]  # opens the file of a name, or behind a URL, in whichever process
+FileVersion = tuple[int, int | str]  # size in bytes; modification time, checksum or entity tag (ETag)
+Opener = Callable[[str], IO[bytes]]  # opens the file at a path or URL; can be pickled
 
 
-class Content(Protocol):
-    """Where a file's bytes are."""
+class FileLocation(Protocol):
+    """Where the bytes of a file are, and how to read them."""
 
     def read(self) -> bytes:
-        """The bytes. Raises ImageError where they cannot be had."""
+        """The bytes. Raises ImageError if they cannot be read."""
 
-    def stamp(self) -> Stamp | None:
-        """What changes when the file does; None where nothing tells."""
+    def version(self) -> FileVersion | None:
+        """A value that changes whenever the file does; None if there is no such value."""
 
 
 @dataclass
 class InputFile:
-    """One file: `path` as results name it, where its bytes are, and its stamp once `look` was called."""
+    """`path` is the file's name in results; `version` is None until `record_version` was called."""
 
     path: str
-    content: Content
-    stamp: Stamp | None = None
+    location: FileLocation
+    version: FileVersion | None = None
 
-    def look(self) -> None:
-        """Note the stamp, before the file is read."""
-        self.stamp = self.content.stamp()
+    def record_version(self) -> None:
+        """Call this before reading the file, so that a later change of the file can be detected."""
+        self.version = self.location.version()
 
     def read(self) -> bytes:
-        """The file's bytes. Raises ImageError where it cannot be read."""
-        return self.content.read()
+        """The file's bytes. Raises ImageError if it cannot be read."""
+        return self.location.read()
 
 
 @dataclass(frozen=True)
 class OnDisk:
-    """A file of this machine, or `size` bytes of it from `start` on (a member of a .tar)."""
+    """A local file, or `size` bytes of it from offset `start` (a member of an uncompressed .tar)."""
 
     file: str
     start: int = 0
@@ -62,64 +66,65 @@ class OnDisk:
                     raise ImageError("unsupported", "not a regular file")
                 check_size(status.st_size if self.size is None else self.size)
                 file.seek(self.start)
-                return file.readall() if self.size is None else _exactly(file.read(self.size), self.size)
+                return file.readall() if self.size is None else _require_size(file.read(self.size), self.size)
         except OSError as error:
             raise ImageError("unreadable", error.strerror or str(error)) from error
-        except ValueError as error:  # a NUL in a listed name
+        except ValueError as error:  # a listed path contains a NUL
             raise ImageError("unreadable", str(error)) from error
 
-    def stamp(self) -> Stamp | None:
+    def version(self) -> FileVersion | None:
         try:
-            status = os.stat(self.file)  # noqa: PTH116  # half the time of Path's, a million times
+            status = os.stat(self.file)  # noqa: PTH116  # takes half the time of Path.stat, for millions of files
         except (OSError, ValueError):
             return None
         if self.size is None:
             return status.st_size, status.st_mtime_ns
-        return self.size, f"{status.st_size} {status.st_mtime_ns} {self.start}"  # a name may be twice in an archive
+        # with `start`, as an archive may hold two members of one name
+        return self.size, f"{status.st_size} {status.st_mtime_ns} {self.start}"
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Bytes that were read already."""
+    """Bytes that have been read already."""
 
     data: bytes
 
     def read(self) -> bytes:
         return self.data
 
-    def stamp(self) -> Stamp | None:
+    def version(self) -> FileVersion | None:
         return len(self.data), zlib.crc32(self.data)
 
 
 @dataclass(frozen=True)
-class Unusable:
-    """What was found and cannot be read, and why."""
+class Rejected:
+    """A file that was found but cannot be used; reading it raises `error`."""
 
-    problem: ImageError
+    error: ImageError
 
     def read(self) -> bytes:
-        raise self.problem
+        raise self.error
 
-    def stamp(self) -> Stamp | None:
+    def version(self) -> FileVersion | None:
         return None
 
 
 def open_local(name: str) -> IO[bytes]:
-    """A file of this machine."""
+    """The `Opener` of local files."""
     return open(name, "rb")
 
 
 def check_size(size: int) -> None:
-    """Raises ImageError for a file that is too large to be read at all."""
+    """Raises ImageError ("too-large") for a file of more than MAX_BYTES."""
     if size > MAX_BYTES:
         raise ImageError("too-large", f"{size} bytes; the limit is {MAX_BYTES}")
 
 
-def unreadable(path: str, detail: str) -> InputFile:
-    return InputFile(path, Unusable(ImageError("unreadable", detail)))
+def unreadable_file(path: str, detail: str) -> InputFile:
+    return InputFile(path, Rejected(ImageError("unreadable", detail)))
 
 
-def _exactly(data: bytes, size: int) -> bytes:
+def _require_size(data: bytes, size: int) -> bytes:
     if len(data) < size:
         raise ImageError("truncated", "the archive ends inside it")
     return data

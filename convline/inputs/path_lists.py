@@ -1,4 +1,4 @@
-"""Lists of paths: a line each, or separated by NULs, in UTF-8 or in what Windows writes."""
+"""Lists of paths (`@FILE` and standard input): separated by newlines or NULs, in UTF-8, UTF-16 or UTF-32."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import IO
 
 from convline.errors import ConvlineError
 
-BLOCK = 2**16  # bytes of a list that are read at once
-# of those that begin alike the longer one first
-MARKS = {
+BLOCK = 2**16  # bytes of a list that are read at a time
+# UTF-32 before UTF-16: the UTF-32-LE mark starts with the UTF-16-LE mark
+BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32-le",
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
-    codecs.BOM_UTF8: None,  # names may be any bytes
+    codecs.BOM_UTF8: None,  # not decoded: the paths may be any bytes
 }
 
 
-def list_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """What is between line ends, or between NULs where there is one in the first block (`find -print0`).
+def listed_paths(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The paths of the list `file`; NULs separate them if there is one in the first block (`find -print0`).
 
-    Raises ConvlineError for UTF-16 that does not say so, and for what is no text in the encoding that it says.
+    Raises ConvlineError for UTF-16 without a byte order mark, and for a list that is invalid in its encoding.
     """
     separator = None
     rest = b""
-    for block in _blocks(file, name):
+    for block in _utf8_blocks(file, name):
         separator = separator or _separator(block)
         *lines, rest = (rest + block).split(separator)
-        yield from filter(None, (_line(line, separator) for line in lines))
-    if last := _line(rest, separator or b"\n"):
+        yield from filter(None, (_without_carriage_return(line, separator) for line in lines))
+    if last := _without_carriage_return(rest, separator or b"\n"):
         yield last
 
 
 def _separator(block: bytes) -> bytes:
     if b"\0" in block:
         return b"\0"
-    return b"\r" if b"\r" in block and b"\n" not in block else b"\n"  # as on old Macs
+    return b"\r" if b"\r" in block and b"\n" not in block else b"\n"  # \r alone: classic Mac OS
 
 
-def _line(line: bytes, separator: bytes) -> bytes:
+def _without_carriage_return(line: bytes, separator: bytes) -> bytes:
     return line.rstrip(b"\r") if separator == b"\n" else line
 
 
-def _blocks(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """The list without its mark, in UTF-8 where there was one."""
+def _utf8_blocks(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """The list without its byte order mark; converted to UTF-8 if the mark is of another encoding."""
     first = file.read(BLOCK)
-    mark = next((mark for mark in MARKS if first.startswith(mark)), b"")
-    encoding = MARKS.get(mark)
+    mark = next((mark for mark in BYTE_ORDER_MARKS if first.startswith(mark)), b"")
+    encoding = BYTE_ORDER_MARKS.get(mark)
     if not mark and _looks_like_utf16(first):
         raise ConvlineError(f"{name} looks like UTF-16, and has no byte order mark; save it as UTF-8")
     blocks = _all_blocks(first[len(mark) :], file)
-    yield from blocks if encoding is None else _decoded(blocks, encoding, name)
+    yield from blocks if encoding is None else _to_utf8(blocks, encoding, name)
 
 
 def _all_blocks(first: bytes, file: IO[bytes]) -> Iterator[bytes]:
@@ -61,8 +61,8 @@ def _all_blocks(first: bytes, file: IO[bytes]) -> Iterator[bytes]:
         yield block
 
 
-def _decoded(blocks: Iterator[bytes], encoding: str, name: str) -> Iterator[bytes]:
-    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")  # Windows lets them stand alone in names
+def _to_utf8(blocks: Iterator[bytes], encoding: str, name: str) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")  # Windows allows lone surrogates in file names
     try:
         for block in blocks:
             yield decoder.decode(block).encode("utf-8", "surrogatepass")
@@ -72,7 +72,11 @@ def _decoded(blocks: Iterator[bytes], encoding: str, name: str) -> Iterator[byte
 
 
 def _looks_like_utf16(block: bytes) -> bool:
-    """Whether a list of names between NULs would be one of letters, among them what no list names."""
+    """Whether most names between NULs are single bytes, and one of those is hardly ever a whole path.
+
+    ASCII text in UTF-16 or UTF-32 has a NUL beside each character, and would look like a list of one-letter paths.
+    """
     names = list(filter(None, block.split(b"\0")))
-    letters = [name for name in names if len(name) == 1]
-    return 2 < len(letters) > len(names) / 2 and not {b".", b"/", b"\\", b"\r", b"\n"}.isdisjoint(letters)
+    single_bytes = [name for name in names if len(name) == 1]
+    unlikely_paths = {b".", b"/", b"\\", b"\r", b"\n"}
+    return 2 < len(single_bytes) > len(names) / 2 and not unlikely_paths.isdisjoint(single_bytes)

@@ -1,7 +1,7 @@
-"""What stands between the members of a tar: headers of V7, ustar, GNU and pax, and end marks.
+"""Tar headers: parses V7, ustar, GNU and pax headers (long names, links, sparse members) and end-of-archive marks.
 
-Not by tarfile: it passes over damaged headers and over what follows an end mark in silence, and crafted headers make
-it take memory and time without bound (Python 3.11).
+Python's tarfile is not used: it silently skips damaged headers and anything after an end mark, and crafted headers make
+it use unbounded memory and time (Python 3.11).
 """
 
 from __future__ import annotations
@@ -11,69 +11,74 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from convline.inputs.decompression import Stream
+from convline.inputs.decompression import ArchiveStream
 
 BLOCK = 512
-MOST = 2**20  # bytes of a member's extended headers, or of where its holes are
-EXTENDED = (b"x", b"X", b"g", b"L", b"K")  # pax (and Solaris'), pax for all members, GNU's long name and link
-WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # whatever their size says
+MAX_HEADER = 2**20  # bytes of one member's extended headers, or of its sparse map
+EXTENDED = (b"x", b"X", b"g", b"L", b"K")  # types: pax, Solaris pax, pax for all members, GNU long name, GNU long link
+WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # types that have no data, whatever their size field says
 
-Kind = Literal["file", "folder", "hard link", "symbolic link", "title", "other"]
-Parts = tuple[tuple[int, int], ...]  # offset and length in the file; there are zeros between them
+MemberKind = Literal["file", "folder", "hard link", "symbolic link", "label", "other"]
+DataRanges = tuple[tuple[int, int], ...]  # (offset, length) of a file's data; the gaps are zeros
 
-KINDS: dict[bytes, Kind] = {
+KINDS: dict[bytes, MemberKind] = {
     b"0": "file",
     b"\0": "file",
-    b"7": "file",  # contiguous
-    b"S": "file",  # GNU sparse
+    b"7": "file",  # contiguous file
+    b"S": "file",  # GNU sparse file
     b"1": "hard link",
     b"2": "symbolic link",
     b"5": "folder",
-    b"D": "folder",  # of an incremental GNU archive, with a list of what is in it
-    b"V": "title",  # of the archive, no path
+    b"D": "folder",  # of a GNU incremental archive; its data are the names in it
+    b"V": "label",  # of the archive, not a path
 }
 
 
 @dataclass(frozen=True)
-class Header:
-    """A member: the `size` of the file, where the bytes of its `parts` start in the stream, and where they end."""
+class TarMember:
+    """A member of a tar archive.
+
+    `size`: of the file in bytes, with the gaps of a sparse file; `link`: the path that a link names;
+    `data_start`: position in the stream of the data of `ranges`, which are stored one after another;
+    `data_end`: position of the next header.
+    """
 
     name: str
-    kind: Kind
+    kind: MemberKind
     size: int
     link: str
-    start: int
-    end: int
-    parts: Parts
+    data_start: int
+    data_end: int
+    ranges: DataRanges
 
 
-def headers(stream: Stream) -> Iterator[Header]:
-    """All members; the stream stands at a member's bytes, from where it may be read, but not beyond `end`.
+def read_members(stream: ArchiveStream) -> Iterator[TarMember]:
+    """All members of an archive. Each comes with the stream at its data, which may be read, but not past `data_end`.
 
-    Raises ValueError or EOFError for what is damaged or breaks off.
+    Raises ValueError or EOFError for a damaged or truncated archive.
     """
     is_ended = False
     while block := stream.read(BLOCK):
         if not block.strip(b"\0"):
             is_ended = True  # unless another archive follows, as after `tar --concatenate` or `cat`
             continue
-        header = _header(block, stream)
+        member = _read_member(block, stream)
         is_ended = False
-        yield header
-        stream.skip_to(header.end)
+        yield member
+        stream.skip_to(member.data_end)
     if not is_ended:
-        raise ValueError("it breaks off before its end mark")
+        raise ValueError("it ends before its end mark")
 
 
-def _header(block: bytes, stream: Stream) -> Header:
-    """The member that begins with `block`, its extended headers first."""
+def _read_member(block: bytes, stream: ArchiveStream) -> TarMember:
+    """The member whose headers begin with `block`; extended headers come before the member's own header."""
     records: list[tuple[bytes, bytes]] = []
-    room = MOST
-    while _checked(block, stream)[156:157] in EXTENDED:
+    bytes_left = MAX_HEADER
+    while _verified(block, stream)[156:157] in EXTENDED:
         kind, size = block[156:157], _number(block[124:136])
-        room -= size
-        if room < 0:
-            raise ValueError(f"a header of more than {MOST} bytes")
+        bytes_left -= size
+        if bytes_left < 0:
+            raise ValueError(f"a header of more than {MAX_HEADER} bytes")
         data = b"".join(stream.chunks(size))
         stream.skip_to(stream.position + -size % BLOCK)
         if kind == b"L":
@@ -81,110 +86,112 @@ def _header(block: bytes, stream: Stream) -> Header:
         elif kind == b"K":
             records.append((b"linkpath", data.split(b"\0")[0]))
         elif kind != b"g":
-            records += _records(data)
+            records += _pax_records(data)
         block = stream.read(BLOCK)
-    return _member(block, records, stream)
+    return _parse_header(block, records, stream)
 
 
-def _checked(block: bytes, stream: Stream) -> bytes:
-    """A header's block. Raises ValueError for anything else."""
+def _verified(block: bytes, stream: ArchiveStream) -> bytes:
+    """`block`, if it is a header with a correct checksum. Raises ValueError otherwise."""
     if len(block) == BLOCK:
-        told = _number(block[148:156])
+        checksum = _number(block[148:156])
         fields = block[:148] + b" " * 8 + block[156:]
         unsigned = sum(fields)
-        if told in (unsigned, unsigned - 256 * sum(byte > 127 for byte in fields)):  # old writers had signed bytes
+        signed = unsigned - 256 * sum(byte > 127 for byte in fields)  # old writers summed signed bytes
+        if checksum in (unsigned, signed):
             return block
-    raise ValueError(f"at byte {stream.position - len(block)} of it is no header of a member")
+    raise ValueError(f"no valid member header at byte {stream.position - len(block)}")
 
 
-def _member(block: bytes, records: list[tuple[bytes, bytes]], stream: Stream) -> Header:
-    told = dict(records)
+def _parse_header(block: bytes, records: list[tuple[bytes, bytes]], stream: ArchiveStream) -> TarMember:
+    """The member of the header `block`; `records` are those of its extended headers."""
+    extended = dict(records)
     kind = block[156:157]
-    stored = size = _whole(told[b"size"]) if told.get(b"size") else _number(block[124:136])
-    parts: Parts | None = None
+    stored = size = _digits(extended[b"size"]) if extended.get(b"size") else _number(block[124:136])
+    ranges: DataRanges | None = None
     if kind == b"S":
-        parts, size = _gnu_sparse(block, stream)
-    elif any(key.startswith(b"GNU.sparse.") for key in told):
+        ranges, size = _gnu_sparse_map(block, stream)
+    elif any(key.startswith(b"GNU.sparse.") for key in extended):
         before = stream.position
-        parts = _pax_sparse(records, stream)
-        size = _whole(told.get(b"GNU.sparse.realsize") or told.get(b"GNU.sparse.size", b""))
+        ranges = _pax_sparse_map(records, stream)
+        size = _digits(extended.get(b"GNU.sparse.realsize") or extended.get(b"GNU.sparse.size", b""))
         stored -= stream.position - before
-    name = told.get(b"GNU.sparse.name") or told.get(b"path") or _ustar_name(block)
-    link = told.get(b"linkpath") or block[157:257].split(b"\0")[0]
-    if kind in (b"0", b"\0") and name.endswith(b"/") and not size:  # of before there were folders
+    name = extended.get(b"GNU.sparse.name") or extended.get(b"path") or _ustar_name(block)
+    link = extended.get(b"linkpath") or block[157:257].split(b"\0")[0]
+    if kind in (b"0", b"\0") and name.endswith(b"/") and not size:  # how V7 tar stores folders
         kind = b"5"
     start = stream.position
     end = start if kind in WITHOUT_DATA else start + stored + -stored % BLOCK
-    if stored < 0 or sum(length for _, length in parts or ()) > stored:
-        raise ValueError("a sparse member holds less than it says")
-    if parts is None:
-        parts = ((0, size),)
-    return Header(os.fsdecode(name), KINDS.get(kind, "other"), size, os.fsdecode(link), start, end, parts)
+    if stored < 0 or sum(length for _, length in ranges or ()) > stored:
+        raise ValueError("a sparse member has less data than its map says")
+    if ranges is None:
+        ranges = ((0, size),)
+    return TarMember(os.fsdecode(name), KINDS.get(kind, "other"), size, os.fsdecode(link), start, end, ranges)
 
 
 def _ustar_name(block: bytes) -> bytes:
     name = block[:100].split(b"\0")[0]
-    # GNU's headers have times at the prefix's place
+    # GNU headers have no prefix: times are in its place
     prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
 
 
 def _number(field: bytes) -> int:
-    """Octal digits, or, for large ones, binary after a first byte of 0x80. Raises ValueError for others."""
+    """A number field: octal digits, or binary after a first byte of 0x80. Raises ValueError for an invalid one."""
     if field[0] & 0x80:
         if field[0] == 0xFF:
-            raise ValueError("a number below zero in a header")
+            raise ValueError("a negative number in a header")
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    return _whole(field.split(b"\0")[0].strip() or b"0", 8)
+    return _digits(field.split(b"\0")[0].strip() or b"0", 8)
 
 
-def _whole(digits: bytes, base: int = 10) -> int:
+def _digits(digits: bytes, base: int = 10) -> int:
     if not digits.isdigit() or len(digits) > 20:
         raise ValueError("a damaged number in a header")
     return int(digits, base)
 
 
-def _records(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The keys and values of a pax header, which are "length key=value\\n". Raises ValueError for a damaged one."""
+def _pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The keys and values of a pax header, each "length key=value\\n". Raises ValueError for a damaged one."""
     records = []
-    data, at = data.rstrip(b"\0"), 0
-    while at < len(data):
-        space = data.find(b" ", at, at + 20)
-        end = at + _whole(data[at:space])
+    data, position = data.rstrip(b"\0"), 0
+    while position < len(data):
+        space = data.find(b" ", position, position + 20)
+        end = position + _digits(data[position:space])
         key, equals, value = data[space + 1 : end - 1].partition(b"=")
         if not equals or data[end - 1 : end] != b"\n":
             raise ValueError("a damaged extended header")
         records.append((key, value))
-        at = end
+        position = end
     return records
 
 
-def _gnu_sparse(block: bytes, stream: Stream) -> tuple[Parts, int]:
-    """Where the parts of a sparse member are, and the file's size; the stream is at their bytes afterwards."""
+def _gnu_sparse_map(block: bytes, stream: ArchiveStream) -> tuple[DataRanges, int]:
+    """The data ranges of a sparse member and the size of the file; leaves the stream at the data."""
     size = _number(block[483:495])
-    structs, is_continued = block[386:482], block[482]
+    entries, is_continued = block[386:482], block[482]
     while is_continued:
-        if len(more := stream.read(BLOCK)) < BLOCK or len(structs) > MOST:
+        if len(more := stream.read(BLOCK)) < BLOCK or len(entries) > MAX_HEADER:
             raise ValueError("a damaged sparse member")
-        structs, is_continued = structs + more[:504], more[504]
-    entries = (structs[at : at + 24] for at in range(0, len(structs), 24))
-    return tuple((_number(entry[:12]), _number(entry[12:])) for entry in entries if entry.strip(b"\0")), size
+        entries, is_continued = entries + more[:504], more[504]
+    pairs = (entries[start : start + 24] for start in range(0, len(entries), 24))
+    return tuple((_number(pair[:12]), _number(pair[12:])) for pair in pairs if pair.strip(b"\0")), size
 
 
-def _pax_sparse(records: list[tuple[bytes, bytes]], stream: Stream) -> Parts:
-    """As `_gnu_sparse`, of the three ways in which pax headers tell it."""
-    told = dict(records)
-    if b"GNU.sparse.map" in told:
-        numbers = [_whole(number) for number in told[b"GNU.sparse.map"].split(b",")]
-    elif b"GNU.sparse.major" in told:  # before the parts, a line each: their number, then offsets and lengths
+def _pax_sparse_map(records: list[tuple[bytes, bytes]], stream: ArchiveStream) -> DataRanges:
+    """The data ranges of a sparse member with pax headers, in any of GNU tar's three formats: 0.0, 0.1 and 1.0."""
+    extended = dict(records)
+    if b"GNU.sparse.map" in extended:  # 0.1
+        numbers = [_digits(number) for number in extended[b"GNU.sparse.map"].split(b",")]
+    elif b"GNU.sparse.major" in extended:  # 1.0: lines before the data, first the number of ranges, then their numbers
         text = b""
-        while b"\n" not in text or text.count(b"\n") < 1 + 2 * _whole(text[: text.index(b"\n")]):
-            if len(more := stream.read(BLOCK)) < BLOCK or len(text) > MOST:
+        while b"\n" not in text or text.count(b"\n") < 1 + 2 * _digits(text[: text.index(b"\n")]):
+            if len(more := stream.read(BLOCK)) < BLOCK or len(text) > MAX_HEADER:
                 raise ValueError("a damaged sparse member")
             text += more
         count, *lines = text.split(b"\n")
-        numbers = [_whole(line) for line in lines[: 2 * _whole(count)]]
-    else:
+        numbers = [_digits(line) for line in lines[: 2 * _digits(count)]]
+    else:  # 0.0
         keys = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
-        numbers = [_whole(value) for key, value in records if key in keys]
+        numbers = [_digits(value) for key, value in records if key in keys]
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Zip archives: their members in the order of their table, and what their names are."""
+"""Zip archives: makes files of their members, with names in whatever encoding, symbolic links and Windows paths."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from functools import lru_cache, partial
 
 from convline.console import log
 from convline.errors import ImageError
-from convline.inputs.archive_members import inner_path, is_hidden, link_target, member, normal
-from convline.inputs.input_file import InputFile, Opener, Stamp, check_size
+from convline.inputs.archive_members import inner_path, is_hidden, member_file, normalized, symlink_target
+from convline.inputs.input_file import FileVersion, InputFile, Opener, check_size
 
-IS_ENCRYPTED, IS_UTF8 = 0x1, 0x800  # flags
-OF_WINDOWS = (0, 6, 10, 11, 14)  # systems where \ separates names: DOS, OS/2, Windows
-OF_UNIX = (3, 19)  # and macOS: the attributes hold the mode
-UNICODE_PATH = 0x7075  # an extra field: the name in UTF-8, beside that in the system's own encoding
-FAITHFUL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # unpack no more than they are asked for
-LONGEST_LINK = 4096  # bytes
-SHOWN = 60  # bytes of a name
-LINKS = 8  # that lead from one to the next
+IS_ENCRYPTED, IS_UTF8 = 0x1, 0x800  # bits of a member's flags
+WINDOWS_SYSTEMS = (0, 6, 10, 11, 14)  # systems that separate names by \: DOS, OS/2, Windows
+UNIX_SYSTEMS = (3, 19)  # and macOS: the external attributes hold the file mode
+UNICODE_PATH = 0x7075  # an extra field: the name in UTF-8, in addition to the one in the system's encoding
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # compressions that give at most as many bytes as were asked for
+MAX_LINK = 4096  # bytes of a link's target
+MAX_SHOWN = 60  # bytes of a name in a message
+MAX_LINKED_LINKS = 8  # links that point to links
 
 
 def zip_members(open_file: Opener, name: str, prefix: str) -> Iterator[InputFile]:
-    """The files of a zip, in the order of its table."""
-    paths: dict[str, zipfile.ZipInfo] = {}
+    """The files of a zip, in the order of its central directory."""
+    infos: dict[str, zipfile.ZipInfo] = {}
     with open_file(name) as file, zipfile.ZipFile(file) as archive:
-        _tell_unknown_encoding(name, archive)
+        _warn_of_unknown_encoding(name, archive)
         for info in archive.infolist():
             path = inner_path(name, member_name(info))
             if _is_folder(info) or is_hidden(path):
                 continue
             if _is_link(info):
-                paths = paths or {normal(member_name(other)) or "": other for other in archive.infolist()}
-                yield _linked(open_file, name, prefix, path, paths)
+                infos = infos or {normalized(member_name(other)) or "": other for other in archive.infolist()}
+                yield _linked_file(open_file, name, prefix, path, infos)
             else:
-                yield member(prefix + path, info.file_size, partial(InZip, open_file, name, info))
+                yield member_file(prefix + path, info.file_size, partial(InZip, open_file, name, info))
 
 
-def zip_names(open_file: Opener, name: str) -> Iterator[tuple[str, bool]]:
+def zip_paths(open_file: Opener, name: str) -> Iterator[tuple[str, bool]]:
     """The path of each member of a zip, and whether it is a folder."""
     with open_file(name) as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
@@ -52,7 +52,7 @@ def zip_names(open_file: Opener, name: str) -> Iterator[tuple[str, bool]]:
 
 @dataclass(frozen=True)
 class InZip:
-    """A member of a zip: each process that reads some opens the archive once."""
+    """A member of a zip. Each process opens the archive once, and keeps it open."""
 
     open_file: Opener
     archive: str
@@ -60,36 +60,36 @@ class InZip:
 
     def read(self) -> bytes:
         try:
-            return _read(_opened(self.open_file, self.archive), self.info)
+            return _read_member(_open_zip(self.open_file, self.archive), self.info)
         except ImageError:
             raise
-        # zipfile, and what it unpacks with, stumble over a damaged member in many ways
+        # for damaged members zipfile and the decompressors raise exceptions of many kinds
         except Exception as error:
             raise ImageError("unreadable", str(error) or type(error).__name__) from error
 
-    def stamp(self) -> Stamp | None:
+    def version(self) -> FileVersion | None:
         return self.info.file_size, self.info.CRC
 
 
 @lru_cache(maxsize=1)
-def _opened(open_file: Opener, name: str) -> zipfile.ZipFile:
+def _open_zip(open_file: Opener, name: str) -> zipfile.ZipFile:
     file = open_file(name)
     archive = zipfile.ZipFile(file)
-    weakref.finalize(archive, file.close)  # which is not zipfile's to close
+    weakref.finalize(archive, file.close)  # zipfile does not close a file that it was given
     return archive
 
 
-def forget_zip() -> None:
-    """Have the archive opened anew by the next read."""
-    _opened.cache_clear()
+def close_zip() -> None:
+    """Close the zip that is kept open; the next read opens it again."""
+    _open_zip.cache_clear()
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member's bytes, in no more memory than it says that they take."""
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member's bytes, in no more memory than its header says that they need."""
     if info.flag_bits & IS_ENCRYPTED:
         raise ImageError("unreadable", "it is encrypted; unpack the archive with its password")
-    # of bzip2 and LZMA all is unpacked that was read: 4 KiB may be 90 MB
-    step = 2**16 if info.compress_type in FAITHFUL else 2**12
+    # bzip2 and LZMA decompress all that they read, and 4 KiB may become 90 MB
+    step = 2**16 if info.compress_type in BOUNDED else 2**12
     with archive.open(info) as file:
         return b"".join(iter(lambda: file.read(step), b""))
 
@@ -97,18 +97,18 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 def member_name(info: zipfile.ZipInfo) -> str:
     """A member's name, with / between its parts.
 
-    It is UTF-8 where the archive says so, and where it can be, as of Info-ZIP and macOS, which don't say so. Names in
-    a code page of a system, which is not told, keep their bytes, as names of files do that are not UTF-8.
+    It is decoded as UTF-8 if the archive says so or if it is valid UTF-8: Info-ZIP and macOS write UTF-8 without saying
+    so. Names in another encoding, which a zip does not state, keep their bytes, as `os.fsdecode` gives them.
     """
     raw = info.orig_filename.encode("utf-8" if info.flag_bits & IS_UTF8 else "cp437")
     name = os.fsdecode(_unicode_path(info.extra, raw) or raw)
-    if info.create_system in OF_WINDOWS and _is_utf8(name):  # a byte of a character may look like \ else
+    if info.create_system in WINDOWS_SYSTEMS and _is_utf8(name):  # else the byte of \ may be part of a character
         return name.replace("\\", "/")
     return name
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> bytes | None:
-    """What an extra field says that the name is, if it is about this one."""
+    """The name in the Unicode path field, if there is one and its checksum is that of the name `raw`."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         field, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -121,26 +121,26 @@ def _is_utf8(name: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _tell_unknown_encoding(name: str, archive: zipfile.ZipFile) -> None:
-    others = [path for path in map(member_name, archive.infolist()) if not _is_utf8(path)]
-    if others:
-        shown = others[0].encode("utf-8", "surrogateescape")[:SHOWN]
+def _warn_of_unknown_encoding(name: str, archive: zipfile.ZipFile) -> None:
+    not_utf8 = [path for path in map(member_name, archive.infolist()) if not _is_utf8(path)]
+    if not_utf8:
+        shown = not_utf8[0].encode("utf-8", "surrogateescape")[:MAX_SHOWN]
         _log_once(
-            f"warning: {name} does not tell in which encoding {len(others)} of its names are, such as {shown!r}; "
-            "they keep their bytes. If it is, say, cp932, this unpacks it: "
+            f"warning: {name} does not state the encoding of {len(not_utf8)} of its names, such as {shown!r}; "
+            "they keep their bytes. If you know the encoding, say cp932, unpack the archive by: "
             f"python -m zipfile --metadata-encoding cp932 -e {name} FOLDER"
         )
 
 
 @lru_cache(maxsize=16)
 def _log_once(message: str) -> None:
-    """An archive is listed several times."""
+    """Log a message once, although an archive is listed several times."""
     log(message)
 
 
 def _is_folder(info: zipfile.ZipInfo) -> bool:
-    is_so_called = member_name(info).endswith("/") or stat.S_ISDIR(_mode(info))
-    return is_so_called and not info.file_size
+    is_marked = member_name(info).endswith("/") or stat.S_ISDIR(_mode(info))
+    return is_marked and not info.file_size
 
 
 def _is_link(info: zipfile.ZipInfo) -> bool:
@@ -148,27 +148,27 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
 
 
 def _mode(info: zipfile.ZipInfo) -> int:
-    return info.external_attr >> 16 if info.create_system in OF_UNIX else 0
+    return info.external_attr >> 16 if info.create_system in UNIX_SYSTEMS else 0
 
 
-def _linked(open_file: Opener, name: str, prefix: str, path: str, paths: dict[str, zipfile.ZipInfo]) -> InputFile:
-    """The file that a symbolic link leads to, within its archive."""
+def _linked_file(open_file: Opener, name: str, prefix: str, path: str, infos: dict[str, zipfile.ZipInfo]) -> InputFile:
+    """The file that the symbolic link at `path` points to, within its archive."""
 
-    def content() -> InZip:
-        here = path
-        for _ in range(LINKS):
-            link = InZip(open_file, name, paths[here])
-            if link.info.file_size > LONGEST_LINK:
+    def locate() -> InZip:
+        current = path
+        for _ in range(MAX_LINKED_LINKS):
+            link = InZip(open_file, name, infos[current])
+            if link.info.file_size > MAX_LINK:
                 break
-            target = link_target(here, told := os.fsdecode(link.read()))
+            target = symlink_target(current, written := os.fsdecode(link.read()))
             if target is None:
-                raise ImageError("unsupported", f"a link out of its archive, to {told}")
-            if target not in paths or _is_folder(paths[target]):
-                raise ImageError("unreadable", f"a link to {target or '.'}, which is no file of its archive")
-            if not _is_link(paths[target]):
-                check_size(paths[target].file_size)
-                return InZip(open_file, name, paths[target])
-            here = target
-        raise ImageError("unreadable", "a link that leads nowhere")
+                raise ImageError("unsupported", f"a link out of its archive, to {written}")
+            if target not in infos or _is_folder(infos[target]):
+                raise ImageError("unreadable", f"a link to {target or '.'}, which is not a file of its archive")
+            if not _is_link(infos[target]):
+                check_size(infos[target].file_size)
+                return InZip(open_file, name, infos[target])
+            current = target
+        raise ImageError("unreadable", "a link that is too long, or that leads through too many other links")
 
-    return member(prefix + path, 0, content)
+    return member_file(prefix + path, 0, locate)

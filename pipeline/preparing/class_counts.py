@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from convline.html import elided
+from convline.html import elide_middle
 
 MAX_ROWS = 20  # of more classes, only the largest and the smallest are shown
 MAX_NAME_WIDTH = 40  # characters
@@ -26,4 +26,4 @@ def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]
         if omitted > 0 and number == 1 + MAX_ROWS // 2:
             yield f"… {omitted} classes of sizes between these"
         padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-        yield "  ".join([f"{elided(label, MAX_NAME_WIDTH):{name_width}}", *padded])
+        yield "  ".join([f"{elide_middle(label, MAX_NAME_WIDTH):{name_width}}", *padded])

@@ -16,7 +16,7 @@ from convline.console import log
 from convline.errors import ConvlineError
 from convline.files import sha256
 from convline.images import Fit, ImageSpec, Resample
-from convline.inputs.listing import find, folders, once_each
+from convline.inputs.listing import find, folders, last_of_each_path
 from convline.time_limit import SECONDS
 from pipeline.preparing.decoded_source import DecodedSource, create_array
 from pipeline.preparing.folder_layout import FolderLayout, read_layout
@@ -103,9 +103,9 @@ def _files_in_rows(source: Path, order: list[str], path_counts: Counter[str]) ->
         log(f"{source} holds {len(repeated)} paths more than once, such as {min(repeated)}: the last files are used")
 
     def files() -> Iterator[FileForRow]:
-        for file in once_each(find([str(source)]), repeated):
+        for file in last_of_each_path(find([str(source)]), repeated):
             if file.path in rows:
-                yield FileForRow(file.path, file.content, row=rows[file.path])
+                yield FileForRow(file.path, file.location, row=rows[file.path])
 
     return files
 

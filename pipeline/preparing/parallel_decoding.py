@@ -105,7 +105,7 @@ def decode_into(
                 result.digests[file.row] = hashlib.sha256(data).digest()
                 pixels = decode(data, replace(spec, height=None, width=None) if keep_size else spec)
             except ImageError as problem:
-                result.rejects[file.row] = problem.to_keep()
+                result.rejects[file.row] = problem.without_traceback()
                 continue
             if pixels.shape != images.shape[1:]:
                 sizes = f"{spec.height}x{spec.width}, {file.path} is {pixels.shape[0]}x{pixels.shape[1]}"

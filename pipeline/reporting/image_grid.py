@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from convline.html import elided
+from convline.html import elide_middle
 
 TILE = 48  # pixels, at least
 MARGIN = 4
@@ -39,7 +39,7 @@ def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for number, (label, images) in enumerate(rows):
         top = number * tile_height
-        draw.text((MARGIN, top + tile_height // 2 - 6), elided(label, 16), fill="black", font=font)
+        draw.text((MARGIN, top + tile_height // 2 - 6), elide_middle(label, 16), fill="black", font=font)
         for column, image in enumerate(images):
             enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))

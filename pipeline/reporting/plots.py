@@ -18,7 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from convline.files import atomic_write
-from convline.html import Html, elided
+from convline.html import Html, elide_middle
 
 # by name those of convline/page.css, where each has another value in the dark
 COLORS = {
@@ -105,7 +105,7 @@ def axes_of(width: float = 4.4, height: float = 2.9, columns: int = 1, rows: int
 def short(name: str, longest: int = LONGEST_LABEL) -> str:
     """A name for an axis or a legend: what has a width, and of a long one its two ends."""
     kept = "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp"))
-    return elided(kept, longest)
+    return elide_middle(kept, longest)
 
 
 def save(folder: Path, pictures: Mapping[str, bytes]) -> None:

@@ -9,7 +9,18 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.files import sha256
-from convline.html import Content, Html, card, cards, element, facts, figures, name, note, table
+from convline.html import (
+    Html,
+    HtmlContent,
+    card,
+    cards,
+    display_name,
+    element,
+    key_figures,
+    key_value_table,
+    muted,
+    table,
+)
 from pipeline.network import count_parameters
 from pipeline.reporting import diagrams
 from pipeline.reporting.curves import training_curves
@@ -22,11 +33,11 @@ from serving.model import open_model
 CONFUSED = 10  # pairs of classes
 
 
-def head(data: ReportData) -> Content:
+def head(data: ReportData) -> HtmlContent:
     recipe = data.run.recipe
     seconds = last_value(data.points, "training_seconds")
     speeds = [point.values["images_per_second"] for point in data.points if "images_per_second" in point.values]
-    told: list[tuple[str, Content]] = [
+    told: list[tuple[str, HtmlContent]] = [
         ("precision @ 1 on test", f"{data.outcomes.evaluation.precision_at(1):.2%}"),
         ("parameters", f"{count_parameters(data.served.network):,}"),
         ("multiply-adds an image", diagrams.count(sum(layer.multiply_adds for layer in data.layers))),
@@ -34,8 +45,11 @@ def head(data: ReportData) -> Content:
         *([("training", duration(seconds))] if seconds is not None else []),
         *([("images/s, median", f"{median(speeds):,.0f}")] if speeds else []),
     ]
-    network, dataset = name(recipe.model.name), name(recipe.data.dataset)
-    return [element("p", "The network ", network, " on the dataset ", dataset, "; averaged weights."), figures(told)]
+    network, dataset = display_name(recipe.model.name), display_name(recipe.data.dataset)
+    return [
+        element("p", "The network ", network, " on the dataset ", dataset, "; averaged weights."),
+        key_figures(told),
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -45,7 +59,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def trained(data: ReportData) -> Content:
+def trained(data: ReportData) -> HtmlContent:
     run, train = data.run, data.run.recipe.train
     image = run.spec
     told = [
@@ -57,15 +71,15 @@ def trained(data: ReportData) -> Content:
         ("schedule", run.recipe.schedule.name),
     ]
     recipe = element("details", element("summary", "The whole recipe"), element("pre", run.recipe.to_toml()))
-    return [facts(told, "What was trained"), recipe]
+    return [key_value_table(told, "What was trained"), recipe]
 
 
-def network(data: ReportData) -> Content:
+def network(data: ReportData) -> HtmlContent:
     picture = diagrams.network(data.layers, data.image_shape, len(data.run.classes))
     shape = diagrams.shape
     rows = [
         (
-            name(one.name),
+            display_name(one.name),
             one.kind,
             shape(one.takes),
             shape(one.returns),
@@ -78,22 +92,25 @@ def network(data: ReportData) -> Content:
     return cards(data.card(picture), card("Its layers", table(header, rows, "Layers"), wide=True))
 
 
-def learning(data: ReportData) -> Content:
+def learning(data: ReportData) -> HtmlContent:
     return cards(*map(data.card, training_curves(data.points)))
 
 
-def judged(data: ReportData) -> Content:
+def judged(data: ReportData) -> HtmlContent:
     outcomes, classes = data.outcomes, data.run.classes
     of_classes = table(
         ("class", "images", "precision", "recall"),
         [
-            (name(label), f"{told['count']:,}", _share(told["precision"]), _share(told["recall"]))
+            (display_name(label), f"{told['count']:,}", _share(told["precision"]), _share(told["recall"]))
             for label, told in outcomes.evaluation.to_dict()["classes"].items()
         ],
         "Precision and recall of each class",
     )
-    pairs = [(name(classes[true]), name(classes[other]), f"{n:,}") for true, other, n in outcomes.confused(CONFUSED)]
-    confused = table(("true", "taken for", "images"), pairs, "Most often confused") if pairs else note("Nothing was.")
+    pairs = [
+        (display_name(classes[true]), display_name(classes[other]), f"{n:,}")
+        for true, other, n in outcomes.confused(CONFUSED)
+    ]
+    confused = table(("true", "taken for", "images"), pairs, "Most often confused") if pairs else muted("Nothing was.")
     return cards(
         data.card(diagrams.confusion(outcomes.evaluation.confusion, classes)),
         data.card(diagrams.calibration(*outcomes.calibration())),
@@ -106,25 +123,25 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def insides(data: ReportData) -> Content:
+def insides(data: ReportData) -> HtmlContent:
     if not data.summaries:
-        return note("The run has no summaries: train.summary_every in its recipe is 0, or it is older than they are.")
+        return muted("The run has no summaries: train.summary_every in its recipe is 0, or it is older than they are.")
     told = "The stronger the colour, the more values; the first step is at the left, the last one at the right."
-    return [note(told), cards(*map(data.card, layer_pictures(data.summaries)))]
+    return [muted(told), cards(*map(data.card, layer_pictures(data.summaries)))]
 
 
-def provenance(data: ReportData) -> Content:
+def provenance(data: ReportData) -> HtmlContent:
     run = data.run
-    told: list[tuple[str, Content]] = [
+    told: list[tuple[str, HtmlContent]] = [
         ("run", run.info["id"]),
-        ("dataset", [name(run.info["dataset"]["name"]), ", fingerprint ", run.info["dataset"]["fingerprint"]]),
+        ("dataset", [display_name(run.info["dataset"]["name"]), ", fingerprint ", run.info["dataset"]["fingerprint"]]),
         ("seed", str(run.recipe.train.seed)),
         *([("trained", _period(data.points))] if data.points else []),
     ]
     if run.recipe.published.source:
         told += [("source", run.recipe.published.source), ("published", _share(run.recipe.published.precision_at_1))]
     told += _exported(data)
-    return [facts(told, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(data)]
+    return [key_value_table(told, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(data)]
 
 
 def _period(points: Sequence[Point]) -> str:
@@ -132,12 +149,12 @@ def _period(points: Sequence[Point]) -> str:
     return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
 
 
-def _exported(data: ReportData) -> list[tuple[str, Content]]:
+def _exported(data: ReportData) -> list[tuple[str, HtmlContent]]:
     """What the run's model.onnx is, and whether it is of the weights that the report is on."""
     path = data.run.model
     if not path.exists():
         return []
-    told: list[tuple[str, Content]] = [("model.onnx", f"SHA-256 {sha256(path)}")]
+    told: list[tuple[str, HtmlContent]] = [("model.onnx", f"SHA-256 {sha256(path)}")]
     try:
         metadata = open_model(path, "cpu").metadata
     except ConvlineError as error:
@@ -167,17 +184,17 @@ def _parity(data: ReportData) -> Html:
     proof = read_findings(data.run.folder / "parity.json")
     export = element("code", "pipeline export")
     if not (proof and data.run.model.exists()):
-        return note(["The run is not exported yet: ", export, " writes the file, and proves that it is this network."])
+        return muted(["The run is not exported yet: ", export, " writes the file, and proves that it is this network."])
     try:
-        return facts(_proven(proof), "Parity of ONNX and PyTorch")
+        return key_value_table(_proven(proof), "Parity of ONNX and PyTorch")
     except (KeyError, TypeError, ValueError, AttributeError):
-        return note(["The proof, parity.json, is damaged: ", export, " makes it again."])
+        return muted(["The proof, parity.json, is damaged: ", export, " makes it again."])
 
 
-def _proven(proof: dict[str, Any]) -> list[tuple[str, Content]]:
+def _proven(proof: dict[str, Any]) -> list[tuple[str, HtmlContent]]:
     """What parity.json says, for a table."""
     logit, probability, precision = proof["logit_difference"], proof["probability_difference"], proof["precision_at_1"]
-    told: list[tuple[str, Content]] = [
+    told: list[tuple[str, HtmlContent]] = [
         ("passed", "yes" if proof["passed"] else "no"),
         ("compared", f"{proof['images']:,} images, in {proof.get('precision', 'fp32')}, on {proof['provider']}"),
         ("largest |Δlogit|", f"{logit['largest']:.2g}{_of_range(proof)}"),

@@ -14,8 +14,8 @@ from typing import Any
 from convline.console import log
 from convline.errors import ConvlineError
 from convline.files import sha256
-from convline.mlflow_client import asking, database_file, prepare_mlflow, tracking_uri
-from convline.secrets import public
+from convline.mlflow_client import database_file, explain_mlflow_errors, import_mlflow, tracking_uri
+from convline.secrets import without_credentials
 from pipeline.recipe import flat
 from pipeline.reporting.findings import read_findings
 from pipeline.reporting.image_grid import grid, pixels
@@ -39,7 +39,7 @@ def has_failed(run: Run, since: float) -> bool:
         is_recent = (run.folder / "sync.json").stat().st_mtime >= since
     except FileNotFoundError:
         return False
-    return is_recent and Cursor.read(run, public(tracking_uri())).problem is not None
+    return is_recent and Cursor.read(run, without_credentials(tracking_uri())).problem is not None
 
 
 class Sender:
@@ -51,7 +51,7 @@ class Sender:
     """
 
     def __init__(self, run: Run, uri: str, in_hurry: Callable[[], bool] = lambda: False) -> None:
-        prepare_mlflow("tracking (unless by --tracking none)")
+        import_mlflow("tracking (unless by --tracking none)")
         self._run = run
         self._uri = uri
         self._in_hurry = in_hurry
@@ -101,10 +101,12 @@ class Sender:
         with self._run.sending(wait):
             if not self._run.is_current():
                 raise ConvlineError(f"{self._run.folder} was replaced by another run meanwhile")
-            cursor = Cursor.read(self._run, public(self._uri))
+            cursor = Cursor.read(self._run, without_credentials(self._uri))
             met = cursor.problem
             try:
-                with asking(self._uri, f"did not take the run {self._run.folder}, `pipeline sync` sends the rest"):
+                with explain_mlflow_errors(
+                    self._uri, f"did not take the run {self._run.folder}, `pipeline sync` sends the rest"
+                ):
                     if self._client is None:
                         mlflow_runs.create_database(self._uri)
                         client = mlflow.MlflowClient(self._uri)

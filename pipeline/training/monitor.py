@@ -21,7 +21,7 @@ from pipeline.training.distributed import World
 from pipeline.training.layer_summary import sample, summarize
 
 if TYPE_CHECKING:
-    from convline.console import Bar
+    from convline.console import ProgressBar
 
 SMOOTHING = 0.9
 BARS = "▁▂▃▄▅▆▇█"
@@ -36,7 +36,7 @@ class Monitor:
     resumption included, evaluations and checkpoints left out of images_per_second.
     """
 
-    def __init__(self, run: Run, bar: Bar, world: World) -> None:
+    def __init__(self, run: Run, bar: ProgressBar, world: World) -> None:
         self._world = world
         self._settings = run.recipe.train
         self._points, self._summaries = (  # closed by monitor()
@@ -111,7 +111,7 @@ class Monitor:
         )
         self._losses.append(means["smoothed_loss"])
         below = f"loss {sparkline(self._losses)} {loss:.4g} · {rate:,.0f} images/s{self._note}"
-        self._bar.update(self._bar.task_ids[0], completed=step + 1, below=below)
+        self._bar.update(self._bar.task_ids[0], completed=step + 1, status_line=below)
         self._line(
             f"step {step}, loss = {loss:.4g}, accuracy = {accuracy:.3f} ({rate:.1f} images/s; {seconds:.3g} s/batch)"
         )

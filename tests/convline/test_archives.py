@@ -1,4 +1,4 @@
-"""Every file of an archive is used or accounted for: whatever its names, links, ends and holes are."""
+"""Archives (zip, tar): every member becomes a file or a reject; odd names, links, sparse and damaged members."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ import pytest
 
 from convline.errors import ConvlineError, ImageError
 from convline.inputs import archive_members
-from convline.inputs.archive_members import Window
+from convline.inputs.archive_members import MemoryWindow
 from convline.inputs.archives import read_archive
 from convline.inputs.input_file import InMemory, InputFile
 from convline.inputs.listing import find, folders
@@ -36,7 +36,7 @@ from convline.inputs.tar_archives import InTar
 from tests.conftest import command
 from tests.serving.helpers import write
 
-Listing = dict[str, bytes | str]  # of each path its bytes, or the reason why there are none
+Listing = dict[str, bytes | str]  # the bytes of each path, or the reject's reason code
 
 
 def outcome(file: InputFile) -> bytes | str:
@@ -53,7 +53,7 @@ def listing(source: Path) -> Listing:
 
 
 def tar_of(path: Path, *tars: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
-    """Archives one behind the other, each with its end mark; compressed as the name says."""
+    """Concatenated archives, each with its end mark; compressed as the file name says."""
     plain = io.BytesIO()
     for one in tars:
         with tarfile.open(fileobj=plain, mode="w") as tar:
@@ -113,7 +113,7 @@ def test_what_gnu_tar_writes_is_read_in_each_of_its_formats(tmp_path: Path, kind
     folder = tmp_path / "d"
     for name in names:
         write(folder / name, os.fsencode(name) * 50)
-        if len(name) < 100 or kind != "ustar":  # whose links may not be longer
+        if len(name) < 100 or kind != "ustar":  # ustar limits the target of a link to 100 bytes
             os.link(folder / name, folder / f"{name} once more.png")
     subprocess.run(["tar", "-cf", tmp_path / "d.tar", f"--format={kind}", "-C", folder, "."], check=True)
     assert listing(tmp_path / "d.tar") == listing(folder)
@@ -121,7 +121,7 @@ def test_what_gnu_tar_writes_is_read_in_each_of_its_formats(tmp_path: Path, kind
 
 @pytest.mark.parametrize("options", [["gnu"], ["posix", "0.0"], ["posix", "0.1"], ["posix", "1.0"]])
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
-def test_sparse_members_have_their_holes(tmp_path: Path, options: list[str], ending: str) -> None:
+def test_sparse_members_keep_their_holes(tmp_path: Path, options: list[str], ending: str) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
     for name, at in (("hole first", [90_000]), ("many", [8192 * n for n in range(60)]), ("hole last", [0, 40_000])):
@@ -139,7 +139,7 @@ def test_sparse_members_have_their_holes(tmp_path: Path, options: list[str], end
     assert listing(tmp_path / f"d{ending}") == listing(folder)
 
 
-def test_the_label_and_folders_of_a_tar_are_no_files(tmp_path: Path) -> None:
+def test_the_label_and_folders_of_a_tar_are_not_files(tmp_path: Path) -> None:
     write(tmp_path / "d/a/1.png", b"1")
     options = ["--format=gnu", "--label=/dev/st0 ../x", f"--listed-incremental={tmp_path / 'since'}"]
     subprocess.run(["tar", "-cf", tmp_path / "d.tar", *options, "-C", tmp_path, "d"], check=True)
@@ -150,7 +150,7 @@ def test_the_label_and_folders_of_a_tar_are_no_files(tmp_path: Path) -> None:
 
 
 @TARS
-def test_a_link_in_a_tar_is_its_target_wherever_that_stands(tmp_path: Path, ending: str) -> None:
+def test_a_link_in_a_tar_gives_its_target_before_or_after_it(tmp_path: Path, ending: str) -> None:
     archive = tar_of(
         tmp_path / f"x{ending}",
         [
@@ -171,7 +171,7 @@ def test_a_link_in_a_tar_is_its_target_wherever_that_stands(tmp_path: Path, endi
 
 
 @TARS
-def test_a_link_that_is_no_file_is_accounted_for(tmp_path: Path, ending: str) -> None:
+def test_a_link_to_no_file_becomes_a_reject(tmp_path: Path, ending: str) -> None:
     names = {
         "nowhere": hard("nowhere", "b/0.png"),
         "folder": soft("folder", "b"),
@@ -190,14 +190,14 @@ def test_a_link_that_is_no_file_is_accounted_for(tmp_path: Path, ending: str) ->
     }
 
 
-def test_links_beyond_what_is_remembered_are_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_members, "LINKS", 100)
+def test_links_beyond_the_limit_become_rejects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_members, "LINK_TABLE_BYTES", 100)
     links = [hard(f"{number}.png", "a.png") for number in range(20)]
     found = listing(tar_of(tmp_path / "x.tar", [entry("a.png", b"a"), *links]))
     assert len(found) == 21 and set(found.values()) == {b"a", "unsupported"}
 
 
-def test_a_zip_with_links_that_are_no_files_accounts_for_them(tmp_path: Path) -> None:
+def test_a_link_to_no_file_in_a_zip_becomes_a_reject(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as zipped:
         zipped.writestr("b/1.png", b"one")
         for name, target in (("out", "../../x"), ("self", "self"), ("nowhere", "b/2.png"), ("folder", "b")):
@@ -208,7 +208,7 @@ def test_a_zip_with_links_that_are_no_files_accounts_for_them(tmp_path: Path) ->
     assert listing(tmp_path / "x.zip") == {"b/1.png": b"one", "out": "unsupported", **unreadable}
 
 
-def test_special_members_are_accounted_for(tmp_path: Path) -> None:
+def test_special_members_become_rejects(tmp_path: Path) -> None:
     kinds = [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"M", b"Z"]
     archive = tar_of(tmp_path / "x.tar", [entry(f"{number}", kind=kind) for number, kind in enumerate(kinds)])
     assert listing(archive) == {f"{number}": "unsupported" for number in range(len(kinds))}
@@ -218,7 +218,7 @@ def test_special_members_are_accounted_for(tmp_path: Path) -> None:
 
 
 @TARS
-def test_archives_behind_each_other_lose_no_file(tmp_path: Path, ending: str) -> None:
+def test_concatenated_archives_lose_no_file(tmp_path: Path, ending: str) -> None:
     expected: Listing = {"a.png": b"a", "b.png": b"b", "link.png": b"a", "c.png": b"c" * 3000}
     parts = [
         [entry("a.png", b"a")],
@@ -240,7 +240,7 @@ def test_what_tar_concatenates_is_read(tmp_path: Path) -> None:
 
 @TARS
 @pytest.mark.parametrize("behind", [b"something else", b"\0" * 512 + b"x" * 600])
-def test_what_is_no_tar_behind_an_end_mark_is_not_passed_over(tmp_path: Path, ending: str, behind: bytes) -> None:
+def test_data_after_an_end_mark_that_is_not_a_tar_is_refused(tmp_path: Path, ending: str, behind: bytes) -> None:
     packed = tar_of(tmp_path / f"x{ending}", [entry("a.png", b"a")])
     data = {".gz": gzip, ".bz2": bz2, ".xz": lzma}.get(packed.suffix)
     plain = (data.decompress(packed.read_bytes()) if data else packed.read_bytes()) + behind  # type: ignore[attr-defined]
@@ -250,7 +250,7 @@ def test_what_is_no_tar_behind_an_end_mark_is_not_passed_over(tmp_path: Path, en
 
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tar.bz2", ".tar.xz"])
-def test_a_damaged_second_stream_is_not_passed_over(tmp_path: Path, ending: str) -> None:
+def test_a_damaged_second_compressed_stream_is_refused(tmp_path: Path, ending: str) -> None:
     first, second = (tar_of(tmp_path / f"{n}{ending}", [entry(f"{n}.png", b"x")]).read_bytes() for n in "ab")
     for damaged in (b"\xff" + second[1:], second[: len(second) // 2], b"not compressed"):
         with pytest.raises(ConvlineError, match="cannot read the archive"):
@@ -260,7 +260,7 @@ def test_a_damaged_second_stream_is_not_passed_over(tmp_path: Path, ending: str)
 
 @pytest.mark.parametrize("ending", [".tar.gz", ".tar.bz2", ".tar.xz"])
 def test_a_wrong_checksum_at_the_end_of_a_compressed_tar_is_found(tmp_path: Path, ending: str) -> None:
-    """Though all members are read by then: their bytes may be others."""
+    """All members have been read by then, but their bytes may be wrong."""
     packed = tar_of(tmp_path / f"x{ending}", [entry("a.png", os.urandom(3000))])
     data = bytearray(packed.read_bytes())
     data[{".gz": -8, ".bz2": -2, ".xz": -26}[packed.suffix]] ^= 1
@@ -282,7 +282,7 @@ def test_an_archive_without_files_is_empty(tmp_path: Path, ending: str) -> None:
 
 
 def zip_of(path: Path, names: list[bytes], system: int = 3, flags: int = 0, extra: bytes = b"") -> Path:
-    """A zip made by hand, as tools write them that say nothing of encodings; each file holds its name."""
+    """A zip written by hand, as by tools that do not state the encoding of names; each file contains its name."""
     out, central = b"", b""
     for name in names:
         data = b"" if name.endswith((b"/", b"\\")) else name
@@ -295,13 +295,13 @@ def zip_of(path: Path, names: list[bytes], system: int = 3, flags: int = 0, extr
     return write(path, out + central + b"PK\5\6" + end)
 
 
-def test_names_that_are_utf_8_are_utf_8_though_the_zip_does_not_say_so(tmp_path: Path) -> None:
+def test_utf_8_names_are_decoded_even_if_the_zip_does_not_say_that_they_are(tmp_path: Path) -> None:
     names = ["Café/1.png", "猫/2.png", "cafe\u0301/3.png", "😀.png"]
     archive = zip_of(tmp_path / "x.zip", [name.encode() for name in names])
     assert listing(archive) == {name: name.encode() for name in names}
 
 
-def test_the_unicode_path_beside_a_name_is_taken_where_it_is_about_that_name(tmp_path: Path) -> None:
+def test_the_unicode_path_field_is_used_only_if_its_checksum_matches_the_name(tmp_path: Path) -> None:
     raw, name = "猫.png".encode("cp932"), "猫.png"
     for about, expected in ((raw, name), (b"renamed since", os.fsdecode(raw))):
         field = b"\1" + struct.pack("<I", zlib.crc32(about)) + name.encode()
@@ -310,22 +310,22 @@ def test_the_unicode_path_beside_a_name_is_taken_where_it_is_about_that_name(tmp
 
 
 @pytest.mark.parametrize("encoding", ["cp932", "gbk", "cp437", "latin-1"])
-def test_names_in_an_encoding_that_is_not_told_keep_their_bytes(
+def test_names_in_an_unknown_encoding_keep_their_bytes(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], encoding: str
 ) -> None:
     name = {"cp932": "表/日本.png", "gbk": "猫/联通.png"}.get(encoding, "Café/é.png")
     archive = zip_of(tmp_path / "x.zip", [name.encode(encoding), b"ascii.png"], system=0)
     expected = {os.fsdecode(name.encode(encoding)): name.encode(encoding), "ascii.png": b"ascii.png"}
     assert listing(archive) == listing(archive) == expected
-    (told,) = capfd.readouterr().err.splitlines()  # once
-    assert "does not tell in which encoding 1 of its names are" in told
+    (line,) = capfd.readouterr().err.splitlines()  # once
+    assert "does not state the encoding of 1 of its names" in line
     with zipfile.ZipFile(archive, metadata_encoding=encoding) as zipped:  # what the line advises
         zipped.extractall(tmp_path / "d")
     assert set(listing(tmp_path / "d")) == {name, "ascii.png"}
 
 
 @pytest.mark.parametrize("system", [0, 6, 10, 11, 14])
-def test_a_zip_of_windows_has_backslashes_between_folders(tmp_path: Path, system: int) -> None:
+def test_backslashes_separate_folders_in_a_zip_from_windows(tmp_path: Path, system: int) -> None:
     names = [b"pets\\", b"pets\\red\\", b"pets\\red\\1.png", b"pets\\.hidden\\2.png", b"both/red\\3.png"]
     archive = zip_of(tmp_path / "x.zip", names, system)
     assert set(listing(archive)) == {"pets/red/1.png", "both/red/3.png"}
@@ -333,7 +333,7 @@ def test_a_zip_of_windows_has_backslashes_between_folders(tmp_path: Path, system
         listing(zip_of(tmp_path / "y.zip", [b"..\\x.png"], system))
 
 
-def test_a_backslash_in_a_name_of_unix_is_one(tmp_path: Path) -> None:
+def test_a_backslash_in_a_unix_name_stays_a_backslash(tmp_path: Path) -> None:
     names = ["a\\b.png", "a\\.c.png"]
     for name in names:
         write(tmp_path / "d" / name, name.encode())
@@ -343,7 +343,7 @@ def test_a_backslash_in_a_name_of_unix_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [".tar", ".zip"])
-def test_odd_names_are_cleaned_or_accounted_for(tmp_path: Path, kind: str) -> None:
+def test_odd_names_are_normalised_or_become_rejects(tmp_path: Path, kind: str) -> None:
     names = {"./a/../b.png": "b.png", "c//d.png": "c/d.png", "./e/./f.png": "e/f.png", "a b\n.png": "a b\n.png"}
     if kind == ".zip":
         archive = zip_of(tmp_path / "x.zip", [name.encode() for name in (*names, "nul\0l.png", ".")])
@@ -363,7 +363,7 @@ def test_a_name_with_a_nul_in_a_pax_header_stays_one_name(tmp_path: Path) -> Non
     assert listing(write(tmp_path / "x.tar", plain)) == {"a\0b.png": b""}
 
 
-def test_members_of_one_name_are_all_found(tmp_path: Path) -> None:
+def test_members_of_the_same_name_are_all_found(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "x.tar", [entry("a.png", b"1"), entry("a.png", b"2")])
     assert [(file.path, file.read()) for file in read_archive(archive)] == [("a.png", b"1"), ("a.png", b"2")]
 
@@ -378,19 +378,20 @@ def test_hidden_folders_of_images_are_named(tmp_path: Path, capfd: pytest.Captur
         source = Path(shutil.make_archive(str(source), kind[1:], source))
     capfd.readouterr()
     assert folders(source) - {"."} == {"cat", "empty"}
-    (told,) = capfd.readouterr().err.splitlines()
-    assert told.startswith("hidden") and ".dog (2 images), cat/.old (1 images)" in told and ".git" not in told
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("skipped hidden folders") and ".git" not in line
+    assert ".dog (2 images), cat/.old (1 images)" in line
 
 
 @pytest.mark.parametrize("name", ["x.7z", "x.rar", "x.tar.zst", "x.png.gz", "x.xz", "X.TAR.LZ4"])
-def test_archives_of_other_kinds_are_named(tmp_path: Path, name: str) -> None:
+def test_unsupported_archives_are_refused_by_name(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "in" / name, b"whatever")
-    with pytest.raises(ConvlineError, match=r"is not read here; unpack it and give the folder"):
+    with pytest.raises(ConvlineError, match=r"is not supported; unpack it and give the folder"):
         find([str(path)])
     fsspec.filesystem("memory").pipe(f"/bucket/{name}", b"x")
-    with pytest.raises(ConvlineError, match=r"is not read here; unpack it"):
+    with pytest.raises(ConvlineError, match=r"is not supported; unpack it"):
         find([f"memory://bucket/{name}"])
-    assert [file.path for file in find([str(tmp_path / "in")])] == [name]  # in a folder a file like any other
+    assert [file.path for file in find([str(tmp_path / "in")])] == [name]  # in a folder it is a file like any other
     write(tmp_path / "list", f"{path}\n".encode())
     for given in (f"@{tmp_path / 'list'}", str(tmp_path / "in/*")):
         (file,) = find([given])
@@ -401,9 +402,9 @@ def test_archives_of_other_kinds_are_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.fixture
-def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if all members were too large to be held."""
-    monkeypatch.setattr(archive_members, "HELD", -1)
+def no_member_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat all members as too large to hold in memory."""
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", -1)
 
 
 MEMBERS: Listing = {f"{number}.png": os.urandom(100_000 + number) for number in range(5)}
@@ -413,27 +414,29 @@ def entries() -> list[tuple[tarfile.TarInfo, bytes]]:
     return [entry(name, data) for name, data in MEMBERS.items() if isinstance(data, bytes)]
 
 
-@pytest.mark.usefixtures("nothing_held")
+@pytest.mark.usefixtures("no_member_in_memory")
 @pytest.mark.parametrize("ending", [".tar.gz", ".tar.bz2", ".tar.xz"])
-def test_members_that_are_not_held_are_read_again(tmp_path: Path, ending: str) -> None:
+def test_members_not_held_in_memory_are_read_again(tmp_path: Path, ending: str) -> None:
     archive = tar_of(tmp_path / f"x{ending}", entries())
     found = pickle.loads(pickle.dumps(list(read_archive(archive))))
-    assert all(isinstance(file.content, InTar) for file in found)
+    assert all(isinstance(file.location, InTar) for file in found)
     assert len(pickle.dumps(found)) < 10_000
     for order in (found, found[::-1], found[2:]):
         assert [file.read() for file in order] == [MEMBERS[file.path] for file in order]
 
 
-def test_a_member_has_one_stamp_whether_it_is_held_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_has_the_same_version_whether_it_is_held_in_memory_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     archive = tar_of(tmp_path / "x.tar.gz", entries())
     held = list(read_archive(archive))
-    monkeypatch.setattr(archive_members, "HELD", -1)
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", -1)
     again = list(read_archive(archive))
-    assert all(isinstance(file.content, InMemory) for file in held)
-    assert [file.content.stamp() for file in held] == [file.content.stamp() for file in again]
+    assert all(isinstance(file.location, InMemory) for file in held)
+    assert [file.location.version() for file in held] == [file.location.version() for file in again]
 
 
-@pytest.mark.usefixtures("nothing_held")
+@pytest.mark.usefixtures("no_member_in_memory")
 def test_a_member_of_an_archive_that_was_replaced_is_unreadable(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "x.tar.gz", entries())
     found = list(read_archive(archive))
@@ -443,27 +446,27 @@ def test_a_member_of_an_archive_that_was_replaced_is_unreadable(tmp_path: Path) 
     assert {outcome(file) for file in found} == {"unreadable"}
 
 
-@pytest.mark.usefixtures("nothing_held")
+@pytest.mark.usefixtures("no_member_in_memory")
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz"])
-def test_members_behind_a_url_that_are_not_held_are_read_again(tmp_path: Path, ending: str) -> None:
+def test_remote_members_not_held_in_memory_are_read_again(tmp_path: Path, ending: str) -> None:
     data = tar_of(tmp_path / f"x{ending}", entries()).read_bytes()
     fsspec.filesystem("memory").pipe(f"/bucket/x{ending}", data)
     found = list(find([f"memory://bucket/x{ending}"]))
     assert {file.path: file.read() for file in found} == MEMBERS
 
 
-def test_no_members_in_a_row_hold_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_members, "HELD", 1000)
+def test_consecutive_members_in_memory_stay_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", 1000)
     sizes = [*np.random.default_rng(0).integers(0, 30, 3000).tolist(), 1001, 1000, 0]
-    window = Window()
-    held = [size if window.takes(size) else 0 for size in sizes]
-    sums = np.convolve(held, np.ones(archive_members.ROW, int))
+    window = MemoryWindow()
+    held = [size if window.admits(size) else 0 for size in sizes]
+    sums = np.convolve(held, np.ones(archive_members.WINDOW, int))
     assert 900 < sums.max() <= 1000
     assert held[-3] == 0 and 0 < np.count_nonzero(held) < len(held)
 
 
 def grown(code: str, *arguments: object) -> int:
-    """The MiB by which a process grows while it runs `code`."""
+    """The MiB by which a process's peak memory grows while it runs `code`."""
     script = f"""
 import resource, sys
 from serving.classifier import try_decode
@@ -478,19 +481,20 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 BATCH = """
-files = list(find(sys.argv[1:]))  # as many as a batch has
+files = list(find(sys.argv[1:]))  # at most one batch
 for file in files:
-    file.look()
+    file.record_version()
 results = [try_decode(file, ImageSpec(8, 8, 3)) for file in files]
 """
 
 
 def test_a_small_archive_of_large_members_takes_the_memory_of_one(tmp_path: Path) -> None:
-    """Of many such: they stay in files that are read again."""
+    """Members that do not fit into memory are read from the archive again."""
     zeros = bytes(2**23)
     archive = tar_of(tmp_path / "x.tar.gz", [entry(f"{number}.png", zeros) for number in range(10)])
     assert archive.stat().st_size < 2**20
-    assert grown(f"from serving import members; archive_members.HELD = 2**20\n{BATCH}", archive) < 30  # of 80
+    limit = "from convline.inputs import archive_members; archive_members.WINDOW_BYTES = 2**20\n"
+    assert grown(limit + BATCH, archive) < 30  # of 80
 
 
 @pytest.mark.slow
@@ -498,7 +502,7 @@ def test_a_small_archive_of_large_members_takes_the_memory_of_one(tmp_path: Path
 def test_a_job_on_a_small_archive_of_large_members_takes_little_memory(
     model: Path, tmp_path: Path, count: int, size: int
 ) -> None:
-    """In this process, and, of more than a batch, in several."""
+    """In one process for up to one batch of files, in several for more."""
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         for number in range(count):
             tar.addfile(entry(f"{number}.png", bytes(size))[0], io.BytesIO(bytes(size)))
@@ -515,11 +519,11 @@ def test_a_job_on_a_small_archive_of_large_members_takes_little_memory(
             time.sleep(0.02)
     assert process.returncode == 0
     assert (tmp_path / "out.csv.rejects.jsonl").read_bytes().count(b"not-an-image") == count
-    assert most < 800e6  # each process has a model and libraries beside one member
+    assert most < 800e6  # in each process: a model, the libraries and one member
 
 
-def test_a_zip_member_takes_the_memory_that_it_says(tmp_path: Path) -> None:
-    """Whatever its compressed data grow to."""
+def test_a_zip_member_takes_no_more_memory_than_its_header_states(tmp_path: Path) -> None:
+    """Even if its compressed data would grow to more."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("a.png", bytes(2**26))
         info = zipped.getinfo("a.png")
@@ -529,9 +533,9 @@ def test_a_zip_member_takes_the_memory_that_it_says(tmp_path: Path) -> None:
     assert set(listing(tmp_path / "x.zip").values()) == {"unreadable"}
 
 
-def test_an_xz_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+def test_an_xz_that_needs_much_memory_is_refused(tmp_path: Path) -> None:
     data = bytearray(lzma.compress(tar_of(tmp_path / "x.tar", entries()).read_bytes()))
-    size = (data[12] + 1) * 4  # of the block's header, with its checksum (the format's 3.1 and 5.3.1)
+    size = (data[12] + 1) * 4  # size of the block header with its checksum (sections 3.1 and 5.3.1 of the format)
     assert data[14:16] == b"\x21\x01"  # LZMA2, with one byte of properties
     data[16] = 35  # a dictionary of 768 MiB
     data[12 + size - 4 : 12 + size] = struct.pack("<I", zlib.crc32(data[12 : 12 + size - 4]))
@@ -555,7 +559,7 @@ def test_an_endless_header_is_refused(tmp_path: Path, kind: bytes) -> None:
     "size", [b"-0000000001\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777\0", b"0x1\0" * 3]
 )
 @pytest.mark.timeout(30)
-def test_a_size_that_cannot_be_is_refused(tmp_path: Path, size: bytes) -> None:
+def test_an_impossible_size_is_refused(tmp_path: Path, size: bytes) -> None:
     head = bytearray(tarfile.TarInfo("a.png").tobuf(tarfile.USTAR_FORMAT))
     head[124:136] = size
     head[148:156] = b" " * 8
@@ -619,7 +623,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
 
 
 def damaged(data: bytes, random: np.random.Generator) -> bytes:
-    """A bit changed, an extreme value, a cut, the end lost, or a range twice."""
+    """One of: a bit flipped, an extreme value, bytes removed, the end cut off, bytes doubled."""
     at = int(random.integers(len(data)))
     length = int(random.integers(1, max(2, len(data) // 4)))
     how = random.integers(5)
@@ -635,13 +639,13 @@ def damaged(data: bytes, random: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("held", [archive_members.HELD, -1])
+@pytest.mark.parametrize("held", [archive_members.WINDOW_BYTES, -1])
 @pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
-def test_a_damaged_archive_is_a_sentence_or_its_members_are_rejects(
+def test_a_damaged_archive_is_refused_or_its_members_become_rejects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, held: int, count: int
 ) -> None:
-    monkeypatch.setattr(archive_members, "HELD", held)
+    monkeypatch.setattr(archive_members, "WINDOW_BYTES", held)
     random = np.random.default_rng(count)
     whole = KINDS[name]()
     right: Listing = dict(PAYLOAD) | {"link.png": TEXT, "soft.png": PAYLOAD["b/é.png"]}
@@ -655,7 +659,7 @@ def test_a_damaged_archive_is_a_sentence_or_its_members_are_rejects(
             continue
         for file in found:
             content = outcome(file)
-            # a plain .tar has no checksums of contents, and none of names in extended headers
+            # a plain .tar has no checksums for contents and for names in extended headers
             assert archive.suffix == ".tar" or isinstance(content, str) or content == right[file.path]
             read += 1
     assert refused and (read or name.startswith("x.tar"))

@@ -1,4 +1,4 @@
-"""What commands print."""
+"""The terminal output of commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from convline.console import as_json
 
 
-def test_reports_are_json_whatever_they_hold() -> None:
+def test_reports_with_nan_and_infinities_are_valid_json() -> None:
     report = {"a": float("nan"), "b": [1.5, float("-inf"), {"c": (float("inf"), "NaN", None, True)}]}
     text = as_json(report)
     assert "NaN," not in text and "Infinity" not in text

@@ -26,8 +26,8 @@ from tests.convline.tiff_files import tiff
 from tests.serving.helpers import csv_rows, encode, exif, json_lines, noise, write
 
 SPEC = ImageSpec(8, 8, 3)
-SECONDS = 10.0  # that a file may take
-MEMORY = 4 * 2**30  # that its decoding may hold: a few copies of the largest image that is let in
+SECONDS = 10.0  # limit per file
+MEMORY = 4 * 2**30  # limit in bytes: a few copies of the largest image that is accepted
 
 SOFT = Image.fromarray(noise(5, 5, 3)).resize((40, 30), Image.Resampling.BICUBIC)
 SEEDS = {
@@ -56,10 +56,10 @@ small = st.integers(0, 255)
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A file after a few accidents: bytes changed, cut out, doubled, the end lost, another file's middle put in."""
+    """A file after a few accidents: bytes changed, removed, doubled, the end cut off, part of another file inserted."""
     data = bytearray(SEEDS[draw(st.sampled_from(sorted(SEEDS)))])
     for _ in range(draw(st.integers(1, 4))):
-        # headers are where most can go wrong
+        # damage to headers has the most different effects
         limit = draw(st.sampled_from([64, len(data)]))
         at = draw(st.integers(0, max(0, min(limit, len(data)) - 1)))
         accident = draw(st.sampled_from(["change", "extreme", "cut", "double", "end", "graft"]))
@@ -83,27 +83,27 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What became of a file: its shape or its reason, the seconds, and the most memory its process ever held."""
+class DecodingOutcome:
+    """A file's shape or reject reason, the detail, the seconds it took, and the peak memory of its process."""
 
-    outcome: tuple[int, ...] | str
+    result: tuple[int, ...] | str
     detail: str
     seconds: float
     memory: int
 
 
-def examine(files: list[InputFile], _: int = 0) -> Told:
+def examine(files: list[InputFile], _: int = 0) -> DecodingOutcome:
     began = time.perf_counter()
     decoded = try_decode(files[0], SPEC)
     taken = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if isinstance(decoded, ImageError):
-        return Told(decoded.reason, decoded.detail, taken, memory)
-    return Told(decoded.shape, "", taken, memory)
+        return DecodingOutcome(decoded.reason, decoded.detail, taken, memory)
+    return DecodingOutcome(decoded.shape, "", taken, memory)
 
 
 def fuzz(examples: int) -> set[object]:
-    """The outcomes of so many damaged files, each decoded in a process that may die."""
+    """The outcomes of `examples` damaged files, decoded in a process that may crash."""
     outcomes: set[object] = set()
 
     @settings(
@@ -115,11 +115,11 @@ def fuzz(examples: int) -> set[object]:
     )
     @given(damaged())
     def decode_one(data: bytes) -> None:
-        (told,) = workers.map(iter([[InputFile("x", InMemory(data))]]), lambda _files, result, _buffer: result)
-        assert told.outcome == (8, 8, 3) or told.outcome in get_args(Reason), told
-        assert "the process that decoded it ended" not in told.detail
-        assert told.seconds < SECONDS and told.memory < MEMORY
-        outcomes.add(told.outcome)
+        (outcome,) = workers.map(iter([[InputFile("x", InMemory(data))]]), lambda _files, result, _buffer: result)
+        assert outcome.result == (8, 8, 3) or outcome.result in get_args(Reason), outcome
+        assert "the process that decoded it ended" not in outcome.detail
+        assert outcome.seconds < SECONDS and outcome.memory < MEMORY
+        outcomes.add(outcome.result)
 
     with ProcessPool(1, examine, try_out) as workers:
         decode_one()
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_decoded_or_rejected(examples: int) -> None:
 
 def test_whole_files_are_decoded() -> None:
     for data in SEEDS.values():
-        assert examine([InputFile("x", InMemory(data))]).outcome == (8, 8, 3)
+        assert examine([InputFile("x", InMemory(data))]).result == (8, 8, 3)
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(20_000, marks=pytest.mark.slow)])

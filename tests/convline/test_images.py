@@ -1,4 +1,4 @@
-"""`decode`: pixels worked out by hand, a reason code for all that has none."""
+"""`decode`: pixels computed by hand, and the reason codes of files without pixels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from convline.errors import ConvlineError, ImageError, Reason
 from convline.images import MAX_BYTES, ImageSpec, decode
 from tests.serving.helpers import encode, exif, noise
 
-# Pillow warns of broken EXIF and TIFF tags; the commands, unlike pytest, do not turn that into errors
+# Pillow warns of broken EXIF and TIFF tags; only pytest turns the warnings into errors
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 GREY = ImageSpec(None, None, 1)
@@ -25,7 +25,7 @@ RGB = ImageSpec(None, None, 3)
 
 
 def png(width: int, height: int, depth: int, colour: int, raw: bytes, transparent: bytes = b"") -> bytes:
-    """A PNG put together by hand: Pillow writes no 16-bit colour."""
+    """A PNG written by hand: Pillow writes no 16-bit colour."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -48,7 +48,7 @@ def on_white(value: int, alpha: int) -> float:
 
 # --- orientation
 
-UPRIGHT = {  # what EXIF's tag 274 says of the stored rows and columns
+UPRIGHT = {  # by EXIF tag 274: from the stored rows and columns to the upright ones
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -68,9 +68,9 @@ def test_exif_orientation_is_applied_once(format: str, options: dict[str, Any], 
     np.testing.assert_array_equal(decode(data, RGB), UPRIGHT[orientation](stored))
 
 
-def test_a_jpeg_of_a_phone_held_upright_stands_upright() -> None:
+def test_a_portrait_photograph_of_a_phone_is_rotated() -> None:
     stored = np.zeros((16, 32), np.uint8)
-    stored[:8, :8] = 255  # top left as stored: top right once turned 90 degrees clockwise
+    stored[:8, :8] = 255  # top left as stored, top right after rotating by 90 degrees clockwise
     pixels = decode(encode(stored, "JPEG", quality=100, exif=exif(6)), GREY)
     assert pixels.shape == (32, 16, 1)
     assert pixels[0, -1, 0] > 200 and max(pixels[0, 0, 0], pixels[-1, 0, 0], pixels[-1, -1, 0]) < 50
@@ -85,7 +85,7 @@ def test_orientation_comes_before_the_crop() -> None:
 @pytest.mark.parametrize(
     "broken", [b"Exif\0\0II*\0\xff\xff\xff\xff garbage", b"Exif\0\0II*\0\x08\0\0\0\x05\0", b"Exif"]
 )
-def test_broken_exif_is_as_good_as_none(broken: bytes) -> None:
+def test_broken_exif_is_ignored(broken: bytes) -> None:
     pixels = noise(4, 4, 3)
     np.testing.assert_array_equal(decode(encode(pixels, "PNG", exif=broken), RGB), pixels)
 
@@ -96,7 +96,7 @@ def xmp_chunk(xmp: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "xmp_template",
     [
         '<d tiff:Orientation="%d"/>',
         "<d tiff:Orientation = '%d'/>",
@@ -105,23 +105,23 @@ def xmp_chunk(xmp: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("orientation", [1, 6, 7])
-def test_orientation_that_only_xmp_tells_of_is_applied_once(told: str, orientation: int) -> None:
+def test_orientation_that_only_xmp_has_is_applied_once(xmp_template: str, orientation: int) -> None:
     stored = np.asarray(Image.fromarray(noise(3, 4, 3)).resize((24, 16), Image.Resampling.BICUBIC))
-    xmp, upright = (told % orientation).encode(), UPRIGHT[orientation](stored)
+    xmp, upright = (xmp_template % orientation).encode(), UPRIGHT[orientation](stored)
     whole = encode(stored, "PNG")
     for data in (
         encode(stored, "WEBP", lossless=True, xmp=xmp),
         encode(stored, "TIFF", tiffinfo={700: xmp}),
         encode(stored, "TIFF", tiffinfo={700: xmp}, compression="tiff_lzw"),
         whole[:33] + xmp_chunk(xmp) + whole[33:],
-        whole[:-12] + xmp_chunk(xmp) + whole[-12:],  # behind the pixels
+        whole[:-12] + xmp_chunk(xmp) + whole[-12:],  # after the pixels
     ):
         np.testing.assert_array_equal(decode(data, RGB), upright)
     lossy = decode(encode(stored, "JPEG", quality=100, subsampling=0, xmp=xmp), RGB)
     np.testing.assert_allclose(lossy, upright, atol=4)
 
 
-def test_exif_is_believed_before_xmp() -> None:
+def test_exif_takes_precedence_over_xmp() -> None:
     stored = noise(3, 5, 3)
     data = encode(stored, "WEBP", lossless=True, xmp=b'<d tiff:Orientation="6"/>', exif=exif(3))
     np.testing.assert_array_equal(decode(data, RGB), UPRIGHT[3](stored))
@@ -216,7 +216,7 @@ def test_16_bit_colour_and_alpha_are_scaled_to_8() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_the_transparent_grey_of_a_png_is_told_in_its_own_depth(depth: int) -> None:
+def test_the_transparent_grey_of_a_png_has_the_bit_depth_of_the_file(depth: int) -> None:
     largest = (1 << depth) - 1
     for clear in {0, 1, largest // 2, largest}:
         for level in {0, 1, largest // 2, largest}:
@@ -225,7 +225,7 @@ def test_the_transparent_grey_of_a_png_is_told_in_its_own_depth(depth: int) -> N
             assert decode(data, GREY).item() == (255 if level == clear else round(level * 255 / largest))
 
 
-def test_the_transparent_colour_of_a_16_bit_png_is_that_colour_alone() -> None:
+def test_only_the_exact_transparent_colour_of_a_16_bit_png_is_transparent() -> None:
     colours = [(0x1234, 0x5678, 0x9ABC), (0x1235, 0x5678, 0x9ABC), (0x1234, 0x5678, 0x9ABD), (0x34, 0x78, 0xBC)]
     raw = b"\0" + b"".join(struct.pack(">3H", *colour) for colour in colours)
     seen = decode(png(4, 1, 16, 2, raw, struct.pack(">3H", *colours[0])), RGB)[0]
@@ -253,7 +253,8 @@ def test_a_pnm_of_any_largest_value_keeps_its_range(largest: int) -> None:
         pytest.param(np.full((4, 4), 0.5, np.float32), id="float"),
         pytest.param(np.full((4, 4), 100_000, np.int32), id="int32"),
         pytest.param(np.full((4, 4), -1, np.int32), id="int32-negative"),
-        pytest.param(np.full((4, 4), 1_000, np.int32), id="int32-small-values"),  # what a file is, not what it holds
+        # refused by type, although the values would fit
+        pytest.param(np.full((4, 4), 1_000, np.int32), id="int32-small-values"),
     ],
 )
 def test_pixels_without_a_defined_range_are_unsupported(pixels: np.ndarray) -> None:
@@ -312,7 +313,7 @@ def test_a_smaller_image_is_enlarged() -> None:
     np.testing.assert_array_equal(decoded[..., 0], pixels.repeat(2, 0).repeat(2, 1))
 
 
-def test_a_strip_is_cropped_or_refused_before_it_grows_without_bound() -> None:
+def test_a_very_wide_image_is_cropped_or_refused_before_it_is_enlarged_too_far() -> None:
     strip = encode(np.full((1, 30_000), 9, np.uint8), "PNG")
     assert (decode(strip, ImageSpec(8, 8, 1)) == 9).all()
     assert (decode(strip, ImageSpec(100, 100, 1, fit="stretch")) == 9).all()
@@ -364,7 +365,7 @@ def test_a_png_with_a_wrong_checksum_is_unreadable(position: int) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        # their pixels are missing: "truncated" would mean that decoding had begun
+        # the pixels are missing: "truncated" would mean that decoding had started
         pytest.param(png(100_000, 100_000, 8, 2, b""), id="png"),
         pytest.param(png(13_400, 13_400, 8, 2, b""), id="png-just-over"),
         pytest.param(b"P6 100000 100000 255\n", id="ppm"),
@@ -391,24 +392,24 @@ def test_a_spec_that_this_version_would_decode_differently_is_refused(fields: di
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected"),
     [
         ({"resize": 9, "fit": "stretch"}, "resize 9"),
         ({"resize": 9, "fit": "pad"}, "resize 9"),
         ({"resize": 9, "height": None, "width": None}, "resize 9"),
-        ({"resize": 0}, "0 is no side"),
-        ({"resize": 8.5}, "8.5 is no side"),
+        ({"resize": 0}, "0 is not a valid size"),
+        ({"resize": 8.5}, "8.5 is not a valid size"),
         ({"version": 1, "fit": "pad"}, "version 1"),
         ({"version": 1, "resize": 9}, "version 1"),
-        ({"height": None}, "no size"),
+        ({"height": None}, "not a valid image size"),
     ],
 )
-def test_a_spec_that_means_nothing_is_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConvlineError, match=said):
+def test_an_invalid_spec_is_refused(fields: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConvlineError, match=expected):
         ImageSpec.from_dict({**ImageSpec(8, 8, 1).to_dict(), **fields})
 
 
-def test_a_spec_is_written_as_before_where_nothing_new_is_asked_for() -> None:
+def test_fields_with_default_values_are_not_written() -> None:
     written = {"height": 8, "width": 6, "channels": 1, "fit": "crop", "resample": "bilinear", "version": 2}
     assert ImageSpec(8, 6, 1).to_dict() == written
     assert ImageSpec.from_dict({**written, "version": 1}).to_dict() == {**written, "version": 1}
@@ -421,7 +422,7 @@ def test_a_spec_is_written_as_before_where_nothing_new_is_asked_for() -> None:
 @given(
     name=st.sampled_from(sorted(FILES)),
     edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), max_size=6),
-    # half of the edits go where the structure is
+    # half of the edits change the header
     header_edits=st.lists(st.tuples(st.integers(0, 120), st.integers(0, 255)), max_size=6),
     cut=st.one_of(st.just(1.0), st.floats(0, 1)),
     channels=st.sampled_from([1, 3]),

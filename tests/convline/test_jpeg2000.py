@@ -1,4 +1,4 @@
-"""JPEG 2000 of every depth and order of channels: what another decoder (imagecodecs) or NumPy makes of it."""
+"""JPEG 2000 of all bit depths and channel orders, compared with another decoder (imagecodecs) or NumPy."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ RANDOM = np.random.default_rng(7)
 
 
 def scene(bits: int, count: int) -> NDArray[Any]:
-    """Noise with black and white patches and some that is nearly white."""
+    """Noise with patches that are black, white and nearly white."""
     values = RANDOM.random((HEIGHT, WIDTH, count))
     values[:6, :6], values[6:12, :6], values[:6, 6:12] = 1, 0, 1 - RANDOM.random((6, 6, count)) / 200
     return np.rint(values * ((1 << bits) - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
 
 
 def smooth(bits: int, count: int) -> NDArray[Any]:
-    """What quantization keeps."""
+    """Gradients, which lossy compression keeps nearly unchanged."""
     x, y = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
     values = np.stack([x, y, (x + y) / 2, 1 - x][:count], -1)
     return np.rint(values * ((1 << bits) - 1)).astype(np.uint8 if bits <= 8 else np.uint16)
@@ -78,14 +78,14 @@ def test_white_is_white(bits: int) -> None:
 def test_the_lowest_signed_sample_is_black(bits: int, count: int) -> None:
     pixels = scene(bits, count)
     data = bytearray(codestream(pixels, bits))
-    for component in range(count):  # told to be signed: 0 is what was half of the range
+    for component in range(count):  # mark it as signed: 0 is then the middle of the range
         data[42 + 3 * component] |= 128
     expected = np.broadcast_to(pixels * 255.0 / ((1 << bits) - 1), (HEIGHT, WIDTH, 3))
     np.testing.assert_allclose(decode(bytes(data), AS_RGB), expected, atol=1)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_channels_go_where_their_definitions_say(bits: int) -> None:
+def test_channels_are_ordered_by_their_definitions(bits: int) -> None:
     pixels = scene(bits, 4)
     levels = pixels * 255.0 / ((1 << bits) - 1)
     stream = codestream(pixels, bits)
@@ -113,7 +113,7 @@ def test_blue_green_red_and_alpha_before_grey_are_put_in_order() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_a_palette_gives_its_colours_even_where_two_are_the_same(bits: int) -> None:
+def test_a_palette_with_duplicate_colours_gives_its_colours(bits: int) -> None:
     indices = scene(bits, 1)
     colours = RANDOM.integers(0, 256, (1 << bits, 3), np.uint8)
     colours[1] = colours[0]
@@ -125,7 +125,7 @@ def test_a_palette_gives_its_colours_even_where_two_are_the_same(bits: int) -> N
 
 
 @pytest.mark.parametrize("colour", [CMYK, b"\0" * 16 + b"CMYK" + b"\0" * 108], ids=["enumerated", "profile"])
-def test_cmyk_is_no_rgb_with_alpha(colour: int | bytes) -> None:
+def test_cmyk_is_not_read_as_rgb_with_alpha(colour: int | bytes) -> None:
     pixels = scene(8, 4)
     expected = (255.0 - pixels[..., :3]) * (255 - pixels[..., 3:]) / 255
     np.testing.assert_allclose(decode(jp2(codestream(pixels), pixels.shape, colour), AS_RGB), expected, atol=1.75)
@@ -144,7 +144,7 @@ def subsampled() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         pytest.param(jp2(codestream(scene(8, 3)), (HEIGHT, WIDTH, 3), LAB), "colour space", id="lab"),
         pytest.param(jp2(codestream(scene(12, 3), 12), (HEIGHT, WIDTH, 3), SYCC), "sYCC", id="sycc-12"),
@@ -155,8 +155,8 @@ def subsampled() -> bytes:
         ),
     ],
 )
-def test_what_is_not_read_is_unsupported_and_says_why(data: bytes, said: str) -> None:
+def test_unsupported_jpeg_2000_files_say_why(data: bytes, expected: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode(data, AS_RGB)
     assert caught.value.reason == "unsupported"
-    assert said in caught.value.detail and "save it" in caught.value.detail
+    assert expected in caught.value.detail and "save it" in caught.value.detail

@@ -18,11 +18,11 @@ import pytest
 
 from convline.errors import ConvlineError, ImageError
 from convline.inputs.archives import read_archive
-from convline.inputs.input_file import InputFile, OnDisk, Unusable
+from convline.inputs.input_file import InputFile, OnDisk, Rejected
 from convline.inputs.listing import find, folders, walk
 from tests.serving.helpers import write
 
-# in the contract's order: depth first, each folder's names by their bytes
+# in the documented order: depth first, each folder's names sorted by their bytes
 TREE = ["B.png", "a/1.png", "a/b/2.png", "a/c.png", "a b.png", "a.png", "a0.png", "b/3.png", "Ünï/ß 1.png", "日本.png"]
 
 
@@ -38,7 +38,7 @@ def reason(file: InputFile) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """TREE as files that hold their own names, and hidden ones."""
+    """The files of TREE, each of which contains its own name, and hidden files."""
     folder = tmp_path / "tree"
     for name in reversed(TREE):
         write(folder / name, name.encode())
@@ -49,7 +49,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def pack(archive: Path, members: list[tuple[str, bytes]]) -> Path:
-    """An archive of the kind its name says, with members as given."""
+    """An archive of the given members, in the format that the file name says."""
     if archive.suffix.lower() == ".zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             for name, data in members:
@@ -110,7 +110,7 @@ def test_a_member_that_leaves_the_archive_is_refused(tmp_path: Path, kind: str, 
         list(read_archive(archive))
 
 
-def test_links_in_a_tar_are_unsupported_never_followed(tmp_path: Path) -> None:
+def test_links_out_of_a_tar_are_unsupported_and_never_followed(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, kind, target in (("a", tarfile.SYMTYPE, "/etc/passwd"), ("b", tarfile.FIFOTYPE, "")):
             info = tarfile.TarInfo(name)
@@ -126,7 +126,7 @@ MEMBERS = [(f"{index}.png", os.urandom(700)) for index in range(9)]
 
 
 @KINDS
-def test_a_cut_archive_is_refused(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_archive_is_refused(tmp_path: Path, kind: str) -> None:
     archive = pack(tmp_path / f"x{kind}", MEMBERS)
     whole = archive.read_bytes()
     for part in (0.1, 0.25, 0.5):
@@ -161,7 +161,7 @@ def test_a_tar_with_a_damaged_header_loses_no_file_silently(tmp_path: Path, kind
 
 @KINDS
 @pytest.mark.parametrize("data", [b"", b"this is not an archive" * 100])
-def test_what_only_bears_an_archives_name_is_refused(tmp_path: Path, kind: str, data: bytes) -> None:
+def test_a_file_that_is_an_archive_only_by_name_is_refused(tmp_path: Path, kind: str, data: bytes) -> None:
     with pytest.raises(ConvlineError, match="cannot read the archive"):
         list(read_archive(write(tmp_path / f"x{kind}", data)))
 
@@ -223,7 +223,7 @@ def test_a_file_that_vanished_after_it_was_found_is_unreadable(tmp_path: Path) -
     assert reason(file) == "unreadable"
 
 
-@pytest.mark.timeout(30)  # it would block for ever
+@pytest.mark.timeout(30)  # it would block forever
 def test_a_fifo_is_unsupported_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (file,) = walk(tmp_path)
@@ -267,7 +267,7 @@ def test_folders_of_a_folder_and_of_its_archives_are_equal(tree: Path, tmp_path:
 # --- globs, lists, URLs
 
 
-def test_a_glob_is_what_the_shell_would_put_in_its_place(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_glob_matches_what_the_shell_would_expand_it_to(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     assert paths(find(["*.png"])) == ["B.png", "a b.png", "a.png", "a0.png", "日本.png"]
     assert paths(find(["a*"])) == ["a/1.png", "a/b/2.png", "a/c.png", "a b.png", "a.png", "a0.png"]
@@ -311,11 +311,11 @@ FOUND = ["a.png", "Ünï/ß 1.png", "b/3.png", "日本.png", "nowhere.png"]
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\r", "\0"])
-def test_a_list_with_a_byte_order_mark_is_read_as_that_says(
+def test_a_list_with_a_byte_order_mark_is_read_in_its_encoding(
     tree: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, separator: str
 ) -> None:
     monkeypatch.chdir(tree)
-    if "\n" in separator:  # the others are known by the first block
+    if "\n" in separator:  # other separators are recognised by the first block
         monkeypatch.setattr("convline.inputs.path_lists.BLOCK", 7)
     text = ("\ufeff" if encoding.endswith("be") else "") + separator.join(LISTED) + separator
     write(tree / "list.txt", text.encode(encoding))
@@ -328,28 +328,28 @@ def test_a_list_with_a_byte_order_mark_is_read_as_that_says(
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("text", ["a.png\r\nb/3.png\r\n", "/a.png", "日本.png\n日/x.png\n", ".\n..\n"])
-def test_a_list_in_utf_16_that_does_not_say_so_is_refused(tmp_path: Path, encoding: str, text: str) -> None:
-    """It has a NUL for every letter, and would be a list of folders such as "/"."""
+def test_a_list_in_utf_16_without_a_byte_order_mark_is_refused(tmp_path: Path, encoding: str, text: str) -> None:
+    """It has a NUL beside every letter, and would be read as a list of folders such as "/"."""
     write(tmp_path / "list", text.encode(encoding))
     with pytest.raises(ConvlineError, match=r"list looks like UTF-16, and has no byte order mark; save it as UTF-8"):
         list(find([f"@{tmp_path / 'list'}"]))
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfea\0\n", b"\xff\xfe\0\0a\0", b"\xff\xfe\0\0\xff\xff\xff\xff"])
-def test_a_list_that_is_not_what_its_mark_says_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_a_list_that_is_invalid_in_its_encoding_is_refused(tmp_path: Path, data: bytes) -> None:
     write(tmp_path / "list", data)
     with pytest.raises(ConvlineError, match=r"is damaged utf-(16|32)-le"):
         list(find([f"@{tmp_path / 'list'}"]))
 
 
-def test_lines_that_end_in_several_ways_are_lines(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_may_mix_line_endings(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
     write(tree / "list.txt", b"a.png\r\nB.png\n\r\n\na0.png\r\r\na b.png")
     assert paths(find(["@list.txt"])) == ["a.png", "B.png", "a0.png", "a b.png"]
 
 
 @pytest.mark.parametrize("given", [b".", b"./\n", b".\0", b"..\n", b"0\0001\0002\0", b".\0..\0"])
-def test_short_names_on_purpose_are_what_they_are(
+def test_lists_of_very_short_paths_are_not_mistaken_for_utf_16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bytes
 ) -> None:
     here = tmp_path / "in/here"
@@ -374,10 +374,11 @@ def test_an_archive_in_a_list_that_cannot_be_read_is_one_reject(tree: Path, monk
     expected = ["a.png", "broken.zip", "cut.tar.gz/0.png", "cut.tar.gz/1.png", "cut.tar.gz", "hostile.tar/good.png"]
     assert paths(found) == [*expected, "hostile.tar", "B.png"]
     assert {file.path for file in found if not file.path.endswith(".png")} == {
-        file.path for file in found if isinstance(file.content, Unusable)
+        file.path for file in found if isinstance(file.location, Rejected)
     }
     assert sorted(paths(find(["*.zip"]))) == ["broken.zip"]
-    with pytest.raises(ConvlineError, match="cannot read the archive"):  # what is given alone must be readable
+    # an archive that is itself an input must be readable
+    with pytest.raises(ConvlineError, match="cannot read the archive"):
         list(find(["broken.zip"]))
 
 
@@ -390,7 +391,7 @@ def test_standard_input_is_a_list(tree: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_folders_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
     depth = 1500
     here = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(depth):  # a path of that length cannot be made at once
+    for _ in range(depth):  # a path of that length cannot be created at once
         os.mkdir("d", dir_fd=here)
         here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
         os.close(above)
@@ -400,12 +401,12 @@ def test_folders_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
         (file,) = walk(tmp_path)
         assert file.path.startswith("d/d/d/") and file.path.count("/") == depth
     finally:
-        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest cannot
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # pytest cannot remove it
 
 
 def test_a_folder_that_cannot_be_read_is_reported(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def scandir(folder: str) -> object:
-        if str(folder).endswith("/a"):  # to root, no folder is closed
+        if str(folder).endswith("/a"):  # simulated, as root may read all folders
             raise PermissionError(13, "Permission denied")
         return real(folder)
 
@@ -416,18 +417,18 @@ def test_a_folder_that_cannot_be_read_is_reported(tree: Path, monkeypatch: pytes
     assert reason(found[1]) == "unreadable"
 
 
-def test_members_of_a_tar_are_read_where_they_are(tmp_path: Path) -> None:
+def test_members_of_a_tar_are_read_in_place(tmp_path: Path) -> None:
     archive = pack(tmp_path / "x.tar", MEMBERS)
     found = list(read_archive(archive))
-    assert all(isinstance(file.content, OnDisk) for file in found)
+    assert all(isinstance(file.location, OnDisk) for file in found)
     assert [(file.path, file.read()) for file in found] == MEMBERS
-    archive.write_bytes(archive.read_bytes()[: 8 * BLOCKS])  # cut while a job was running
+    archive.write_bytes(archive.read_bytes()[: 8 * BLOCKS])  # as if it was cut while a job was running
     assert reason(found[8]) == "truncated"
 
 
 @pytest.fixture
 def remote(tree: Path) -> Iterator[str]:
-    """The tree behind a URL."""
+    """The URL of a copy of the tree."""
     system = fsspec.filesystem("memory")
     system.put(str(tree), "/bucket/tree", recursive=True)
     yield "memory://bucket/tree"
@@ -447,7 +448,7 @@ def test_a_url_gives_what_its_folder_gives(remote: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [".tar", ".tar.gz", ".zip"])
-def test_an_archive_behind_a_url_is_read_in_place(tmp_path: Path, kind: str) -> None:
+def test_an_archive_at_a_url_is_read_in_place(tmp_path: Path, kind: str) -> None:
     archive = pack(tmp_path / f"x{kind}", MEMBERS)
     fsspec.filesystem("memory").pipe(f"/bucket/x{kind}", archive.read_bytes())
     assert [(file.path, file.read()) for file in find([f"memory://bucket/x{kind}"])] == MEMBERS
@@ -455,18 +456,18 @@ def test_an_archive_behind_a_url_is_read_in_place(tmp_path: Path, kind: str) -> 
 
 def test_urls_in_a_list_are_files(remote: str, tmp_path: Path) -> None:
     write(tmp_path / "list", f"{remote}/a.png\n{remote}/nowhere.png\n".encode())
-    there, missing = find([f"@{tmp_path / 'list'}"])
-    assert there.read() == b"a.png" and missing.path == f"{remote}/nowhere.png"
+    existing, missing = find([f"@{tmp_path / 'list'}"])
+    assert existing.read() == b"a.png" and missing.path == f"{remote}/nowhere.png"
     assert reason(missing) == "unreadable"
 
 
 @pytest.mark.parametrize("url", ["memory://nowhere", "memory://nowhere/*.png", "nosuchthing://x"])
-def test_a_url_where_nothing_is_is_refused_before_the_first_file(url: str) -> None:
+def test_a_url_without_files_is_refused_before_the_first_file(url: str) -> None:
     with pytest.raises(ConvlineError, match=re.escape(url)):
         find([url])
 
 
-def test_folders_that_link_to_each_other_come_to_an_end(tmp_path: Path) -> None:
+def test_folders_that_link_to_each_other_are_not_walked_endlessly(tmp_path: Path) -> None:
     for folder in "abcdefgh":
         write(tmp_path / folder / "x.png", folder.encode())
         for other in "abcdefgh":
@@ -485,7 +486,7 @@ def test_a_recursive_glob_finds_each_file_once(tree: Path, monkeypatch: pytest.M
 def test_a_nul_in_a_text_list_costs_one_line(tree: Path) -> None:
     write(tree / "list.txt", b"x" * 70_000 + b"\n" + str(tree / "a.png").encode() + b"\nodd\0name\n")
     found = list(find([f"@{tree / 'list.txt'}"]))
-    assert [file.content.stamp() is None for file in found] == [True, False, True]
+    assert [file.location.version() is None for file in found] == [True, False, True]
     assert (reason(found[0]), reason(found[2])) == ("unreadable", "unreadable")
 
 
@@ -496,7 +497,7 @@ def test_a_zip_with_a_malformed_name_is_refused(tmp_path: Path) -> None:
         list(read_archive(archive))
 
 
-def test_members_of_a_zip_are_read_where_they_are(tmp_path: Path) -> None:
+def test_members_of_a_zip_are_read_in_place(tmp_path: Path) -> None:
     found = pickle.loads(pickle.dumps(list(read_archive(pack(tmp_path / "x.zip", MEMBERS)))))
     assert len(pickle.dumps(found)) < sum(len(data) for _, data in MEMBERS)
     assert [(file.path, file.read()) for file in found] == MEMBERS

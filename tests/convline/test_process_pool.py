@@ -222,7 +222,7 @@ def test_neither_a_slow_read_nor_many_files_count_as_a_decoder_that_hangs() -> N
             time.sleep(LIMIT / 5)
         return outcome(file)
 
-    many = [InputFile("quick", InMemory(slow.content.read()))] * 8
+    many = [InputFile("quick", InMemory(slow.location.read()))] * 8
     assert run_limited([[slow], many], decode) == [["decoded"], ["decoded"] * 8]
 
 

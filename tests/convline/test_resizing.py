@@ -1,4 +1,4 @@
-"""Resizing, cropping and padding: torchvision's and Pillow's own, to the pixel; those of version 1 as they were."""
+"""Resizing, cropping and padding equal torchvision's and Pillow's to the pixel; version 1 gives what it always gave."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GOLDEN = "b9805ac7e6e88dfd69664ae28d468396c1d88b63d8b6cc0f520db18a2aa9ec5b"
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """No two places of it are alike."""
+    """A picture in which no two places are alike."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.dstack([x * 7 % 256, y * 5 % 256, (x * 3 + y * 11) % 256]).astype(np.uint8))
 
@@ -54,7 +54,7 @@ def test_crop_is_torchvisions_resize_and_center_crop(resize: int | None, side: i
 
 
 @pytest.mark.parametrize("resize", [48, 33, 20])
-def test_a_crop_that_is_no_square_is_torchvisions(resize: int) -> None:
+def test_a_crop_that_is_not_square_is_torchvisions(resize: int) -> None:
     for size in SIZES:
         image = picture(*size)
         expected = Compose([Resize(resize), CenterCrop((20, 31))])(image)
@@ -73,14 +73,14 @@ def test_without_resize_the_smallest_size_that_covers_is_cropped() -> None:
 @pytest.mark.parametrize("target", [(32, 32), (33, 20), (20, 33), (64, 64)])
 def test_pad_is_pillows_and_black(target: tuple[int, int], resample: Any) -> None:
     for size in SIZES:
-        if max(size) / min(size) > 30:  # a side vanishes there
+        if max(size) / min(size) > 30:  # one side would become 0 pixels
             continue
         image = picture(*size)
         expected = ImageOps.pad(image, (target[1], target[0]), Image.Resampling[resample.upper()], color="black")
         assert_equal(decode(encode(image, "PNG"), ImageSpec(*target, 3, "pad", resample)), expected, size)
 
 
-def test_a_strip_is_padded_and_keeps_a_pixel() -> None:
+def test_a_very_wide_image_is_padded_and_keeps_a_pixel() -> None:
     seen = decode(encode(np.full((1, 3000), 200, np.uint8), "PNG"), ImageSpec(8, 8, 1, "pad"))[..., 0]
     assert (seen[4] == 200).all() and seen.sum() == 8 * 200
 
@@ -117,7 +117,7 @@ def test_version_1_rounds_the_side_and_truncates_the_crop() -> None:
 
 
 def test_files_of_version_1_are_decoded_to_the_same_bytes() -> None:
-    # the hash was taken of what the first release decoded
+    # the hash of what the first release decoded
     whole = hashlib.sha256()
     for size in SIZES:
         for target, fit in (((32, 32), "crop"), ((20, 31), "crop"), ((33, 20), "stretch")):

@@ -1,4 +1,4 @@
-"""TIFF of every layout: the pixels that NumPy or tifffile know, or `unsupported`."""
+"""TIFF of all layouts: pixels equal to those of NumPy or tifffile, or `unsupported`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tests.convline.tiff_files import MINISBLACK, MINISWHITE, PALETTE, RGB, SEPA
 
 AS_RGB = ImageSpec(None, None, 3)
 COLOURS = {MINISWHITE: 1, MINISBLACK: 1, RGB: 3, SEPARATED: 4, PALETTE: 1}
-IGNORED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # what tag 338 says of an extra sample
+IGNORED, ASSOCIATED, UNASSOCIATED = 0, 1, 2  # values of tag 338 for an extra sample
 
 HEIGHT, WIDTH = 11, 13
 RANDOM = np.random.default_rng(14)
 
 
 def samples(bits: int, count: int) -> NDArray[Any]:
-    """With black, white and everything between."""
+    """Random samples, with black and white among them."""
     values = RANDOM.integers(0, 1 << bits, (HEIGHT, WIDTH, count))
     values[0, :3], values[1, :3] = 0, (1 << bits) - 1
     return values
 
 
 def seen(pixels: NDArray[Any], bits: int, photometric: int, extra: int | None) -> NDArray[Any]:
-    """What stored samples mean, on white: float [height, width, 3]."""
+    """The RGB values of stored samples, on white: float [height, width, 3]."""
     levels = pixels * 255 / ((1 << bits) - 1)
     colour = levels[..., : COLOURS[photometric]]
     if photometric == MINISWHITE:
@@ -47,7 +47,7 @@ def seen(pixels: NDArray[Any], bits: int, photometric: int, extra: int | None) -
 
 
 def written(pixels: NDArray[Any], **options: Any) -> bytes:
-    """By tifffile."""
+    """A TIFF written by tifffile."""
     file = BytesIO()
     tifffile.imwrite(file, pixels, metadata=None, **options)
     return file.getvalue()
@@ -74,7 +74,7 @@ LAYOUTS = [
 )
 def test_every_depth_and_layout_gives_its_pixels(photometric: int, extra: int | None, stride: int) -> None:
     colours = COLOURS[photometric]
-    # half for the sample's own rounding; half for that of black, or alpha, and half for that of the product with it
+    # 0.5 for rounding the sample, 0.5 for rounding black or alpha, and 0.5 for rounding their product
     close = 0.51 + (photometric == SEPARATED) + (extra in (ASSOCIATED, UNASSOCIATED))
     for bits, planar, order, deflate, tile, fill_order in LAYOUTS[::stride]:
         pixels = samples(bits, colours + (extra is not None))
@@ -134,7 +134,7 @@ def test_samples_of_undefined_format_are_unsigned() -> None:
     np.testing.assert_allclose(decode(data, AS_RGB), seen(pixels, 16, MINISBLACK, None), atol=0.5)
 
 
-def test_an_uncompressed_tiff_needs_no_true_count_of_its_bytes() -> None:
+def test_an_uncompressed_tiff_may_have_wrong_byte_counts() -> None:
     pixels = samples(16, 1)
     data = tiff(pixels, 16, MINISBLACK)
     at = data.index(b"\x17\1\4\0\3\0\0\0")  # 279: three strips
@@ -165,7 +165,7 @@ def rgb_of(kind: Any) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         pytest.param(written(rgb_of(np.float32), photometric="rgb"), "32-bit floats", id="float-rgb"),
         pytest.param(written(rgb_of(np.float32)[..., 0]), "32-bit floats", id="float-grey"),
@@ -191,16 +191,16 @@ def rgb_of(kind: Any) -> NDArray[Any]:
         pytest.param(tiff(samples(12, 1), 12, MINISBLACK, deflate=True, more=[(317, [2])]), "predictor", id="12-bit"),
     ],
 )
-def test_a_whole_tiff_that_is_not_read_is_unsupported_and_says_why(data: bytes, said: str) -> None:
+def test_unsupported_tiff_files_say_why(data: bytes, expected: str) -> None:
     error = refused(data)
-    assert error.reason == "unsupported" and said in error.detail
+    assert error.reason == "unsupported" and expected in error.detail
     assert any(f"{verb} it" in error.detail for verb in ("save", "export", "convert"))
 
 
 @pytest.mark.parametrize("options", [{"planar": True}, {"deflate": True}, {"tile": (4, 8)}])
 def test_a_tiff_that_ends_too_early_is_truncated_wherever_it_ends(options: Any) -> None:
     data = tiff(samples(16, 3), 16, RGB, **options)
-    # the tags stand behind the pixels here, and before them in what tifffile writes
+    # the tags come after the pixels here, and before them in files of tifffile
     early = written(samples(16, 3).astype(np.uint16), photometric="rgb", compression="zlib", rowsperstrip=3)
     assert {refused(data[:length]).reason for length in range(4, len(data), 7)} == {"truncated"}
     assert {refused(early[:length]).reason for length in range(4, len(early), 7)} == {"truncated"}

@@ -1,4 +1,4 @@
-"""TIFF and JPEG 2000 files put together by hand, of layouts that Pillow does not write."""
+"""Writes TIFF and JPEG 2000 files by hand, in layouts that Pillow does not write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MINISWHITE, MINISBLACK, RGB, PALETTE, SEPARATED = 0, 1, 2, 3, 5
-ROWS = 4  # a strip
+ROWS = 4  # per strip
 
 
 def tiff(
@@ -26,7 +26,7 @@ def tiff(
     fill_order: int = 1,
     more: Sequence[tuple[int, list[int]]] = (),
 ) -> bytes:
-    """A TIFF of samples of so many bits: `pixels` [height, width, samples]; `more` are further tags, of shorts."""
+    """A TIFF of `pixels` [height, width, samples] of `bits` bits per sample; `more`: further tags, of 16-bit values."""
     height, width, samples = pixels.shape
     parts = [pixels[..., index : index + 1] for index in range(samples)] if planar else [pixels]
     rows, columns = tile or (ROWS, width)
@@ -65,7 +65,7 @@ def tiff(
 
 
 def _packed(rows: NDArray[Any], bits: int, order: str) -> bytes:
-    """Each row begins with a byte of its own."""
+    """Each row begins at a byte boundary."""
     if bits == 16:
         return rows.astype(f"{order}u2").tobytes()
     each = (rows[..., None] >> np.arange(bits)[::-1]) & 1
@@ -88,7 +88,7 @@ def _file(body: bytes, tags: list[tuple[int, str, list[int]]], order: str) -> by
 
 def jp2(codestream: bytes, shape: tuple[int, int, int], colour: int | bytes, *boxes: tuple[bytes, bytes]) -> bytes:
     """A JP2 file around a codestream: `shape` (height, width, components), `colour` the number of an enumerated colour
-    space or an ICC profile, `boxes` more of the header's."""
+    space or an ICC profile, `boxes` further boxes of the header."""
 
     def box(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I4s", 8 + len(body), kind) + body

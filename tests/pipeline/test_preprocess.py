@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from convline.console import sentence
+from convline.console import error_message
 from convline.errors import ConvlineError
 from convline.files import new_folder
 from convline.images import ImageSpec, decode
@@ -474,7 +474,7 @@ def test_a_hidden_class_folder_is_logged(data: Path, tmp_path: Path, capfd: pyte
 
 def test_an_unsupported_archive_is_named(data: Path, tmp_path: Path) -> None:
     write_files(tmp_path, {"pets.7z": b"7z"})
-    with refused("pets.7z is a .7z, which is not read here", unchanged=data):
+    with refused("pets.7z is a .7z file, which is not supported", unchanged=data):
         prepare(data, tmp_path / "pets.7z")
 
 
@@ -848,7 +848,7 @@ def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_pa
         try:
             preprocess(name, small_disk / "data", source)
         except OSError as error:
-            failures.append((pages, sentence(error)))  # the error itself would keep its maps open
+            failures.append((pages, error_message(error)))  # the error itself would keep its maps open
             assert contents(small_disk / "data") == {}
         else:
             break

@@ -16,7 +16,7 @@ import pytest
 
 from convline.errors import ConvlineError
 from convline.mlflow_client import tracking_uri
-from convline.secrets import public, scrubbed, scrubbed_stream
+from convline.secrets import redacted, redacting_stream, without_credentials
 from pipeline.reporting.findings import read_findings
 from pipeline.run import Run
 from pipeline.sync import sync
@@ -237,7 +237,7 @@ def test_a_run_lasted_as_long_as_it_was_trained_whenever_it_is_sent(untracked: P
     ],
 )
 def test_of_a_uri_its_secrets_are_not_shown(uri: str, shown: str) -> None:
-    assert public(uri) == shown
+    assert without_credentials(uri) == shown
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,14 @@ def test_a_secret_is_hidden_however_it_is_written(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken-of-the-environment")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:p@ss/w0rd@host:5000/?token=t0ken")
     stream = io.StringIO()
-    print(f"before {written} after", file=scrubbed_stream(stream))
-    for told in (scrubbed(f"before {written} after"), stream.getvalue()):
+    print(f"before {written} after", file=redacting_stream(stream))
+    for told in (redacted(f"before {written} after"), stream.getvalue()):
         assert told.startswith("before ") and told.rstrip().endswith(" after")
         assert not any(secret in told for secret in ("w0rd", "t0ken", "cEBz"))
 
 
 def test_a_short_secret_is_hidden_only_where_it_is_a_word() -> None:
-    told = scrubbed("a password: a, of a banana", "http://me:a@host")
+    told = redacted("a password: a, of a banana", "http://me:a@host")
     assert told == "*** password: ***, of *** banana"
 
 
@@ -454,7 +454,7 @@ def test_a_server_that_drips_is_left_within_seconds(
     with refused("did not take the run", "`pipeline sync` sends the rest"):
         sender.send_points()
     assert time.monotonic() - began < 10  # 100 s, if it were waited for
-    assert "did not take the run" in Cursor.read(run, public(tracking_uri())).problem
+    assert "did not take the run" in Cursor.read(run, without_credentials(tracking_uri())).problem
 
 
 class Sluggish:

@@ -61,7 +61,7 @@ def mixed(tmp_path: Path) -> Path:
 
 def one_sentence(stderr: str) -> str:
     (line,) = stderr.strip().splitlines()
-    assert line.startswith("error: ") and "should not have happened" not in line
+    assert line.startswith("error: ") and "unexpected error" not in line
     return line
 
 

@@ -1,4 +1,4 @@
-"""A file that gives no pixels says what it is: a whole file of another kind, no image at all, or one that was cut."""
+"""Files that cannot be decoded are named: unsupported formats, files that are not images, truncated images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from convline.errors import ImageError, Reason
 from convline.images import ImageSpec, decode
 from tests.serving.helpers import encode, noise
 
-# Pillow warns of broken tags; the commands, unlike pytest, do not turn that into errors
+# Pillow warns of broken tags; only pytest turns the warnings into errors
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 PIXELS = noise(40, 60, 3)
 
 
-def told(data: bytes) -> tuple[Reason, str]:
+def refused(data: bytes) -> tuple[Reason, str]:
     with pytest.raises(ImageError) as caught:
         decode(data, ImageSpec(None, None, 3))
     return caught.value.reason, caught.value.detail
@@ -93,18 +93,18 @@ def rest(data: bytes) -> bytes:
         pytest.param(b"\x89PNG\r\n\x1a\n\0\0\0\4CgBI" + bytes(99), "Apple", id="apple-png"),
     ],
 )
-def test_a_whole_file_of_a_format_that_is_not_read_is_unsupported_and_named(data: bytes, named: str) -> None:
-    reason, detail = told(data)
+def test_a_file_of_an_unsupported_format_is_named(data: bytes, named: str) -> None:
+    reason, detail = refused(data)
     assert (reason, named in detail) == ("unsupported", True), detail
     assert any(word in detail for word in ("convert", "save it", "export", "render", "map it", "extract")), detail
 
 
-def test_a_whole_avif_that_is_not_decoded_is_unsupported_and_a_cut_one_truncated() -> None:
+def test_an_avif_that_is_not_decoded_is_unsupported_or_truncated() -> None:
     whole = imagecodecs.avif_encode(PIXELS)
     at = whole.index(b"av01")
-    foreign = whole[:at] + b"av99" + whole[at + 4 :]  # coded in what no decoder knows
-    assert told(foreign)[0] == "unsupported" and "convert it" in told(foreign)[1]
-    assert {told(whole[:length])[0] for length in range(24, len(whole) - 1, len(whole) // 20)} == {"truncated"}
+    unknown_codec = whole[:at] + b"av99" + whole[at + 4 :]  # the name of a codec that does not exist
+    assert refused(unknown_codec)[0] == "unsupported" and "convert it" in refused(unknown_codec)[1]
+    assert {refused(whole[:length])[0] for length in range(24, len(whole) - 1, len(whole) // 20)} == {"truncated"}
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_whole_avif_that_is_not_decoded_is_unsupported_and_a_cut_one_truncated
         pytest.param(rest(brand(b"M4A ")), "audio", id="m4a"),
     ],
 )
-def test_what_is_no_image_says_what_it_is(data: bytes, named: str) -> None:
-    reason, detail = told(data)
+def test_a_file_that_is_not_an_image_is_named(data: bytes, named: str) -> None:
+    reason, detail = refused(data)
     assert (reason, named in detail) == ("not-an-image", True), detail
 
 
@@ -144,13 +144,13 @@ def test_what_is_no_image_says_what_it_is(data: bytes, named: str) -> None:
     ("format", "options"),
     [("JPEG", {}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("WEBP", {}), ("TIFF", {}), ("JPEG2000", {}), ("PPM", {})],
 )
-def test_a_format_that_is_read_stays_truncated_wherever_it_ends(format: str, options: dict[str, Any]) -> None:
+def test_a_supported_format_is_truncated_wherever_it_ends(format: str, options: dict[str, Any]) -> None:
     data = encode(PIXELS, format, **options)
     lengths = [*range(12, 120, 9), len(data) // 2, len(data) * 3 // 4]
-    assert {length: told(data[:length])[0] for length in lengths} == dict.fromkeys(lengths, "truncated")
+    assert {length: refused(data[:length])[0] for length in lengths} == dict.fromkeys(lengths, "truncated")
 
 
 def test_a_bmp_that_pillow_does_not_decode_is_unsupported() -> None:
     data = bytearray(encode(PIXELS, "BMP"))
     data[30] = 4  # a JPEG inside
-    assert told(bytes(data))[0] == "unsupported"
+    assert refused(bytes(data))[0] == "unsupported"
