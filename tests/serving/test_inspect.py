@@ -69,5 +69,5 @@ def test_control_characters_are_not_sent_to_the_terminal(project: Path, model: P
     ],
 )
 def test_a_graph_that_makes_no_sense_is_one_sentence(model: Path, tmp_path: Path, edit: Any) -> None:
-    with pytest.raises(ModelError, match=r"model\.onnx has a graph that makes no sense \(.*\); export it again"):
+    with pytest.raises(ModelError, match=r"model\.onnx has a malformed graph \(.*\); export it again"):
         inspect(resealed(model, tmp_path / "model.onnx", edit))

@@ -88,7 +88,7 @@ def test_a_result_depends_neither_on_its_place_nor_on_its_company(model: Path) -
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        pytest.param(drop_all_metadata, "not exported by convline", id="foreign"),
+        pytest.param(drop_all_metadata, "not exported by convline", id="external"),
         pytest.param(set_metadata("format", "2"), "upgrade", id="newer-format"),
         pytest.param(set_metadata("format", '"one"'), "model.onnx", id="format-of-another-type"),
         *[
@@ -184,20 +184,20 @@ def without(key: str) -> Callable[[Any], object]:
 def test_a_file_that_does_not_say_where_it_came_from_is_refused(
     model: Path, tmp_path: Path, key: str, edit: Callable[[object], object], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=f"lacks the metadata {message}"):
+    with pytest.raises(ModelError, match=f"missing or damaged metadata: {message}"):
         open_model(resealed(model, tmp_path / "model.onnx", change(key, edit)))
 
 
 def test_a_proof_that_names_no_file_proves_nothing(model: Path, tmp_path: Path) -> None:
     path = altered(model, tmp_path / "model.onnx", change("parity", without("sha256_without_parity")))
     for read in (open_model, inspect):
-        with pytest.raises(ModelError, match="does not say of which file it is"):
+        with pytest.raises(ModelError, match="without the hash of the proven file"):
             read(path)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_numbers_that_json_does_not_have_are_refused(model: Path, tmp_path: Path, number: str) -> None:
-    with pytest.raises(ModelError, match=rf"damaged metadata convline\.versions \({number} is no number of JSON"):
+    with pytest.raises(ModelError, match=rf"damaged metadata convline\.versions \({number} is not a JSON number"):
         open_model(resealed(model, tmp_path / "model.onnx", set_metadata("versions", f'{{"onnx": {number}}}')))
 
 
@@ -226,7 +226,7 @@ CONTRACT = ("recipe", "dataset", "run", "evaluation", "parity", "versions")
 
 @pytest.mark.parametrize("key", CONTRACT)
 def test_a_file_that_lacks_any_of_its_metadata_is_refused(model: Path, tmp_path: Path, key: str) -> None:
-    with pytest.raises(ModelError, match=f"lacks the metadata {key}"):
+    with pytest.raises(ModelError, match=f"missing or damaged metadata: {key}"):
         open_model(altered(model, tmp_path / "model.onnx", set_metadata(key, None)))
 
 
