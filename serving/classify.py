@@ -195,10 +195,9 @@ def check_unchanged(file: InputFile | None, record: JournalRecord, name: Path | 
 
 
 class _Batch(list[InputFile]):
-    """The files of a batch that the model must classify; `planned` has all files, in order, with any earlier result.
+    """The files of a batch that the model must classify. `planned` has all its files, in order, with earlier results.
 
-    The batch travels through the worker processes' queue together with its earlier results, so that new and earlier
-    results are merged where they belong.
+    A batch carries its earlier results until the new ones arrive, so that both are merged in the order of the listing.
     """
 
     def __init__(self, planned: list[tuple[InputFile, Entry | None]]) -> None:

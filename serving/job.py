@@ -58,7 +58,7 @@ def check_job(job: Job) -> None:
     if job.report is not None:
         _check_report(job.report, may_replace=job.overwrite or job.continues)
     if job.csv_safe and (table_format(job.output) if job.output else job.stdout_format) != "csv":
-        raise ConvlineError("--csv-safe works only with CSV; other formats do not need it, leave it out")
+        raise ConvlineError("--csv-safe is only for CSV; leave it out for other formats")
     if job.output is None:
         if job.continues:
             raise ConvlineError("--resume needs an --output file: a job that writes to stdout cannot be continued")

@@ -70,12 +70,12 @@ def read_finished(
             rows = read_rows(output, csv_safe)
             rejects = (Reject(fields["path"], fields["reason"], fields["detail"]) for fields in map(json.loads, file))
             row, reject = next(rows, None), next(rejects, None)
-            for found in files:
-                if row and row[0] == path_in_table(found.path, output, csv_safe):
-                    yield found, Prediction(found.path, (row[1],), (row[2],))
+            for listed in files:
+                if row and row[0] == path_in_table(listed.path, output, csv_safe):
+                    yield listed, Prediction(listed.path, (row[1],), (row[2],))
                     row = next(rows, None)
-                elif reject and reject.path == found.path:
-                    yield found, reject
+                elif reject and reject.path == listed.path:
+                    yield listed, reject
                     reject = next(rejects, None)
                 else:
                     raise ConvlineError(mismatch)

@@ -1,5 +1,4 @@
-"""Find the output of an external model that holds the scores of the classes, and whether they are logits or
-probabilities.
+"""Find the score output of an external model, and whether its scores are logits or probabilities.
 
 Nothing is guessed: if two outputs are possible, or the scores could be either, an error asks the user.
 """

@@ -1,5 +1,7 @@
-"""`--shard I/N`: split a listing into N shards of whole batches, in order; the tables of all shards joined are the
-table of the whole job.
+"""`--shard I/N`: split the files of a job into N shards for several machines.
+
+A shard has whole batches of the listing, in its order, so that the tables of all shards joined are the table of the
+whole job.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_a_table_of_more_than_ten_is_ordered_by_number(tmp_path: Path) -> None:
         (b"[" * 100_000, "begins as JSON, but is damaged"),
     ],
 )
-def test_what_holds_no_names_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_class_names_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = write(tmp_path / "classes.txt", content)
     with pytest.raises(ConvlineError, match=message) as refused:
         read_classes(path)

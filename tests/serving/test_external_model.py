@@ -40,7 +40,7 @@ def classifier(
     name: str = "image",
     channels: int | str = 3,
 ) -> Path:
-    """A linear classifier of RGB images, whose input is called as convline's own is."""
+    """A linear classifier of RGB images; its input has the name that convline uses."""
     shape = [batch, channels, *sides] if layout == "nchw" else [batch, *sides, channels]
     nodes = [helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT)]
     nodes += [helper.make_node("Flatten", ["floats"], ["flat"])]
@@ -80,7 +80,7 @@ MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 @pytest.mark.parametrize("scale", [1, 255])
-def test_pixels_reach_it_as_it_takes_them(tmp_path: Path, layout: str, color: str, scale: int) -> None:
+def test_pixels_are_preprocessed_as_the_settings_say(tmp_path: Path, layout: str, color: str, scale: int) -> None:
     path, images = classifier(tmp_path / "m.onnx", layout), noise(5, SIDE, SIDE, 3)
     mean, std = MEAN * scale, STD * scale
     settings = [
@@ -277,7 +277,7 @@ def test_what_onnxruntime_says_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_job_is_resumed(tmp_path: Path, photographs: Path) -> None:
-    """The journal holds what was said of the model, and takes the same again."""
+    """The journal stores the description of the model, and only a job with the same one may continue it."""
     external = ExternalModel(CLASSES, ExternalPreprocessing.parse([f"size={SIDE}", "mean=0.5,0.4,0.3", "std=0.2"]))
     job = Job(
         [str(photographs)], classifier(tmp_path / "m.onnx"), tmp_path / "out.csv", external=external, batch_size=2

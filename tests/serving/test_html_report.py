@@ -1,4 +1,4 @@
-"""`serving classify --report`: a page to look at, of folders of any size."""
+"""`serving classify --report`: an HTML page for folders of any size."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shown(path: Path) -> set[str]:
     return {text for text in check(path).texts("bdi") if text.endswith(".png")}
 
 
-def test_a_page_shows_what_became_of_a_folder(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
+def test_a_page_shows_the_results_for_a_folder(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
     options = ("--model", model, "--output", "out.csv", "--report", "page.html")
     cli("serving", "classify", folder, *options)
     page = check(tmp_path / "page.html")
@@ -49,7 +49,7 @@ def test_a_page_shows_what_became_of_a_folder(cli: Cli, folder: Path, model: Pat
     assert shown(tmp_path / "page.html") == named
 
 
-def test_a_page_lies_inside_the_input_and_is_not_taken_for_an_image(cli: Cli, folder: Path, model: Path) -> None:
+def test_a_page_inside_the_input_is_not_classified(cli: Cli, folder: Path, model: Path) -> None:
     for option in ("--overwrite", "--overwrite"):
         told = cli(
             "serving",
@@ -67,7 +67,7 @@ def test_a_page_lies_inside_the_input_and_is_not_taken_for_an_image(cli: Cli, fo
 
 
 @pytest.mark.parametrize("name", ["page.txt", "folder.html"])
-def test_what_is_no_page_is_refused(cli: Cli, folder: Path, model: Path, tmp_path: Path, name: str) -> None:
+def test_a_report_that_is_not_html_is_refused(cli: Cli, folder: Path, model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.html").mkdir()
     error = cli("serving", "classify", folder, "--model", model, "--output", "o.csv", "--report", name, status=1).stderr
     assert f"--report {name}: name a file that ends in .html" in error and not (tmp_path / "o.csv").exists()
@@ -112,7 +112,7 @@ def test_a_page_of_many_images_and_classes_stays_small(tmp_path: Path, monkeypat
     assert len(read) < 10_000  # not every file is opened again
 
 
-def test_the_surest_and_the_least_sure_are_shown(tmp_path: Path) -> None:
+def test_the_most_and_the_least_confident_are_shown(tmp_path: Path) -> None:
     path = made(tmp_path, [(f"{n:03}.png", "cat", (n + 0.5) / 500) for n in range(500)])
     names = [text for text in check(path).texts("bdi") if text.endswith(".png")]
     start = names.index("000.png", names.index("499.png") - 3 * IMAGES_PER_ROW if "499.png" in names else 0)

@@ -1,4 +1,4 @@
-"""What a classification does with its inputs and outputs besides its table: parts, lists, sorting, changed inputs."""
+"""Jobs of `serving classify` beyond the table: shards, lists, --sort-into, --rescan, URLs, batch size, kills."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def named(job: Job, name: str, **changes: object) -> Job:
 
 
 def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Run a job, and end it after so many batches, as Ctrl-C does."""
+    """Run a job, and end it after `after` batches, as Ctrl-C does."""
 
     def stopping(predict: PredictBatches, *arguments: object) -> object:
         for number, batch in enumerate(classify_in_batches(predict, *arguments)):  # type: ignore[arg-type]
@@ -82,7 +82,7 @@ def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             classify(job)
 
 
-# --- parts of a listing
+# --- shards
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 40])
@@ -110,7 +110,7 @@ def test_a_part_is_resumed_only_while_the_listing_is_the_same(
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "x/3", "1/0", "1/3/5", "-1/3"])
-def test_a_shard_that_is_none_is_wrong_usage(cli: Cli, shard: str) -> None:
+def test_an_invalid_shard_is_wrong_usage(cli: Cli, shard: str) -> None:
     cli("serving", "classify", "x", "--model", "m.onnx", "--shard", shard, status=2)
 
 
@@ -267,7 +267,7 @@ def test_a_file_that_vanishes_is_rejected(job: Job, images: Path, monkeypatch: p
     assert summary.tally.found == COUNT
 
 
-# --- sorting
+# --- --sort-into
 
 
 def test_each_image_is_linked_into_the_folder_of_its_label(job: Job, images: Path) -> None:
@@ -316,7 +316,7 @@ def test_files_of_one_name_all_have_their_place(job: Job, images: Path) -> None:
         ("file", "is a file"),
     ],
 )
-def test_a_folder_that_will_not_do_is_refused(job: Job, folder: str, says: str) -> None:
+def test_a_folder_that_cannot_be_used_is_refused(job: Job, folder: str, says: str) -> None:
     write(Path("full/mine.txt"), b"precious")
     write(Path("file"), b"precious")
     with pytest.raises(ConvlineError, match=says):
@@ -338,7 +338,7 @@ def test_a_rescan_sorts_into_a_new_folder(job: Job, images: Path, monkeypatch: p
     assert len(list(Path("anew").rglob("*.png"))) == COUNT * 0.9
 
 
-def test_names_that_no_folder_takes_have_a_place_all_the_same(job: Job) -> None:
+def test_invalid_file_names_get_a_place_too(job: Job) -> None:
     names = ["x", "x/y.png", "long" * 62 + ".png"]
     with zipfile.ZipFile("odd.zip", "w") as zipped:
         for name in names:
@@ -390,7 +390,7 @@ def test_what_a_spreadsheet_would_run_is_made_safe_and_recognised(job: Job, imag
     classify(replace(job, overwrite=True))
     assert "=1+1.png" in [row["path"] for row in csv_rows(Path("out.csv"))]  # as it is called
     for changes in ({"output": Path("out.jsonl")}, {"output": None, "stdout_format": "jsonl"}):
-        with pytest.raises(ConvlineError, match="--csv-safe is for CSV"):
+        with pytest.raises(ConvlineError, match="--csv-safe is only for CSV"):
             classify(replace(safe, **changes))  # type: ignore[arg-type]
 
 
@@ -436,7 +436,7 @@ def test_auto_on_the_command_line(cli: Cli, job: Job) -> None:
         classify(replace(job, shard=(1, 2), batch_size="auto"))
 
 
-# --- what happens from outside
+# --- full disks, closed streams, killed processes
 
 
 FULL = """
@@ -474,8 +474,8 @@ def test_a_reader_of_stdout_that_leaves_ends_the_job_without_a_word(job: Job) ->
 
 
 @pytest.mark.parametrize("closed", ["1", "2", "12"])
-def test_closed_streams_are_nowhere(job: Job, closed: str) -> None:
-    """Else the next file that is opened would take their place."""
+def test_closed_streams_write_into_no_file(job: Job, closed: str) -> None:
+    """The next file that is opened must not take their descriptor."""
     line = shlex.join(command("serving", "classify", "in", "--model", job.model, "--output", "out.csv"))
     whole = named(job, "whole.csv", batch_size=64)
     classify(whole)
@@ -494,7 +494,7 @@ def test_a_reader_of_stderr_that_leaves_costs_no_row(job: Job) -> None:
 
 
 def test_the_journal_is_free_as_soon_as_its_job_is_killed(job: Job) -> None:
-    """Though a process that replaced a dead one, and so saw the journal open, may have work left."""
+    """A worker that replaced a dead one inherited the open journal, and may still be working."""
     arguments = command("serving", "classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH)
     with subprocess.Popen([arguments[0], "-c", SLOW, *arguments[3:]], stderr=subprocess.PIPE) as process:
         while len(json_lines(Path("out.csv.partial")) if Path("out.csv.partial").exists() else []) < 2 * BATCH:
@@ -628,10 +628,10 @@ def test_an_upload_that_fails_is_tried_again_by_resume(job: Job, monkeypatch: py
     fsspec.filesystem("memory").rm("/results", recursive=True)
 
 
-# --- a job that is done already
+# --- resuming a finished job
 
 
-def test_resuming_what_is_done_refuses_another_listing(job: Job, images: Path) -> None:
+def test_resuming_a_finished_job_refuses_another_listing(job: Job, images: Path) -> None:
     tally = classify(job).tally
     assert classify(replace(job, resume=True)).tally == tally
     write(images / "0/new.png", b"")
@@ -641,7 +641,7 @@ def test_resuming_what_is_done_refuses_another_listing(job: Job, images: Path) -
         classify(replace(job, resume=True, inputs=["nowhere"]))
 
 
-def test_resuming_what_is_no_table_of_ours_is_refused(job: Job) -> None:
+def test_resuming_a_table_of_another_program_is_refused(job: Job) -> None:
     classify(job)
     Path("out.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConvlineError, match=r"was not written by `serving classify`"):

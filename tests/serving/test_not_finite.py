@@ -1,4 +1,4 @@
-"""Scores that are not finite make a reject, whatever way the images take."""
+"""Scores that are not finite give a reject, in the API, in jobs and on all kinds of workers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_arrays_of_scores_are_finite_or_an_error(path: Path) -> None:
 
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
 def test_processes_give_rejects_in_their_places(path: Path, folder: Path, provider: str) -> None:
-    """Those that run the model, and those that decode for an accelerator (here the CPU in its place)."""
+    """Processes that run the model, and processes that decode for an accelerator (the CPU takes its place here)."""
     with Classifier(path, "cpu", threads=1, batch_size=2, external=EXTERNAL) as served:
         served.model = replace(served.model, provider=provider)
         files = [InputFile(file.name, OnDisk(str(file))) for file in sorted(folder.iterdir())]

@@ -110,7 +110,7 @@ def test_one_score_that_may_be_either_is_asked_about(build: Build) -> None:
         ([product(1)], "a", "gives one score per image, but only one class was named; name both"),
         ([product(1)], "abc", "gives 1 score per image, 3 classes were named"),
         ([product(3)], "a", "gives 3 scores per image, 1 class was named"),
-        ([product(1, "z"), make_node("Softmax", ["z"], ["y"])], "ab", "softmax over one score, which is 1"),
+        ([product(1, "z"), make_node("Softmax", ["z"], ["y"])], "ab", "softmax over one score, which is always 1"),
         (
             [product(2, "z"), make_node("Sigmoid", ["z"], ["y"])],
             "ab",
@@ -122,7 +122,7 @@ def test_one_score_that_may_be_either_is_asked_about(build: Build) -> None:
         ([product(3, "z"), make_node("Softmax", ["z"], ["y"], axis=0)], "abc", "softmax that is not over its classes"),
     ],
 )
-def test_scores_that_say_nothing_are_refused(build: Build, nodes: Any, classes: str, message: str) -> None:
+def test_ambiguous_scores_are_refused(build: Build, nodes: Any, classes: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build(nodes, [floats()], classes=classes)
 
@@ -132,7 +132,7 @@ def test_several_sigmoids_are_what_the_user_says(build: Build) -> None:
     np.testing.assert_allclose(served.classify_arrays(PIXELS), 1 / (1 + np.exp(-MEANS @ WEIGHT[3])), atol=1e-5)
 
 
-def test_numbers_that_are_no_probabilities_are_not_taken_for_some(build: Build) -> None:
+def test_numbers_outside_0_to_1_are_refused_as_probabilities(build: Build) -> None:
     with pytest.raises(ModelError, match="which are not probabilities; use --preprocess scores=logits"):
         build([product(3)], [floats()], "scores=probabilities")
 
@@ -155,7 +155,7 @@ def test_logarithms_of_probabilities(build: Build, ending: tuple[str, ...]) -> N
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)
 
 
-def test_a_class_without_any_probability_is_no_fault_of_the_image(build: Build) -> None:
+def test_a_probability_of_0_does_not_reject_the_image(build: Build) -> None:
     """exp(-200) is 0 in float32, and its logarithm -inf."""
     nodes = [product(3, "z"), make_node("Mul", ["z", "k"], ["s"]), make_node("Softmax", ["s"], ["y"])]
     k = numpy_helper.from_array(np.float32(1000), "k")
@@ -193,9 +193,7 @@ def test_an_output_is_named_where_two_could_be_it(build: Build) -> None:
         ((), "abcd", r"no outputs that could be the scores of 4 classes.*y \(float \[batch, 3\]\)"),
     ],
 )
-def test_an_output_that_cannot_be_it_is_explained(
-    build: Build, settings: tuple[str, ...], classes: str, message: str
-) -> None:
+def test_an_impossible_output_is_explained(build: Build, settings: tuple[str, ...], classes: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build(*TWO, *settings, classes=classes)
 
@@ -242,7 +240,7 @@ def test_inner_graphs_keep_what_they_take_from_outside(build: Build) -> None:
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)
 
 
-def test_names_like_our_own_are_no_others(build: Build) -> None:
+def test_outputs_may_have_the_names_that_convline_uses(build: Build) -> None:
     nodes = [product(3, "logit"), make_node("Softmax", ["logit"], ["probability"])]
     served = build(nodes, [floats("probability")])
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)

@@ -1,4 +1,4 @@
-"""How long a graph from elsewhere may take to load and to run."""
+"""Time limits for loading and running a graph that never ends."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_graph_that_is_not_loaded_in_time_is_refused(tmp_path: Path, monkeypat
 def test_the_self_test_ends_and_inspect_runs_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that says it is ours, whose logits go through an endless loop."""
+    """A file with the metadata of convline, whose logits go through an endless loop."""
 
     def edit(proto: onnx.ModelProto) -> None:
         (last,) = (node for node in proto.graph.node if "logit" in node.output)

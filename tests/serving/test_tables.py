@@ -87,7 +87,7 @@ def test_a_large_parquet_file_is_written_in_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
-def test_flush_hands_on_what_was_written(format: Format) -> None:
+def test_flush_writes_all_rows_so_far(format: Format) -> None:
     file = io.BytesIO()
     with open_table(file, format, 2) as table:
         table.write(ROWS[0])
