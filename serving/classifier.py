@@ -27,7 +27,7 @@ BATCHES_AHEAD = 2
 MAX_LISTED = 10  # images that an error message lists
 NOT_FINITE = ImageError("not-finite", "the model gives scores for it that are not finite")
 
-Batch = TypeVar("Batch", bound=Sequence[InputFile])
+BatchT = TypeVar("BatchT", bound=Sequence[InputFile])
 
 
 class Classifier:
@@ -108,9 +108,9 @@ class Classifier:
         for _, entries in self.label_batches(batches, top_k):
             yield entries
 
-    def label_batches(self, batches: Iterable[Batch], top_k: int = 1) -> Iterator[tuple[Batch, list[Entry]]]:
+    def label_batches(self, batches: Iterable[BatchT], top_k: int = 1) -> Iterator[tuple[BatchT, list[Entry]]]:
         """As `classify_batches`, each batch together with its entries."""
-        ahead: deque[tuple[Batch, list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
+        ahead: deque[tuple[BatchT, list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
         with ThreadPoolExecutor(usable_cpus()) as pool:
             for batch in batches:
                 ahead.append((batch, [pool.submit(try_decode, file, self.spec) for file in batch]))
@@ -120,8 +120,8 @@ class Classifier:
                 yield self._label_decoded(*ahead.popleft(), top_k)
 
     def _label_decoded(
-        self, batch: Batch, decoded: Sequence[Future[NDArray[np.uint8] | ImageError]], top_k: int
-    ) -> tuple[Batch, list[Entry]]:
+        self, batch: BatchT, decoded: Sequence[Future[NDArray[np.uint8] | ImageError]], top_k: int
+    ) -> tuple[BatchT, list[Entry]]:
         pixels = self.buffer()
         problems = pack([future.result() for future in decoded], pixels)
         return batch, self.label(batch, pixels, problems, top_k)

@@ -28,13 +28,13 @@ from serving.records import Entry
 
 CONNECTIONS = 16  # files that a process downloads at once
 
-Batch = TypeVar("Batch", bound=list[InputFile])
+BatchT = TypeVar("BatchT", bound=list[InputFile])
 
 
 class PredictBatches(Protocol):
     """Classifies batches of files."""
 
-    def __call__(self, batches: Iterator[Batch], /) -> Iterator[tuple[Batch, list[Entry]]]:
+    def __call__(self, batches: Iterator[BatchT], /) -> Iterator[tuple[BatchT, list[Entry]]]:
         """Each batch, in order, with the entries of its files."""
 
 
