@@ -152,15 +152,9 @@ def adapt(model: onnx.ModelProto, external: ExternalModel, name: Path | str) -> 
     if opset(model) < OLDEST_OPSET:
         raise ModelError(f"{name} is of opset {opset(model)}; {OLDEST_OPSET} is the oldest that is supported")
     weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(f"{name} has {len(inputs)} inputs ({names}); an image classifier has one")
-    input_type = inputs[0].type.tensor_type.elem_type
-    if input_type not in INPUT_TYPES:
-        type_name = TensorProto.DataType.Name(input_type) if input_type else "no tensor"
-        raise ModelError(f"{name} takes {type_name}; float, double, float16 and uint8 are supported")
-    dims = [max(0, dim.dim_value) for dim in inputs[0].type.tensor_type.shape.dim] or [0, 0, 0, 0]
+    image_input = _image_input(model, weights, name)
+    input_type = image_input.type.tensor_type.elem_type
+    dims = [max(0, dim.dim_value) for dim in image_input.type.tensor_type.shape.dim] or [0, 0, 0, 0]
     settings, spec = _complete_settings(external.preprocessing, dims, input_type, name)
     batch = dims[0] or None
     assert spec.height and spec.width
@@ -170,7 +164,7 @@ def adapt(model: onnx.ModelProto, external: ExternalModel, name: Path | str) -> 
         *((spec.channels, *sides) if settings.layout == "nchw" else (*sides, spec.channels)),
     ]
     scores = find_score_output(model, shape, settings.output, settings.scores, external.classes, name)
-    preprocessing = _preprocessing_nodes(GRAPH_PREFIX + inputs[0].name, settings, spec, input_type)
+    preprocessing = _preprocessing_nodes(GRAPH_PREFIX + image_input.name, settings, spec, input_type)
     graph = model.graph
     _add_prefix(graph)
     all_nodes = [*preprocessing, *graph.node, *score_nodes(GRAPH_PREFIX + scores.value, scores, batch)]
@@ -187,6 +181,19 @@ def adapt(model: onnx.ModelProto, external: ExternalModel, name: Path | str) -> 
     output_shape = [batch or "batch", len(external.classes)]
     graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, output_shape) for n in OUTPUTS)
     return AdaptedModel(model, spec, batch, scores)
+
+
+def _image_input(model: onnx.ModelProto, weights: set[str], name: Path | str) -> onnx.ValueInfoProto:
+    """The input for the images. Raises ModelError if there is not exactly one, or if its type is not supported."""
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise ModelError(f"{name} has {len(inputs)} inputs ({names}); an image classifier has one")
+    input_type = inputs[0].type.tensor_type.elem_type
+    if input_type not in INPUT_TYPES:
+        type_name = TensorProto.DataType.Name(input_type) if input_type else "no tensor"
+        raise ModelError(f"{name} takes {type_name}; float, double, float16 and uint8 are supported")
+    return inputs[0]
 
 
 def _add_prefix(graph: onnx.GraphProto) -> None:

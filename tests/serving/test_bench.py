@@ -38,7 +38,7 @@ def test_what_bounds_a_job(cli: Cli, model: Path, images: Path, tmp_path: Path) 
 def test_images_are_generated_where_none_are_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.bench.GENERATED_IMAGES", 100)
     report = bench(str(model), provider="cpu")
-    assert report["images"].startswith("100 JPEGs") and report["images_per_second"]["whole job"] > 0
+    assert report["images"].startswith("100 generated JPEGs") and report["images_per_second"]["whole job"] > 0
 
 
 def test_a_folder_without_files_is_refused(model: Path, tmp_path: Path) -> None:
