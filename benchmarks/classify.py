@@ -40,7 +40,7 @@ from convline.cpus import usable_cpus
 from convline.images import ImageSpec, decode
 from convline.inputs.input_file import InputFile, OnDisk
 from convline.inputs.listing import find
-from serving.model import Model, open_model
+from serving.model import OnnxModel, open_model
 
 CONTENDERS = Path(__file__).parent / "contenders"
 BATCH = 64
@@ -205,7 +205,7 @@ def infer_rate(run: Path, spec: ImageSpec, threads: int, batches: int = 60) -> f
     return BATCH / best
 
 
-def repeat(model: Model, images: NDArray[np.uint8], count: int) -> None:
+def repeat(model: OnnxModel, images: NDArray[np.uint8], count: int) -> None:
     for _ in range(count):
         model.run(images)
 

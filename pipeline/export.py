@@ -26,9 +26,10 @@ from pipeline.exporting.int8 import quantize
 from pipeline.exporting.timing import seconds_per_call
 from pipeline.exporting.tolerances import TOLERANCES, Parity, Precision, Tolerance
 from pipeline.network import Predict, load_served, predictor
-from pipeline.parity import SERVING_BATCH, compare, prove_run, split_batches
+from pipeline.parity import compare, prove_run, split_batches
 from pipeline.run import Run
-from serving.model import PROBE_IMAGES, has_halves, open_model, probe_images
+from serving.batch_size import SERVING_BATCH
+from serving.model import PROBE_IMAGES, has_float16, open_model, probe_images
 from serving.model_file import FORMAT, PREFIX
 from serving.session import open_session
 
@@ -188,7 +189,7 @@ def _remembered(predict: Predict) -> Predict:
 
 
 def _session(model: onnx.ModelProto) -> Predict:
-    session, _ = open_session(model.SerializeToString(), "cpu", has_halves=has_halves(model))
+    session, _ = open_session(model.SerializeToString(), "cpu", has_float16=has_float16(model))
 
     def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         probability, logit = session.run(["probability", "logit"], {"image": images})

@@ -22,11 +22,11 @@ from pipeline.exporting.boundary_images import BoundaryImages
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Batch, Parity, Precision, Tolerance
 from pipeline.network import Predict, load_served, predictor
 from pipeline.run import Run
+from serving.batch_size import SERVING_BATCH
 from serving.classifier import try_decode
-from serving.model import Model, open_model
+from serving.model import OnnxModel, open_model
 from serving.session import Provider, provider_problem
 
-SERVING_BATCH = 64
 HOSTILE_BATCHES = (1, 2, 3, 17)
 REAL_BESIDE_HOSTILE = 64
 NOISE_SEED = 20151109
@@ -41,7 +41,7 @@ class Claim:
     sides: tuple[str, str] = ("pytorch", "onnx")
 
 
-def prove(claim: Claim, model: Model, real: Iterator[Batch]) -> Parity:
+def prove(claim: Claim, model: OnnxModel, real: Iterator[Batch]) -> Parity:
     """Compare a file, opened as serving opens it, with its reference."""
     parity = Parity(list(model.classes), claim.tolerance, model.provider, usable_cpus(), claim.sides)
     compare(parity, claim.reference, model.run, real, model.spec)
@@ -72,7 +72,7 @@ def prove_run(
     return proofs
 
 
-def _check_is_of(model: Model, run: Run, name: Path) -> None:
+def _check_is_of(model: OnnxModel, run: Run, name: Path) -> None:
     if list(model.classes) != run.classes or model.spec != run.spec:
         raise ConvlineError(f"{name} has other classes or images than {run.folder}; it is not this run's model")
 
@@ -109,7 +109,7 @@ def prove_again(
     return path, prove(claim, model, real)
 
 
-def precision_of(model: Model) -> Precision:
+def precision_of(model: OnnxModel) -> Precision:
     """The precision that a file was exported in."""
     told = model.metadata.get("parity", {}).get("precision", "fp32")
     if told not in PRECISIONS:
@@ -124,7 +124,7 @@ def _subject(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
     return run.model, run
 
 
-def _trained(run: Run, model: Model, path: Path) -> Predict:
+def _trained(run: Run, model: OnnxModel, path: Path) -> Predict:
     """The network of the checkpoint that the file holds."""
     served, step = load_served(run)
     if (exported := model.metadata["run"]["step"]) != step:
@@ -135,7 +135,7 @@ def _trained(run: Run, model: Model, path: Path) -> Predict:
     return predictor(served, torch.device("cpu"))
 
 
-def _tested_on(model: Model, path: Path, data_dir: Path) -> Dataset:
+def _tested_on(model: OnnxModel, path: Path, data_dir: Path) -> Dataset:
     """The dataset whose test split the file was proven on."""
     told = model.metadata["dataset"]
     dataset = Dataset.open(data_dir, told["name"])
@@ -147,7 +147,7 @@ def _tested_on(model: Model, path: Path, data_dir: Path) -> Dataset:
     return dataset
 
 
-def _run_of(model: Model, path: Path, runs_dir: Path) -> Run:
+def _run_of(model: OnnxModel, path: Path, runs_dir: Path) -> Run:
     for folder in (path.parent, *sorted(file.parent for file in runs_dir.glob("[!.]*/run.json"))):
         with suppress(OSError, ValueError, AttributeError):  # others may be damaged
             if json.loads((folder / "run.json").read_text(encoding="utf-8")).get("id") == model.metadata["run"]["id"]:

@@ -12,7 +12,7 @@ from convline.mlflow_client import explain_mlflow_errors, read_registered, track
 from pipeline.export import labels_path
 from pipeline.run import Run
 from pipeline.tracking.sender import Sender
-from serving.model import Model, open_model, probe_images
+from serving.model import OnnxModel, open_model, probe_images
 from serving.model_file import PREFIX
 
 CHAMPION = "champion"
@@ -38,7 +38,7 @@ def register(path: Path, run: Run, name: str) -> str:
     return said
 
 
-def _log(model: Model, path: Path, labels: Path, mlflow_run: str, name: str, uri: str) -> str:
+def _log(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, name: str, uri: str) -> str:
     """The new version's number. MLflow's server answers with scores alone: class names go beside the model."""
     import mlflow
     from mlflow.models import ModelSignature
@@ -65,7 +65,7 @@ def _log(model: Model, path: Path, labels: Path, mlflow_run: str, name: str, uri
     return str(mlflow.register_model(logged.model_uri, name, tags=_tags(model)).version)
 
 
-def _tags(model: Model) -> dict[str, str]:
+def _tags(model: OnnxModel) -> dict[str, str]:
     """What versions are compared by, and where they came from."""
     evaluation, parity = model.metadata["evaluation"], model.metadata["parity"]
     told = {
@@ -79,7 +79,7 @@ def _tags(model: Model) -> dict[str, str]:
     return {PREFIX + key: value for key, value in told.items()}
 
 
-def _crown(model: Model, name: str, version: str, uri: str) -> str:
+def _crown(model: OnnxModel, name: str, version: str, uri: str) -> str:
     """Move the alias, or not."""
     from mlflow import MlflowClient
 

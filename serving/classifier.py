@@ -1,4 +1,4 @@
-"""The Python API: images in, labels and probabilities out."""
+"""`Classifier`, the Python API: images in, labels and probabilities out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +16,26 @@ from convline.cpus import usable_cpus
 from convline.errors import ConvlineError, ImageError
 from convline.images import ImageSpec, decode, fit_pixels
 from convline.inputs.input_file import InputFile
+from serving.batch_size import SERVING_BATCH
 from serving.external_model import ExternalModel
-from serving.image_inputs import Picture, Pixels, pictures
+from serving.image_inputs import DecodedImage, ImageInput, as_input_files
 from serving.model import open_model
 from serving.records import Entry, Prediction, Reject
 from serving.session import Provider
 
 BATCHES_AHEAD = 2
-SHOWN = 10  # images that an error names
+MAX_LISTED = 10  # images that an error message lists
 NOT_FINITE = ImageError("not-finite", "the model gives scores for it that are not finite")
+
+BatchT = TypeVar("BatchT", bound=Sequence[InputFile])
 
 
 class Classifier:
     """A served model: `with Classifier("model.onnx") as c: c.classify(["cat.jpg"])`.
 
-    `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `external` says what a file made
-    elsewhere does not; `threads` defaults to all usable CPUs. Opening validates and self-tests the file. All methods
-    may be called from several threads at once. Raises ModelError as `open_model` does.
+    `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `external` describes an ONNX file of
+    another tool; `threads` defaults to all usable CPUs. Opening validates and self-tests the file. All methods may be
+    called from several threads at once. Raises ModelError as `open_model` does.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class Classifier:
         model: Path | str,
         provider: Provider = "auto",
         threads: int | None = None,
-        batch_size: int = 64,
+        batch_size: int = SERVING_BATCH,
         external: ExternalModel | None = None,
     ) -> None:
         if batch_size < 1:
@@ -54,18 +58,19 @@ class Classifier:
 
     @property
     def spec(self) -> ImageSpec:
-        """How files become the pixels that the model takes."""
+        """How files are decoded to the pixels that the model takes."""
         return self.model.spec
 
     @property
     def provider(self) -> str:
-        """What the model really runs on: "cpu", "cuda" or "tensorrt"."""
+        """The provider that the model runs on: "cpu", "cuda" or "tensorrt"."""
         return self.model.provider
 
     def classify_arrays(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities, float32 [n, classes], of uint8 images [n, height, width, channels] of the model's own size.
 
-        Raises ConvlineError for another dtype or shape, and for images whose scores are not finite, naming them.
+        Raises ConvlineError for another dtype or shape, and for images whose scores are not finite; the message lists
+        them.
         """
         expected = (self.spec.height, self.spec.width, self.spec.channels)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
@@ -77,81 +82,88 @@ class Classifier:
         batches = (images[i : i + self.batch_size] for i in range(0, len(images), self.batch_size))
         results = [self.model.run_padded(batch, self.batch_size) for batch in batches]
         if wrong := np.flatnonzero(~np.concatenate([_finite(*result) for result in results])).tolist():
-            shown = ", ".join(map(str, wrong[:SHOWN])) + (", …" if len(wrong) > SHOWN else "")
-            raise ConvlineError(f"the model gives scores that are not finite for {len(wrong)} images: {shown}")
+            listed = ", ".join(map(str, wrong[:MAX_LISTED])) + (", …" if len(wrong) > MAX_LISTED else "")
+            raise ConvlineError(f"the model gives scores that are not finite for {len(wrong)} images: {listed}")
         return np.concatenate([probability for probability, _ in results])
 
-    def classify(self, images: Iterable[Picture], top_k: int = 1) -> list[Prediction | Reject]:
-        """One entry an image, in order: a Prediction, or a Reject where it could not be used.
+    def classify(self, images: Iterable[ImageInput], top_k: int = 1) -> list[Prediction | Reject]:
+        """One entry per image, in order: a Prediction, or a Reject for an image that cannot be used.
 
-        A `str` or `Path` is a file's path, `bytes` are an encoded file; a PIL image, and an array of uint8 ([height,
-        width] grey, or [height, width, 1, 3 or 4]: grey, RGB, RGBA), are pixels of any size. What has no path is called
-        "image 3" by its place, from 0. Files are decoded on threads while the model runs. Raises TypeError for anything
-        else, a single image included, and ConvlineError for more classes than there are.
+        A `str` or `Path` is the path of a file, `bytes` are an encoded file; a Pillow image and a uint8 array
+        ([height, width] grey, or [height, width, 1, 3 or 4]: grey, RGB, RGBA) are pixels of any size. An image without
+        a path is named by its index, from 0: "image 3". Files are decoded on threads while the model runs. Raises
+        TypeError for anything else, also for a single image, and ConvlineError if `top_k` exceeds the number of
+        classes.
         """
         self.check_top_k(top_k)
-        files = pictures(images)
+        files = as_input_files(images)
         return [entry for entries in self.classify_batches(batched(files, self.batch_size), top_k) for entry in entries]
 
-    def classify_files(self, paths: Iterable[Picture], top_k: int = 1) -> list[Prediction | Reject]:
-        """As `classify`, which takes files by their paths, too."""
+    def classify_files(self, paths: Iterable[ImageInput], top_k: int = 1) -> list[Prediction | Reject]:
+        """The same as `classify`."""
         return self.classify(paths, top_k)
 
     def classify_batches(self, batches: Iterable[Sequence[InputFile]], top_k: int = 1) -> Iterator[list[Entry]]:
-        """The entries of batches of at most `batch_size` files, in order; the next ones are decoded meanwhile."""
-        ahead: deque[tuple[Sequence[InputFile], list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
+        """The entries of batches of at most `batch_size` files, in order; the next batches are decoded meanwhile."""
+        for _, entries in self.label_batches(batches, top_k):
+            yield entries
+
+    def label_batches(self, batches: Iterable[BatchT], top_k: int = 1) -> Iterator[tuple[BatchT, list[Entry]]]:
+        """As `classify_batches`, each batch together with its entries."""
+        ahead: deque[tuple[BatchT, list[Future[NDArray[np.uint8] | ImageError]]]] = deque()
         with ThreadPoolExecutor(usable_cpus()) as pool:
             for batch in batches:
                 ahead.append((batch, [pool.submit(try_decode, file, self.spec) for file in batch]))
                 if len(ahead) > BATCHES_AHEAD:
-                    files, decoded = ahead.popleft()
-                    yield self._label(files, [future.result() for future in decoded], top_k)
-            for files, decoded in ahead:
-                yield self._label(files, [future.result() for future in decoded], top_k)
+                    yield self._label_decoded(*ahead.popleft(), top_k)
+            while ahead:
+                yield self._label_decoded(*ahead.popleft(), top_k)
 
-    def _label(
-        self, files: Sequence[InputFile], decoded: Sequence[NDArray[np.uint8] | ImageError], top_k: int
-    ) -> list[Entry]:
+    def _label_decoded(
+        self, batch: BatchT, decoded: Sequence[Future[NDArray[np.uint8] | ImageError]], top_k: int
+    ) -> tuple[BatchT, list[Entry]]:
         pixels = self.buffer()
-        problems = pack(decoded, pixels)
-        return self.label(files, pixels, problems, top_k)
+        problems = pack([future.result() for future in decoded], pixels)
+        return batch, self.label(batch, pixels, problems, top_k)
 
     def buffer(self) -> NDArray[np.uint8]:
-        """Room for the pixels of one batch: uint8 [batch, height, width, channels], all 0."""
+        """A buffer for the pixels of one batch: uint8 [batch, height, width, channels], all 0."""
         return np.zeros((self.batch_size, self.spec.height or 0, self.spec.width or 0, self.spec.channels), np.uint8)
 
     def label(
         self, files: Sequence[InputFile], pixels: NDArray[np.uint8], problems: Sequence[ImageError | None], top_k: int
     ) -> list[Entry]:
-        """The entries of one batch as `pack` left it; a file that failed becomes a Reject in its own place."""
+        """The entries of one batch, of what `pack` filled in and returned; a file with a problem becomes a Reject in
+        its own place.
+        """
         usable = sum(problem is None for problem in problems)
         rows = self._rows(pixels, usable, top_k) if usable else iter(())
         entries: list[Entry] = []
         for file, problem in zip(files, problems, strict=True):
-            best = next(rows) if problem is None else None
+            row = next(rows) if problem is None else None
             if problem is not None:
                 entries.append(Reject(file.path, problem.reason, problem.detail))
-            elif best is None:
+            elif row is None:
                 entries.append(Reject(file.path, NOT_FINITE.reason, NOT_FINITE.detail))
             else:
-                entries.append(Prediction(file.path, *best))
+                entries.append(Prediction(file.path, *row))
         return entries
 
     def _rows(
         self, pixels: NDArray[np.uint8], usable: int, top_k: int
     ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]] | None]:
-        """Labels and probabilities of the first images, the most probable first; None where they are not finite."""
+        """Labels and probabilities, most probable first, of the first `usable` images; None if they are not finite."""
         probability, logit = (scores[:usable] for scores in self.model.run(pixels))
         # ties: the earlier class first
         best = probability.argmax(1)[:, None] if top_k == 1 else np.argsort(-probability, 1, "stable")[:, :top_k]
         highest = np.take_along_axis(probability, best, 1)
         for is_finite, indices, values in zip(_finite(probability, logit), best.tolist(), highest, strict=True):
             # str() of a float32 is its shortest exact form: 0.9987123, not 0.9987123012542725
-            told = tuple(self.classes[i] for i in indices), tuple(float(str(value)) for value in values)
-            yield told if is_finite else None
+            row = tuple(self.classes[i] for i in indices), tuple(float(str(value)) for value in values)
+            yield row if is_finite else None
 
     def check_top_k(self, top_k: int) -> None:
-        """Raises ConvlineError for less than one class, or more than there are."""
+        """Raises ConvlineError unless `top_k` is from 1 to the number of classes."""
         if not 1 <= top_k <= len(self.classes):
             raise ConvlineError(
                 f"--top-k {top_k}: the model knows {len(self.classes)} classes; ask for 1 to {len(self.classes)}"
@@ -166,14 +178,14 @@ class Classifier:
 
 
 def _finite(probability: NDArray[np.float32], logit: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which images have scores that mean something: bool [batch]."""
+    """Which images have only finite scores: bool [batch]."""
     return np.isfinite(np.concatenate([probability, logit], axis=1)).all(axis=1)
 
 
 def try_decode(file: InputFile, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:
-    """The file's pixels, or why it has none."""
+    """The file's pixels, or the error that says why there are none."""
     try:
-        if isinstance(file.location, Pixels):
+        if isinstance(file.location, DecodedImage):
             return fit_pixels(file.location.image, spec)
         return decode(file.read(), spec)
     except ImageError as error:
@@ -181,7 +193,10 @@ def try_decode(file: InputFile, spec: ImageSpec) -> NDArray[np.uint8] | ImageErr
 
 
 def pack(decoded: Iterable[NDArray[np.uint8] | ImageError], pixels: NDArray[np.uint8]) -> list[ImageError | None]:
-    """Put what was decoded, as it comes, into the first rows of `pixels`; the rest becomes 0. Returns the failures."""
+    """Write the decoded images into the first rows of `pixels`, and 0 into the rest.
+
+    Returns, for each file, None or the error that says why it has no pixels.
+    """
     problems: list[ImageError | None] = []
     usable = 0
     for image in decoded:
@@ -196,7 +211,7 @@ def pack(decoded: Iterable[NDArray[np.uint8] | ImageError], pixels: NDArray[np.u
 
 
 def batched(files: Iterable[InputFile], size: int) -> Iterator[list[InputFile]]:
-    """Lists of `size` files, the last one of what is left."""
+    """Lists of `size` files; the last one may be shorter."""
     files = iter(files)
     while batch := list(islice(files, size)):
         yield batch

@@ -1,15 +1,15 @@
-"""The bounded pipeline: find -> decode -> infer -> write.
+"""`serving classify`: find files, decode them, run the model, and write each result; with resume and rescan.
 
-Files stream through in batches of the listing, a few of them ahead of the journal; memory does not grow with
-the number of files. `predict` says how the work is divided, `results` how it survives a kill.
+Files stream through in batches, in the order of the listing, and only a few batches are in work at once: memory does
+not grow with the number of files. `serving.predict` divides the work among processes, `serving.journal` makes it
+survive a kill.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
@@ -23,13 +23,14 @@ from convline.errors import ConvlineError
 from convline.inputs.archives import is_archive
 from convline.inputs.input_file import InputFile
 from convline.inputs.listing import STDIN, is_url
-from serving.batch_size import fastest_batch_size
+from serving.auto_batch_size import fastest_batch_size
+from serving.batch_size import SERVING_BATCH
 from serving.classifier import Classifier
-from serving.job import BATCH_SIZE, Job, check, describe, listing, open_observers, part
+from serving.job import Job, check_job, journal_header, listing, open_observers, shard_files
 from serving.journal import (
     Journal,
-    Record,
-    before_path,
+    JournalRecord,
+    before_rescan_path,
     partial_path,
     read_finished,
     read_header,
@@ -37,97 +38,104 @@ from serving.journal import (
     render,
     shards_path,
 )
-from serving.predict import Predict, predictor
+from serving.predict import PredictBatches, batch_predictor
 from serving.records import Entry, Reject
-from serving.rescan import Kept
+from serving.rescan import EarlierResults
 from serving.summary import Summary
 from serving.tables import open_table
 
 if TYPE_CHECKING:
     from convline.console import ProgressBar
 
-KEPT_AT_ONCE = 64  # batches
+MAX_BATCH_LENGTH = 64  # times the batch size: all files of a batch, those with an earlier result included
+
+FileEntry = tuple[InputFile, Entry]
 
 
 def classify(job: Job) -> Summary:
     """Classify every file of the inputs into the job's output.
 
-    Raises ConvlineError for inputs, a model or an output that will not do; nothing is written then.
+    Raises ConvlineError for inputs, a model or an output that cannot be used; nothing is written then.
     """
-    check(job)
+    check_job(job)
     if job.output is not None and shards_path(job.output).exists():
         raise ConvlineError(
-            f"{shards_path(job.output)} is left of a job on Ray; continue that with --engine ray --resume"
+            f"{shards_path(job.output)} holds an unfinished job on Ray; continue it with --engine ray --resume"
         )
-    if job.output is not None and not partial_path(job.output).exists() and (summary := complete(job, job.output)):
-        return summary
+    if job.output is not None and not partial_path(job.output).exists():
+        summary = finished_summary(job, job.output)
+        if summary is not None:
+            return summary
     observers = open_observers(job)
-    files, whole = part(job)
-    with opened(job, files) as (classifier, predict, files):
+    files, fingerprint = shard_files(job)
+    with open_predictor(job, files) as (classifier, predict, files):
         summary = Summary(classifier.provider, observers=observers)
-        began = time.perf_counter()
+        start = time.perf_counter()
         if job.output is None:
-            _to_stdout(job, classified(predict, files, classifier.batch_size), summary)
+            _classify_to_stdout(job, classify_in_batches(predict, files, classifier.batch_size), summary)
         else:
-            header = describe(job, classifier, whole)
+            header = journal_header(job, classifier, fingerprint)
             with Journal(partial_path(job.output), header, resume=job.continues, overwrite=job.overwrite) as journal:
-                fill(journal, job, predict, files, summary)
+                classify_into_journal(journal, job, predict, files, summary)
                 render((record.entry for record in journal.records()), job.output, job.top_k, job.csv_safe)
                 journal.drop()
-        summary.finish(time.perf_counter() - began)
+        summary.finish(time.perf_counter() - start)
     return summary
 
 
-def complete(job: Job, output: Path, name: str | None = None) -> Summary | None:
-    """The summary of a job that is to be resumed and whose output (called `name`) is there already; else None.
+def finished_summary(job: Job, output: Path, name: str | None = None) -> Summary | None:
+    """The summary of a job that should be resumed although its output (shown to the user as `name`) is complete.
 
-    Raises ConvlineError where the output is of other files.
+    None where there is no such output. Raises ConvlineError where the output belongs to other files.
     """
     if not (job.continues and output.exists()):
         return None
     summary = Summary("nothing", observers=open_observers(replace(job, sort_into=None)))
-    for file, entry in read_finished(output, part(job)[0], job.csv_safe):
+    for file, entry in read_finished(output, shard_files(job)[0], job.csv_safe):
         summary.add(file, entry)
-    made = f", but to make {job.report} again" if job.report else ""
-    log(f"{name or output} is complete; there is nothing to resume{made}")
+    report = f", except for writing {job.report} again" if job.report else ""
+    log(f"{name or output} is complete; there is nothing to resume{report}")
     summary.resumed = summary.tally.found
     summary.finish(0)
     return summary
 
 
 @contextmanager
-def opened(job: Job, files: Iterator[InputFile]) -> Iterator[tuple[Classifier, Predict, Iterator[InputFile]]]:
-    """The model, what predicts with it, and the files, of which the first ones were looked at.
+def open_predictor(
+    job: Job, files: Iterator[InputFile]
+) -> Iterator[tuple[Classifier, PredictBatches, Iterator[InputFile]]]:
+    """The opened model, the function that predicts with it, and all files again.
 
-    The model runs on what fits into one batch here, on all threads; the processes that decode it share it.
+    Reads a batch of files ahead. If these are all files, the model runs in this process on all threads, and the other
+    processes only decode.
     """
-    size = BATCH_SIZE if job.batch_size == "auto" else job.batch_size
-    first = list(islice(files, size + 1))
-    is_small = len(first) <= size
-    processes = min(job.threads or usable_cpus(), len(first))
-    threads = job.threads if is_small else 1
+    size = SERVING_BATCH if job.batch_size == "auto" else job.batch_size
+    first_files = list(islice(files, size + 1))
+    is_single_batch = len(first_files) <= size
+    processes = min(job.threads or usable_cpus(), len(first_files))
+    threads = job.threads if is_single_batch else 1
     with Classifier(job.model, job.provider, threads, size, job.external) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
-            classifier.batch_size = _pinned(job) or fastest_batch_size(classifier.model)
-        with predictor(classifier, job.top_k, processes, shares_batches=is_small) as predict:
-            yield classifier, predict, chain(_emptied(first), files)
+            classifier.batch_size = _journal_batch_size(job) or fastest_batch_size(classifier.model)
+        with batch_predictor(classifier, job.top_k, processes, shares_batches=is_single_batch) as predict:
+            yield classifier, predict, chain(_release_each(first_files), files)
 
 
-def _emptied(files: list[InputFile]) -> Iterator[InputFile]:
-    """Files out of an archive hold its bytes: nobody should hold them any longer."""
+def _release_each(files: list[InputFile]) -> Iterator[InputFile]:
+    """Yield the files and drop them from the list: a member of an archive holds its bytes in memory."""
     files.reverse()
     while files:
         yield files.pop()
 
 
-def _pinned(job: Job) -> int | None:
-    """The batch size that an interrupted job had settled on."""
+def _journal_batch_size(job: Job) -> int | None:
+    """The batch size that an interrupted job has chosen; None without such a job."""
     header = read_header(partial_path(job.output)) if job.output and job.continues else None
     return header["batch_size"] if header else None
 
 
-def _to_stdout(job: Job, batches: Iterator[list[Classified]], summary: Summary) -> None:
+def _classify_to_stdout(job: Job, batches: Iterator[list[FileEntry]], summary: Summary) -> None:
     with open_table(sys.stdout.buffer, job.stdout_format, job.top_k, job.csv_safe) as table:
         for batch in batches:
             for file, entry in batch:
@@ -139,19 +147,21 @@ def _to_stdout(job: Job, batches: Iterator[list[Classified]], summary: Summary) 
             table.flush()
 
 
-def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[InputFile], summary: Summary) -> None:
-    """Write an entry for each file, after those that an interrupted job has left."""
-    kept = None
-    if job.rescan or before_path(journal.path).exists():
-        kept = Kept(journal.set_aside())
+def classify_into_journal(
+    journal: Journal, job: Job, predict: PredictBatches, files: Iterator[InputFile], summary: Summary
+) -> None:
+    """Write a record for each file, continuing after the records of an interrupted job."""
+    earlier = None
+    if job.rescan or before_rescan_path(journal.path).exists():
+        earlier = EarlierResults(journal.set_aside())
     else:
         summary.resumed = journal.keep_whole_batches(journal.batch_size)
-        _skip(files, journal, summary)
+        _skip_recorded(files, journal, summary)
     try:
         with progress("classify", None, "files") as bar:
-            _count_beside(job, bar)
-            for batch in classified(predict, files, journal.batch_size, kept):
-                journal.append(Record(entry, file.version) for file, entry in batch)
+            _count_in_background(job, bar)
+            for batch in classify_in_batches(predict, files, journal.batch_size, earlier):
+                journal.append(JournalRecord(entry, file.version) for file, entry in batch)
                 for file, entry in batch:
                     summary.add(file, entry)
                 bar.update(bar.task_ids[0], completed=summary.tally.found)
@@ -159,64 +169,84 @@ def fill(journal: Journal, job: Job, predict: Predict, files: Iterator[InputFile
     except BaseException:
         log(f"stopped; {journal.path} keeps {summary.tally.found} results: --resume continues from there")
         raise
-    if kept is not None:
-        summary.resumed = kept.found
+    if earlier is not None:
+        summary.resumed = earlier.reused
 
 
-def _skip(files: Iterator[InputFile], journal: Journal, summary: Summary) -> None:
-    """Pass over what the journal already holds, making sure that it is the same listing of the same files."""
+def _skip_recorded(files: Iterator[InputFile], journal: Journal, summary: Summary) -> None:
+    """Skip the files that the journal already holds. Raises ConvlineError where the listing or a file has changed."""
     advice = "keep what is still valid with --rescan, or start from the beginning with --overwrite"
     for record in journal.records():
-        summary.add(unchanged(next(files, None), record, journal.path, advice), record.entry)
+        summary.add(check_unchanged(next(files, None), record, journal.path, advice), record.entry)
 
 
-def unchanged(file: InputFile | None, record: Record, name: Path | str, advice: str) -> InputFile:
-    """The file of a record that was begun at `name`. Raises ConvlineError where it is another one now."""
-    changed, path = f"the input changed since {name} was begun", record.entry.path
+def check_unchanged(file: InputFile | None, record: JournalRecord, name: Path | str, advice: str) -> InputFile:
+    """Return `file`, the next one of the listing. Raises ConvlineError if it is not the file of the next record of the
+    job `name`.
+    """
+    changed, path = f"the input changed since {name} was started", record.entry.path
     if file is None or file.path != path:
         now = file.path if file else "nothing"
         raise ConvlineError(f"{changed} ({path} then, {now} now); {advice}")
     file.record_version()
     if file.version != record.stamp:
-        raise ConvlineError(f"{changed} ({path} is another file now); {advice}")
+        raise ConvlineError(f"{changed} ({path} was written again); {advice}")
     return file
 
 
-Classified = tuple[InputFile, Entry]
+class _Batch(list[InputFile]):
+    """The files of a batch that the model must classify. `planned` has all its files, in order, with earlier results.
+
+    A batch carries its earlier results until the new ones arrive, so that both are merged in the order of the listing.
+    """
+
+    def __init__(self, planned: list[tuple[InputFile, Entry | None]]) -> None:
+        super().__init__(file for file, earlier in planned if earlier is None)
+        self.planned = planned
+
+    def __reduce__(self) -> tuple[type[list[InputFile]], tuple[list[InputFile]]]:
+        return list, (list(self),)  # a worker process needs the files alone
+
+    def merged(self, entries: Iterable[Entry]) -> list[FileEntry]:
+        """All files of the batch with their results; `entries` are those of the files that were classified."""
+        new = iter(entries)
+        return [(file, earlier or next(new)) for file, earlier in self.planned]
 
 
-def classified(
-    predict: Predict, files: Iterator[InputFile], batch_size: int, kept: Kept | None = None
-) -> Iterator[list[Classified]]:
-    """The files with their entries, batch by batch; what is kept is not classified again."""
-    planned: deque[list[tuple[InputFile, Entry | None]]] = deque()
-
-    def unknown() -> Iterator[list[InputFile]]:
-        while batch := _next_batch(files, batch_size, kept):
-            planned.append(batch)
-            yield [file for file, known in batch if known is None]
-
-    for entries in predict(unknown()):
-        fresh = iter(entries)
-        yield [(file, known or next(fresh)) for file, known in planned.popleft()]
+def classify_in_batches(
+    predict: PredictBatches, files: Iterator[InputFile], batch_size: int, earlier: EarlierResults | None = None
+) -> Iterator[list[FileEntry]]:
+    """The files with their entries, batch by batch; a file with a valid earlier result is not classified again."""
+    for batch, entries in predict(_batches(files, batch_size, earlier)):
+        yield batch.merged(entries)
 
 
-def _next_batch(files: Iterator[InputFile], size: int, kept: Kept | None) -> list[tuple[InputFile, Entry | None]]:
-    """As many files as bring `size` that have to be classified, or many that need not be."""
-    batch: list[tuple[InputFile, Entry | None]] = []
-    unknown = 0
+def _batches(files: Iterator[InputFile], size: int, earlier: EarlierResults | None) -> Iterator[_Batch]:
+    """Batches of `size` files to classify, together with the files between them that have a result.
+
+    A batch ends early where it holds very many of these.
+    """
+    while planned := _plan_batch(files, size, earlier):
+        yield _Batch(planned)
+
+
+def _plan_batch(
+    files: Iterator[InputFile], size: int, earlier: EarlierResults | None
+) -> list[tuple[InputFile, Entry | None]]:
+    planned: list[tuple[InputFile, Entry | None]] = []
+    to_classify = 0
     for file in files:
         file.record_version()
-        known = kept.find(file) if kept else None
-        batch.append((file, known))
-        unknown += known is None
-        if unknown == size or len(batch) == KEPT_AT_ONCE * size:
+        entry = earlier.find(file) if earlier else None
+        planned.append((file, entry))
+        to_classify += entry is None
+        if to_classify == size or len(planned) == MAX_BATCH_LENGTH * size:
             break
-    return batch
+    return planned
 
 
-def _count_beside(job: Job, bar: ProgressBar) -> None:
-    """Tell the bar how many files there are, once that is known: it needs no more than their names."""
+def _count_in_background(job: Job, bar: ProgressBar) -> None:
+    """Give the progress bar the total number of files, where the names alone tell it, from another thread."""
     if bar.disable or job.shard or STDIN in job.inputs or any(is_archive(name) or is_url(name) for name in job.inputs):
         return
 

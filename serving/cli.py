@@ -1,8 +1,8 @@
-"""The command line of serving: a few lines a command, heavy imports inside them."""
+"""The command line `serving` and its options: classify, inspect, bench, doctor. Heavy imports are in the commands."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from convline import console
+from serving.batch_size import SERVING_BATCH
 
 if TYPE_CHECKING:
     from serving.external_model import ExternalModel
+    from serving.job import Job
+    from serving.summary import Summary
 
 app = typer.Typer(
     help="Classify folders of images with an exported model. Runs without torch.",
@@ -23,14 +26,15 @@ app = typer.Typer(
 
 ModelArgument = Annotated[str, typer.Argument(help="An ONNX file made by `pipeline export`, or models:/NAME@champion.")]
 ProviderOption = Annotated[
-    Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option(help="One that was asked for must load.")
+    Literal["auto", "cpu", "cuda", "tensorrt"],
+    typer.Option(help="What runs the model; auto takes cuda where it loads, else cpu."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    """`--debug` is taken out of the arguments by `console.main`; here it is only documented."""
+    """Documents `--debug`, which `console.main` takes out of the arguments."""
 
 
 @app.command()
@@ -40,45 +44,44 @@ def classify(
     ],
     model: Annotated[str, typer.Option(help="The ONNX file, models:/NAME@champion or models:/NAME/3.")],
     output: Annotated[str, typer.Option(help="A .csv, .jsonl or .parquet file; - is stdout.")] = "-",
-    top_k: Annotated[int, typer.Option(min=1, help="Classes a row, most probable first.")] = 1,
+    top_k: Annotated[int, typer.Option(min=1, help="Classes per row, most probable first.")] = 1,
     batch_size: Annotated[
-        str, typer.Option(metavar="N|auto", help="Images a batch; auto measures which is enough.")
-    ] = "64",
+        str, typer.Option(metavar="N|auto", help="Images per batch; auto measures the best size.")
+    ] = str(SERVING_BATCH),
     provider: ProviderOption = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPUs to use; default: all usable ones.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     rescan: Annotated[
-        bool, typer.Option("--rescan", help="Continue though the input changed, keeping what is still valid.")
+        bool, typer.Option("--rescan", help="Continue though the input changed; keep the results that are still valid.")
     ] = False,
     sort_into: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Link each image into a folder of its label.")
+        Path | None, typer.Option(metavar="DIR", help="Link each image into a folder named after its label.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="A page to look at: images by class and confidence.")
+        Path | None, typer.Option(metavar="FILE.html", help="Write an HTML page: images by class and confidence.")
     ] = None,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only part I, from 1, of N of the listing.")] = None,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: shards of the job on a Ray cluster.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; default: one started here.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only shard I, from 1, of N of the listing.")] = None,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="ray: run shards on a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="The Ray cluster; default: one started here.")] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Class names of a model made elsewhere: a line each, or a JSON list.")
+        Path | None, typer.Option(help="For a model of another tool: its class names, one per line or a JSON list.")
     ] = None,
     preprocess: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="How it takes pixels, and what it gives: size, resize, range, mean, std, output, scores, …",
+            help="For a model of another tool: its input and output (size, range, mean, std, output, scores, …)",
         ),
     ] = None,
     csv_safe: Annotated[
-        bool, typer.Option("--csv-safe", help="Put a ' before what spreadsheets would run as a formula.")
+        bool, typer.Option("--csv-safe", help="Put a ' before cells that spreadsheets would run as a formula.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a file was rejected.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Summary (or rows, on stdout) as JSON.")] = False,
 ) -> None:
     """Classify every image of the inputs into a table of path, label and probability."""
     from convline.inputs.listing import is_url
-    from serving.classify import classify as run_job
     from serving.job import Job
 
     if (resume or rescan) and overwrite:
@@ -90,7 +93,7 @@ def classify(
         output=None if to_stdout or is_url(output) else Path(output),
         stdout_format="jsonl" if as_json else "csv",
         top_k=top_k,
-        batch_size="auto" if batch_size == "auto" else _whole(batch_size, "--batch-size"),
+        batch_size="auto" if batch_size == "auto" else _positive(batch_size, "--batch-size"),
         provider=provider,
         threads=threads,
         resume=resume,
@@ -99,24 +102,19 @@ def classify(
         sort_into=sort_into,
         report=report,
         shard=_shard(shard),
-        external=_external(classes, preprocess),
+        external=_external_model(classes, preprocess),
         csv_safe=csv_safe,
     )
-    if address is not None and engine != "ray":
-        raise typer.BadParameter("--address is of a Ray cluster; it needs --engine ray")
-    if engine == "ray":
-        from serving.ray_cluster import classify_on_ray
-
-        run_job = partial(classify_on_ray, address=address, shelf_name=f"{output}.shards")
+    run_job = _engine(engine, address, output)
     if is_url(output):
-        from serving.upload import deliver
+        from serving.upload import classify_and_upload
 
-        summary = deliver(output, job, run_job)
+        summary = classify_and_upload(output, job, run_job)
     else:
         summary = run_job(job)
     if not summary.tally.found and job.shard is None:
-        named = ", ".join("standard input" if name == "-" else name for name in inputs[:3])
-        console.log(f"warning: nothing was found in {named}{' …' if inputs[3:] else ''}: no files, or only hidden ones")
+        names = ", ".join("standard input" if name == "-" else name for name in inputs[:3])
+        console.log(f"warning: nothing was found in {names}{' …' if inputs[3:] else ''}: no files, or only hidden ones")
     if as_json and not to_stdout:
         print(console.as_json(summary.to_dict()))
     else:
@@ -128,19 +126,19 @@ def classify(
 @app.command()
 def inspect(model: ModelArgument, as_json: Json = False) -> None:
     """Show a model's classes, graph, provenance and proof."""
-    from serving.inspect import inspect as examine_model
+    from serving.inspect import inspect as inspect_model
 
-    _print(examine_model(model), as_json)
+    _print(inspect_model(model), as_json)
 
 
 @app.command()
 def bench(
     model: ModelArgument,
-    images: Annotated[Path | None, typer.Option(help="A folder of images such as yours; default: made ones.")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of your images; default: generated ones.")] = None,
     provider: ProviderOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure images/s of decoding, of the model and of a whole job, and say what bounds it."""
+    """Measure images/s of decoding, of the model and of a whole job, and name the bottleneck."""
     from serving.bench import bench as measure
 
     _print(measure(model, images, provider), as_json)
@@ -158,37 +156,51 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _whole(text: str, option: str) -> int:
-    """A count given as an option. Raises BadParameter for anything else."""
+def _positive(text: str, option: str) -> int:
+    """Parse a positive integer. Raises BadParameter for anything else."""
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise typer.BadParameter(f"{option} {text} is not a whole number from 1")
+        raise typer.BadParameter(f"{option} {text} is not a positive integer")
     return int(text)
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:
+    """Parse I/N. Raises BadParameter for anything else."""
     if text is None:
         return None
-    index, slash, parts = text.partition("/")
-    part = _whole(index, "--shard"), _whole(parts, "--shard")
-    if not slash or part[0] > part[1]:
+    index, slash, count = text.partition("/")
+    shard = _positive(index, "--shard"), _positive(count, "--shard")
+    if not slash or shard[0] > shard[1]:
         raise typer.BadParameter(f"--shard {text} is not I/N, as in 3/16")
-    return part
+    return shard
 
 
-def _external(classes: Path | None, preprocess: list[str] | None) -> ExternalModel | None:
-    """What the user says of a model made elsewhere."""
+def _engine(engine: Literal["local", "ray"], address: str | None, output: str) -> Callable[[Job], Summary]:
+    """The function that runs a job, on this machine or on Ray."""
+    if engine == "ray":
+        from serving.ray_cluster import classify_on_ray
+
+        return partial(classify_on_ray, address=address, store_name=f"{output}.shards")
+    if address is not None:
+        raise typer.BadParameter("--address names a Ray cluster; it needs --engine ray")
+    from serving.classify import classify as classify_here
+
+    return classify_here
+
+
+def _external_model(classes: Path | None, preprocess: list[str] | None) -> ExternalModel | None:
+    """The description of a model of another tool; None without --classes and --preprocess."""
     if bool(classes) != bool(preprocess):
-        raise typer.BadParameter("a model made elsewhere needs both, --classes and --preprocess (as in range=1)")
+        raise typer.BadParameter("a model of another tool needs both --classes and --preprocess (such as range=1)")
     if classes is None or preprocess is None:
         return None
     from serving.class_names import read_classes
-    from serving.external_model import ExternalModel, Preprocessing
+    from serving.external_model import ExternalModel, ExternalPreprocessing
 
-    return ExternalModel(read_classes(classes), Preprocessing.parse(preprocess), classes)
+    return ExternalModel(read_classes(classes), ExternalPreprocessing.parse(preprocess), classes)
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
-    """A nested report: JSON, or one indented line a value."""
+    """Print a nested report as JSON, or as one indented line per value."""
     if as_json:
         print(console.as_json(report, indent=2))
         return
@@ -197,12 +209,12 @@ def _print(report: dict[str, Any], as_json: bool) -> None:
 
 def _lines(content: dict[str, Any], depth: int = 0) -> Iterator[str]:
     for name, value in content.items():
-        told = f"{'  ' * depth}{_text(name)}"
+        indented = f"{'  ' * depth}{_text(name)}"
         if isinstance(value, dict) and value:
-            yield told
+            yield indented
             yield from _lines(value, depth + 1)
         else:
-            yield f"{told:26}{_text(value)}".rstrip()
+            yield f"{indented:26}{_text(value)}".rstrip()
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What this machine offers to serving, and what is wrong with it: `serving doctor`."""
+"""`serving doctor`: check the installed libraries, CPUs and onnxruntime providers of this machine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LIBRARIES = (
 
 
 def examine() -> dict[str, Any]:
-    """Python, libraries, CPUs, providers (None: loads; else why not), and a list of problems."""
-    libraries = {name: found for name in LIBRARIES if (found := _version(name))}
+    """Python, libraries, CPUs, providers (each with None or the reason why it does not load), and problems found."""
+    libraries = {name: installed for name in LIBRARIES if (installed := _version(name))}
     problems = []
     runtimes = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in libraries]
     if len(runtimes) == 2:
         problems.append(
-            "onnxruntime and onnxruntime-gpu are installed over each other, and either may win: "
+            "onnxruntime and onnxruntime-gpu are installed over each other, and either may be imported: "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
         )
     providers: dict[str, str | None] = {}

@@ -1,4 +1,4 @@
-"""`--report FILE.html`: what became of a folder, to look at: by class and by confidence, with thumbnails."""
+"""`--report FILE.html`: an HTML page that shows the classified images by class and by confidence, with thumbnails."""
 
 from __future__ import annotations
 
@@ -32,62 +32,63 @@ from serving.records import Entry, Prediction, Reject
 if TYPE_CHECKING:
     from serving.summary import Summary, Tally
 
-SIDE = 96  # pixels of a thumbnail, at most
-SMALL = 2**15  # bytes of a file that is decoded whole
-EACH = 8  # images in a row, at most
-IMAGES = 240  # in the rows of one kind over all classes: with many classes each has fewer, and the rarest none
-REJECTS = 100  # that are named
-LONGEST = 40  # characters of a name below a thumbnail
+THUMBNAIL_SIDE = 96  # pixels, at most
+SMALL_FILE = 2**15  # bytes; of a larger file only the centre is decoded
+IMAGES_PER_ROW = 8  # at most
+IMAGES_PER_KIND = 240  # of one kind of row, all classes together; with many classes, rows are shorter or left out
+MAX_REJECTS = 100  # that are listed
+LONGEST_NAME = 40  # characters of a name below a thumbnail
 
 
 class HtmlReport:
-    """The images of a job that are worth a look, chosen as they come: memory does not grow with their number.
+    """Chooses the images of a job that are worth a look while they are classified; memory does not grow with their
+    number.
 
-    A file is read again only when it is among those that are kept so far. Which ones are drawn at random depends on
-    their names alone, so a job that was stopped and resumed ends with the same.
+    A file is read again only if it is among the best so far. A random choice depends on the names of the files alone,
+    so a job that was resumed ends with the same page.
     """
 
     def __init__(self, path: Path, inputs: Sequence[str], model: str) -> None:
         self._path = path
         self._inputs = inputs
         self._model = model
-        self._of_classes: dict[str, dict[str, _BestEntries]] = {}
-        self._of_tenths = [_BestEntries(EACH, _at_random) for _ in range(10)]
-        self._confidence: dict[str, float] = {}  # summed, by class
+        self._rows_of_class: dict[str, dict[str, _BestEntries]] = {}
+        self._rows_by_confidence = [_BestEntries(IMAGES_PER_ROW, _random_key) for _ in range(10)]
+        self._confidence_sums: dict[str, float] = {}  # by class
         self._rejects: list[Reject] = []
 
     def add(self, file: InputFile, entry: Entry) -> None:
         if isinstance(entry, Reject):
-            if len(self._rejects) < REJECTS:
+            if len(self._rejects) < MAX_REJECTS:
                 self._rejects.append(entry)
             return
         label, probability = entry.labels[0], entry.probabilities[0]
-        if label not in self._of_classes:
-            self._begin(label)
-        self._confidence[label] += probability
-        picture = ""
-        for best in (*self._of_classes[label].values(), self._of_tenths[_tenth(probability)]):
-            if best.wants(entry):
-                picture = picture or _thumbnail(file)
-                best.put(entry, picture)
+        if label not in self._rows_of_class:
+            self._add_class(label)
+        self._confidence_sums[label] += probability
+        thumbnail = ""
+        for row in (*self._rows_of_class[label].values(), self._rows_by_confidence[_tenth(probability)]):
+            if row.accepts(entry):
+                thumbnail = thumbnail or _thumbnail(file)
+                row.add(entry, thumbnail)
 
-    def _begin(self, label: str) -> None:
-        self._confidence[label] = 0.0
-        self._of_classes[label] = {
-            "least confident": _BestEntries(EACH, lambda entry: entry.probabilities[0]),
-            "most confident": _BestEntries(EACH, lambda entry: -entry.probabilities[0]),
-            "drawn at random": _BestEntries(EACH, _at_random),
+    def _add_class(self, label: str) -> None:
+        self._confidence_sums[label] = 0.0
+        self._rows_of_class[label] = {
+            "least confident": _BestEntries(IMAGES_PER_ROW, lambda entry: entry.probabilities[0]),
+            "most confident": _BestEntries(IMAGES_PER_ROW, lambda entry: -entry.probabilities[0]),
+            "random": _BestEntries(IMAGES_PER_ROW, _random_key),
         }
-        for bests in self._of_classes.values():
-            for best in bests.values():
-                best.shrink(self._each)
+        for rows in self._rows_of_class.values():
+            for row in rows.values():
+                row.shrink(self._row_length)
 
     @property
-    def _each(self) -> int:
-        return min(EACH, max(1, IMAGES // len(self._of_classes)))
+    def _row_length(self) -> int:
+        return min(IMAGES_PER_ROW, max(1, IMAGES_PER_KIND // len(self._rows_of_class)))
 
     def finish(self, summary: Summary) -> None:
-        """Write the page, whole or not at all."""
+        """Write the page; it appears complete or not at all."""
         with atomic_write(self._path, "w", encoding="utf-8") as file:
             file.write(self._page(summary))
 
@@ -109,112 +110,111 @@ class HtmlReport:
             ]
         if tally.rejected:
             sections.append(("Rejected", self._rejected(tally)))
-        inputs = [[", " if number else "", display_name(one)] for number, one in enumerate(self._inputs)]
+        inputs = [[", " if number else "", display_name(path)] for number, path in enumerate(self._inputs)]
         head = [
-            element("p", "Those of ", inputs, ", classified by ", display_name(self._model), "."),
+            element("p", "Images of ", inputs, ", classified by ", display_name(self._model), "."),
             key_figures(facts),
         ]
-        return page("What the images show", head, sections)
+        return page("Classified images", [sentence, key_figures(facts)], sections)
 
     def _classes(self, tally: Tally) -> Html:
         def row(label: str, images: int) -> list[HtmlContent]:
             share = images / tally.classified
             bar = element("meter", min=0, max=1, value=f"{share:.4f}", aria_label=f"{share:.1%}")
-            return [
-                display_name(label),
-                f"{images:,}",
-                [bar, f" {share:.1%}"],
-                f"{self._confidence[label] / images:.3f}",
-            ]
+            confidence = self._confidence_sums[label] / images
+            return [display_name(label), f"{images:,}", [bar, f" {share:.1%}"], f"{confidence:.3f}"]
 
         rows = [row(label, images) for label, images in tally.labels.most_common()]
         return table(("class", "images", "share", "mean confidence"), rows, "Images of each class")
 
     def _by_confidence(self) -> HtmlContent:
-        told = f"Of each tenth of the probability up to {EACH} images, drawn at random; of large files the middle."
+        text = f"Up to {IMAGES_PER_ROW} random images for each tenth of the probability; of large images the centre."
         rows = [
-            [element("h3", f"{10 * tenth} to {10 * tenth + 10}%"), best.drawn()]
-            for tenth, best in enumerate(self._of_tenths)
-            if best
+            [element("h3", f"{10 * tenth} to {10 * tenth + 10}%"), row.to_html()]
+            for tenth, row in enumerate(self._rows_by_confidence)
+            if row
         ]
-        return [muted(told), rows]
+        return [muted(text), rows]
 
     def _by_class(self, tally: Tally) -> HtmlContent:
-        shown = [label for label, _ in tally.labels.most_common(IMAGES)]
-        told = f"A sample: of each class up to {self._each} images a row."
-        if left := len(tally.labels) - len(shown):
-            told += f" The {left:,} rarest classes are left out."
-        return [muted(told), [self._of_class(label, tally.labels[label]) for label in shown]]
+        labels = [label for label, _ in tally.labels.most_common(IMAGES_PER_KIND)]
+        text = f"A sample of each class, up to {self._row_length} images a row."
+        if omitted := len(tally.labels) - len(labels):
+            text += f" The {omitted:,} rarest classes are left out."
+        return [muted(text), [self._class_section(label, tally.labels[label]) for label in labels]]
 
-    def _of_class(self, label: str, images: int) -> HtmlContent:
-        bests = self._of_classes[label].items()
-        rows = [[element("p", title, class_="muted"), best.drawn()] for title, best in bests]
-        is_whole = images <= self._each  # then all rows hold the same
-        return [element("h3", display_name(label), f": {images:,} images"), rows[:1] if is_whole else rows]
+    def _class_section(self, label: str, images: int) -> HtmlContent:
+        titled_rows = self._rows_of_class[label].items()
+        rows = [[element("p", title, class_="muted"), row.to_html()] for title, row in titled_rows]
+        fits_one_row = images <= self._row_length  # then all rows have the same images
+        return [element("h3", display_name(label), f": {images:,} images"), rows[:1] if fits_one_row else rows]
 
     def _rejected(self, tally: Tally) -> HtmlContent:
         counts = [(reason, f"{files:,}") for reason, files in tally.reasons.most_common()]
-        rows = [(display_name(one.path), one.reason, display_name(one.detail)) for one in self._rejects]
-        told = f"The first {len(rows)} of {tally.rejected:,}:" if len(rows) < tally.rejected else "All of them:"
+        rows = [(display_name(reject.path), reject.reason, display_name(reject.detail)) for reject in self._rejects]
+        is_all = len(rows) == tally.rejected
         return [
             table(("reason", "files"), counts, "Reasons"),
-            muted(told),
+            muted("All rejected files:" if is_all else f"The first {len(rows)} of {tally.rejected:,} rejected files:"),
             table(("file", "reason", "detail"), rows, "Rejected files"),
         ]
 
 
 def _thumbnail(file: InputFile) -> str:
-    """The image as an address; grey where it has gone meanwhile."""
+    """The image as a data URI; a grey square if the file can no longer be read."""
+    side = THUMBNAIL_SIDE
     try:
         data = file.read()
-        spec = ImageSpec(None, None, 3) if len(data) < SMALL else ImageSpec(SIDE, SIDE, 3, jpeg="reduced")
+        spec = ImageSpec(None, None, 3) if len(data) < SMALL_FILE else ImageSpec(side, side, 3, jpeg="reduced")
         image = Image.fromarray(decode(data, spec))
-        image.thumbnail((SIDE, SIDE))
+        image.thumbnail((side, side))
     except ImageError:
         image = Image.new("RGB", (32, 32), "grey")
     return data_uri(image)
 
 
 def _tenth(probability: float) -> int:
-    """Models made elsewhere may tell scores that are no probabilities."""
+    """0 to 9, also for the scores of external models, which may lie outside 0 to 1."""
     return max(0, min(9, int(10 * probability)))
 
 
-def _at_random(entry: Prediction) -> float:
+def _random_key(entry: Prediction) -> float:
     return crc32(entry.path.encode("utf-8", "surrogateescape"))
 
 
 class _BestEntries:
-    """The `size` entries with the smallest keys, with their pictures."""
+    """A row of the page: the `size` entries with the smallest keys, with their thumbnails."""
 
     def __init__(self, size: int, key: Callable[[Prediction], float]) -> None:
         self._size = size
         self._key = key
-        self._kept: list[tuple[float, int, Prediction, str]] = []  # a heap, the largest key first
-        self._put = 0
+        self._heap: list[tuple[float, int, Prediction, str]] = []  # the largest key first
+        self._added = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._heap)
 
-    def wants(self, entry: Prediction) -> bool:
-        return len(self) < self._size or -self._key(entry) > self._kept[0][0]
+    def accepts(self, entry: Prediction) -> bool:
+        return len(self) < self._size or -self._key(entry) > self._heap[0][0]
 
-    def put(self, entry: Prediction, picture: str) -> None:
-        self._put += 1
-        heapq.heappush(self._kept, (-self._key(entry), -self._put, entry, picture))  # of equal ones the earlier stays
+    def add(self, entry: Prediction, thumbnail: str) -> None:
+        self._added += 1
+        heapq.heappush(
+            self._heap, (-self._key(entry), -self._added, entry, thumbnail)
+        )  # of equal keys, the first stays
         self.shrink(self._size)
 
     def shrink(self, size: int) -> None:
         self._size = size
         while len(self) > size:
-            heapq.heappop(self._kept)
+            heapq.heappop(self._heap)
 
-    def drawn(self) -> Html:
-        return tiles(_drawn(entry, picture) for *_, entry, picture in sorted(self._kept, reverse=True))
+    def to_html(self) -> Html:
+        return tiles(_entry_tile(entry, thumbnail) for *_, entry, thumbnail in sorted(self._heap, reverse=True))
 
 
-def _drawn(entry: Prediction, picture: str) -> Html:
+def _entry_tile(entry: Prediction, thumbnail: str) -> Html:
     label, percent = entry.labels[0], f"{entry.probabilities[0]:.1%}"
-    is_photograph = picture.startswith("data:image/jpeg")
-    told = [display_name(label, LONGEST), f" {percent}"], display_name(entry.path, LONGEST)
-    return tile(picture, f"{label}, {percent}: {entry.path}", *told, smooth=is_photograph)
+    is_photograph = thumbnail.startswith("data:image/jpeg")
+    lines = [display_name(label, LONGEST_NAME), f" {percent}"], display_name(entry.path, LONGEST_NAME)
+    return tile(thumbnail, f"{label}, {percent}: {entry.path}", *lines, smooth=is_photograph)

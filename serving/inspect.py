@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, and what it costs: `serving inspect`."""
+"""`serving inspect`: the classes, metadata and proof of an ONNX file, its multiply-adds and its memory."""
 
 from __future__ import annotations
 
@@ -12,49 +12,51 @@ import onnx
 from onnx import TensorProto, helper
 
 from convline.errors import ModelError
-from serving.model import read_described
-from serving.model_file import parse_model, read_model
+from serving.batch_size import SERVING_BATCH
+from serving.model import read_description
+from serving.model_file import CONSTANT_PREFIX, parse_model, read_model
 from serving.score_output import opset
-from serving.session import message
+from serving.session import one_line_message
 
-CONSTANT = "constant."  # what `pipeline export` calls weights that were never trained
-BATCHES = (1, 64)
+BATCH_SIZES = (1, SERVING_BATCH)
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
-Shapes = dict[str, tuple[tuple[int, ...], int]]  # shape and element type of each value
+ValueTypes = dict[str, tuple[tuple[int, ...], int]]  # shape and element type of each value
 
 
 def inspect(name: Path | str) -> dict[str, Any]:
-    """Graph, cost, metadata and proof of a model, which is not run: `serving classify` tests it when it opens it.
+    """Graph, cost, metadata and proof of a model. The model is not run: `serving classify` tests it when it opens it.
 
-    Multiply-adds are those of one image in convolutions and products with trained weights. Memory is in bytes: the
-    weights, and the most that values need which are alive at once, in the graph's order (onnxruntime fuses nodes and
-    needs less, but for its own workspace). Raises ModelError as `open_model` does.
+    Multiply-adds are counted for one image in convolutions and in products with trained weights. Memory, in bytes, is
+    that of the weights and of the values that are alive at the same time, at its peak, if the nodes run in the order of
+    the graph (onnxruntime fuses nodes and needs less, apart from its own workspace). Raises ModelError as `open_model`
+    does.
     """
     data = read_model(name)
-    told = read_described(data, name)
-    if told.unproven is not None:
-        raise ModelError(told.unproven)
+    description = read_description(data, name)
+    if description.proof_problem is not None:
+        raise ModelError(description.proof_problem)
     try:
         cost = _cost(parse_model(data, name))
-    # onnx raises whatever a malformed graph makes it stumble over
+    # onnx raises many kinds of exceptions for malformed graphs
     except Exception as error:
-        raise ModelError(f"{name} has a graph that makes no sense ({message(error)}); export it again") from error
+        raise ModelError(f"{name} has a malformed graph ({one_line_message(error)}); export it again") from error
+    metadata = description.metadata
     return {
         "file": {"name": str(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
-        "classes": list(told.classes),
-        "image": told.spec.to_dict(),
+        "classes": list(description.classes),
+        "image": description.spec.to_dict(),
         **cost,
-        "metadata": {k: v for k, v in told.metadata.items() if k not in ("classes", "image", "probe", "parity")},
-        "parity": told.metadata.get("parity"),
+        "metadata": {k: v for k, v in metadata.items() if k not in ("classes", "image", "probe", "parity")},
+        "parity": metadata.get("parity"),
         "self_test": "not run",
     }
 
 
 def _cost(model: onnx.ModelProto) -> dict[str, Any]:
-    """What the graph is made of, and what it takes."""
+    """The operators of a graph, its parameters, multiply-adds and memory."""
     graph = model.graph
-    shapes = {batch: _shapes(model, batch) for batch in BATCHES}
+    shapes = {batch: _value_types(model, batch) for batch in BATCH_SIZES}
     weights = sum(_bytes(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
     return {
         "graph": {
@@ -66,28 +68,28 @@ def _cost(model: onnx.ModelProto) -> dict[str, Any]:
         },
         "memory_bytes": {
             "weights": weights,
-            **{f"batch_{batch}": weights + _peak(graph, shapes[batch]) for batch in BATCHES},
+            **{f"batch_{batch}": weights + _peak_bytes(graph, shapes[batch]) for batch in BATCH_SIZES},
         },
     }
 
 
-def _shapes(model: onnx.ModelProto, batch: int) -> Shapes:
-    """Of all values, at a batch size."""
+def _value_types(model: onnx.ModelProto, batch: int) -> ValueTypes:
+    """Shape and element type of all values, for a batch of that size."""
     sized = onnx.ModelProto.FromString(model.SerializeToString())
     for value in (*sized.graph.input, *sized.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
-    del sized.graph.value_info[:]  # which names the batch without saying how large it is
+    del sized.graph.value_info[:]  # its shapes have a symbol instead of the batch size
     inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     values = (*inferred.input, *inferred.output, *inferred.value_info)
-    known = {
+    types = {
         value.name: (tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim), value.type.tensor_type.elem_type)
         for value in values
     }
-    return known | {tensor.name: (tuple(tensor.dims), tensor.data_type) for tensor in model.graph.initializer}
+    return types | {tensor.name: (tuple(tensor.dims), tensor.data_type) for tensor in model.graph.initializer}
 
 
 def _parameters(graph: onnx.GraphProto) -> int:
-    """Trained values: floats, or integers that stand for them, but no scales and no constants."""
+    """The number of trained values: floats and quantised integers, without scales and constants."""
     quantizing = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     scales = {name for node in quantizing for name in node.input[1:]}
     quantized = {node.input[0] for node in quantizing}
@@ -96,40 +98,40 @@ def _parameters(graph: onnx.GraphProto) -> int:
         for tensor in graph.initializer
         if tensor.dims
         and tensor.name not in scales
-        and not tensor.name.startswith(CONSTANT)
+        and not tensor.name.startswith(CONSTANT_PREFIX)
         and (tensor.data_type in FLOATS or tensor.name in quantized)
     )
 
 
-def _multiply_adds(graph: onnx.GraphProto, shapes: Shapes) -> int:
-    made_of = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+def _multiply_adds(graph: onnx.GraphProto, shapes: ValueTypes) -> int:
+    quantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     total = 0
     for node in graph.node:
         if node.op_type in ("Conv", "Gemm", "MatMul"):
-            weight = made_of.get(node.input[1], node.input[1])
-            if not weight.startswith(CONSTANT):
-                # a convolution's weight is [out, in, height, width]: one output value takes all but the first
-                taken = prod(shapes[weight][0][1:]) if node.op_type == "Conv" else shapes[node.input[0]][0][-1]
-                total += prod(shapes[node.output[0]][0]) * taken
+            weight = quantized.get(node.input[1], node.input[1])
+            if not weight.startswith(CONSTANT_PREFIX):
+                # a convolution's weight is [out, in, height, width]: an output value sums over all but the first
+                terms = prod(shapes[weight][0][1:]) if node.op_type == "Conv" else shapes[node.input[0]][0][-1]
+                total += prod(shapes[node.output[0]][0]) * terms
     return total
 
 
-def _peak(graph: onnx.GraphProto, shapes: Shapes) -> int:
-    """The most bytes of values, other than weights, that are alive at once."""
-    last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
+def _peak_bytes(graph: onnx.GraphProto, shapes: ValueTypes) -> int:
+    """The largest number of bytes that values other than weights take at the same time."""
+    last_use = {name: index for index, node in enumerate(graph.node) for name in node.input}
     last_use |= {output.name: len(graph.node) for output in graph.output}
     weights = {tensor.name for tensor in graph.initializer}
-    # onnxruntime computes with quantized weights as they are
+    # onnxruntime computes with quantised weights directly
     weights |= {
         node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights
     }
     alive = {value.name for value in graph.input}
-    most = 0
-    for place, node in enumerate(graph.node):
+    peak = 0
+    for index, node in enumerate(graph.node):
         alive |= {name for name in node.output if name}
-        most = max(most, sum(_bytes(*shapes[name]) for name in alive - weights if name in shapes))
-        alive = {name for name in alive if last_use.get(name, -1) > place}
-    return most
+        peak = max(peak, sum(_bytes(*shapes[name]) for name in alive - weights if name in shapes))
+        alive = {name for name in alive if last_use.get(name, -1) > index}
+    return peak
 
 
 def _bytes(shape: tuple[int, ...], kind: int) -> int:

@@ -1,9 +1,9 @@
-"""The journal of a classification, and what is rendered from it.
+"""The journal of a classification, which makes `--resume` possible; the table and the rejects are written from it.
 
-`<output>.partial` is JSON Lines: a header that says what the job is, then one entry a found file, in
-listing order. The table and `<output>.rejects.jsonl` are rendered from it and appear by rename. A job
-that was killed goes on after the last whole batch, so that its batches, and so its bytes, are those of
-a job that was not.
+`<output>.partial` is JSON Lines: a header with the settings of the job, then one record per file found, in listing
+order. The table and `<output>.rejects.jsonl` are written from it at the end and appear by rename. A job that was
+killed continues after the last whole batch, so that its batches, and therefore the bytes of its table, are those of an
+uninterrupted job.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write, lock_file, open_in_place, remove_leftovers, remove_open_file, sync_folder
 from convline.inputs.input_file import FileVersion, InputFile
 from serving.records import Entry, Prediction, Reject
-from serving.tables import open_table, read_rows, shown, table_format
+from serving.tables import open_table, path_in_table, read_rows, table_format
 
-SYNC_SECONDS = 1.0  # what a power cut may cost; a mere kill costs at most a batch
-LINES = 1000  # of a journal that are parsed at once
-LOCK_SECONDS = 2.0  # that a killed job's processes may hold its journal for
+SYNC_SECONDS = 1.0  # of work are lost at most in a power cut; a kill loses at most a batch
+LINES_AT_ONCE = 1000  # lines of a journal that are parsed together
+LOCK_SECONDS = 2.0  # to wait for the processes of a killed job, which may still lock its journal
+# header keys that users do not know, and what they stand for
+SETTING_NAMES = {"foreign": "--classes or --preprocess", "listing": "listing of the inputs"}
 
 
 @dataclass(frozen=True)
-class Record:
-    """A line of the journal: an entry, and the stamp that its file had before it was read."""
+class JournalRecord:
+    """A line of the journal: an entry, and the stamp (size and time) of its file before it was read."""
 
     entry: Entry
     stamp: FileVersion | None
@@ -41,11 +43,11 @@ class Record:
         return _line(_fields(self.entry) | {"stamp": self.stamp})
 
     @classmethod
-    def parse(cls, line: bytes) -> Record:
-        return cls.of(json.loads(line))
+    def parse(cls, line: bytes) -> JournalRecord:
+        return cls.from_fields(json.loads(line))
 
     @classmethod
-    def of(cls, fields: dict[str, Any]) -> Record:
+    def from_fields(cls, fields: dict[str, Any]) -> JournalRecord:
         stamp = fields.pop("stamp")
         if "reason" in fields:
             entry: Entry = Reject(**fields)
@@ -57,30 +59,31 @@ class Record:
 def read_finished(
     output: Path, files: Iterable[InputFile], csv_safe: bool = False
 ) -> Iterator[tuple[InputFile, Entry]]:
-    """The files of a finished job with what became of them, the most probable class only, off its table and rejects.
+    """The files of a finished job with their entries, read from its table and its rejects.
 
-    Raises ConvlineError where they are not what `serving classify` writes, or not of these files in order.
+    Predictions have their most probable class only. Raises ConvlineError if these were not written by `serving
+    classify`, or belong to other files or another order.
     """
-    other = f"{output} is complete, and of other files; choose another name, or replace it with --overwrite"
+    mismatch = f"{output} is complete, but belongs to other files; choose another name, or replace it with --overwrite"
     try:
         with rejects_path(output).open("rb") as file:
             rows = read_rows(output, csv_safe)
             rejects = (Reject(fields["path"], fields["reason"], fields["detail"]) for fields in map(json.loads, file))
             row, reject = next(rows, None), next(rejects, None)
-            for found in files:
-                if row and row[0] == shown(found.path, output, csv_safe):
-                    yield found, Prediction(found.path, (row[1],), (row[2],))
+            for listed in files:
+                if row and row[0] == path_in_table(listed.path, output, csv_safe):
+                    yield listed, Prediction(listed.path, (row[1],), (row[2],))
                     row = next(rows, None)
-                elif reject and reject.path == found.path:
-                    yield found, reject
+                elif reject and reject.path == listed.path:
+                    yield listed, reject
                     reject = next(rejects, None)
                 else:
-                    raise ConvlineError(other)
+                    raise ConvlineError(mismatch)
             if row or reject:
-                raise ConvlineError(other)
+                raise ConvlineError(mismatch)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise ConvlineError(
-            f"{output} was not finished by `serving classify` ({error}); start from the beginning with --overwrite"
+            f"{output} was not written by `serving classify` ({error}); start from the beginning with --overwrite"
         ) from error
 
 
@@ -93,8 +96,8 @@ def shards_path(output: Path) -> Path:
     return output.with_name(output.name + ".shards")
 
 
-def before_path(partial: Path) -> Path:
-    """Where a journal's records are while the listing is gone through again."""
+def before_rescan_path(partial: Path) -> Path:
+    """Where the earlier records of a journal are kept during a rescan."""
     return partial.with_name(partial.name + ".before")
 
 
@@ -103,12 +106,12 @@ def rejects_path(output: Path) -> Path:
 
 
 def render(entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = False) -> None:
-    """Write the table and the rejects; both appear by rename."""
+    """Write the table and the rejects; both files appear by rename."""
     for path in (output, rejects_path(output)):
         remove_leftovers(path)
     with ExitStack() as stack:
         file = stack.enter_context(atomic_write(output))
-        # closed first, so that the table, which says "done", appears last
+        # closed first, so that the table appears last: where it exists, the job is done
         rejects = stack.enter_context(atomic_write(rejects_path(output)))
         table = stack.enter_context(open_table(file, table_format(output), top_k, csv_safe))
         for entry in entries:
@@ -119,26 +122,27 @@ def render(entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = 
 
 
 def check_same_job(name: Path | str, earlier: dict[str, Any], header: dict[str, Any]) -> None:
-    """Raises ConvlineError where what was begun at `name` is not the job that `header` describes."""
+    """Raises ConvlineError if the unfinished job at `name`, whose header is `earlier`, has different settings."""
     if changed := [key for key in {**earlier, **header} if earlier.get(key) != header.get(key)]:
+        settings = ", ".join(SETTING_NAMES.get(key, key) for key in changed)
         raise ConvlineError(
-            f"{name} belongs to a job with another {', '.join(changed)}; "
-            "repeat that job's command, or start from the beginning with --overwrite"
+            f"{name} was started with different settings: {settings}; "
+            "repeat the command of that job, or start from the beginning with --overwrite"
         )
 
 
 class Journal:
-    """The one record of a running job, appended batch by batch and made durable every second.
+    """The results of a running job, appended batch by batch and synced to disk every second.
 
-    Raises ConvlineError where an earlier job left a journal (unless `resume` continues or `overwrite`
-    drops it), where that journal is of another job, and where another process is writing it.
+    Raises ConvlineError if an earlier job left a journal (unless `resume` continues or `overwrite` discards it), if
+    that journal belongs to another job, and if another process is writing it.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
         self.path = path
         if path.exists() and not (resume or overwrite):
             raise ConvlineError(
-                f"{path} is left of an earlier job: --resume continues it, --overwrite starts from the beginning"
+                f"{path} holds an unfinished job: --resume continues it, --overwrite starts from the beginning"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open_in_place(path)
@@ -146,40 +150,40 @@ class Journal:
             lock_file(self._file, path, path, LOCK_SECONDS)
             if overwrite:
                 self._file.truncate(0)
-                before_path(path).unlink(missing_ok=True)
-            self._begin(header)
+                before_rescan_path(path).unlink(missing_ok=True)
+            self._write_or_check_header(header)
         except BaseException:
             self._file.close()
             raise
         self.batch_size: int = header["batch_size"]
-        self._synced = time.monotonic()
+        self._last_sync = time.monotonic()
 
-    def _begin(self, header: dict[str, Any]) -> None:
+    def _write_or_check_header(self, header: dict[str, Any]) -> None:
         earlier = _read_header(self._file, self.path)
-        if earlier is None:  # new, or killed before the header was whole
+        if earlier is None:  # a new file, or one of a job that was killed before the header was whole
             self._file.truncate(0)
             self._file.write(_line(header))
             self._file.flush()
         else:
             check_same_job(self.path, earlier, header)
 
-    def set_aside(self) -> Iterator[Record]:
-        """Begin again, with what it held kept in another file until `drop`; returns that, streamed."""
-        before = before_path(self.path)
-        remove_leftovers(before)
+    def set_aside(self) -> Iterator[JournalRecord]:
+        """Move all records to another file, which is kept until `drop`, and return them, streamed."""
+        earlier_path = before_rescan_path(self.path)
+        remove_leftovers(earlier_path)
         self._file.seek(0)
         header = self._file.readline()
-        with atomic_write(before) as merged, ExitStack() as stack:
-            if before.exists():
-                merged.writelines(stack.enter_context(before.open("rb")))
+        with atomic_write(earlier_path) as merged, ExitStack() as stack:
+            if earlier_path.exists():  # of a rescan that was stopped
+                merged.writelines(stack.enter_context(earlier_path.open("rb")))
             else:
                 merged.write(header)
             merged.writelines(line for line in self._file if line.endswith(b"\n"))
         self._file.truncate(len(header))
-        return read_records(before)
+        return read_records(earlier_path)
 
     def keep_whole_batches(self, batch_size: int) -> int:
-        """Cut a torn last line and a broken batch; returns how many entries stay."""
+        """Cut off a torn last line and an incomplete last batch; returns the number of records that remain."""
         self._file.seek(0)
         end = position = len(self._file.readline())
         count = 0
@@ -192,23 +196,23 @@ class Journal:
         self._file.truncate(end)
         return count - count % batch_size
 
-    def records(self) -> Iterator[Record]:
-        """What it holds so far, streamed."""
+    def records(self) -> Iterator[JournalRecord]:
+        """The records written so far, streamed."""
         return read_records(self.path)
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[JournalRecord]) -> None:
         self._file.write(b"".join(record.line() for record in records))
         self._file.flush()
-        if time.monotonic() - self._synced > SYNC_SECONDS:
+        if time.monotonic() - self._last_sync > SYNC_SECONDS:
             self.sync()
-            self._synced = time.monotonic()
+            self._last_sync = time.monotonic()
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
 
     def drop(self) -> None:
-        """Remove it: what it held is rendered."""
-        before_path(self.path).unlink(missing_ok=True)
+        """Delete the journal, once the table is written."""
+        before_rescan_path(self.path).unlink(missing_ok=True)
         remove_open_file(self._file, self.path)
         sync_folder(self.path.parent)
 
@@ -219,19 +223,20 @@ class Journal:
         self._file.close()
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> Iterator[JournalRecord]:
     """The records of a journal, streamed."""
     with path.open("rb") as file:
         file.readline()
-        while lines := list(islice(file, LINES)):
+        while lines := list(islice(file, LINES_AT_ONCE)):
             try:
-                yield from map(Record.of, json.loads(b"[" + b",".join(lines) + b"]"))  # at once: half the time
+                # parsed together, which takes half the time
+                yield from map(JournalRecord.from_fields, json.loads(b"[" + b",".join(lines) + b"]"))
             except (ValueError, KeyError, TypeError) as error:
                 raise ConvlineError(f"{path} is damaged; start from the beginning with --overwrite") from error
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """What a journal says its job is; None where there is none. Raises ConvlineError for a damaged one."""
+    """The header of a journal; None if there is no journal. Raises ConvlineError for a damaged one."""
     try:
         with path.open("rb") as file:
             return _read_header(file, path)

@@ -1,9 +1,9 @@
-"""Opens an ONNX file and refuses what cannot be trusted.
+"""Open an ONNX file, validate it, and run its self-test.
 
-A convline file says in its metadata what it is, and carries the logits of eight images made by a fixed
-formula. They are computed again by the session that was just opened, on the provider it really took: a
-broken driver, a wrong library or a damaged file is found before the first image. Files made elsewhere say nothing
-of the kind; they are opened with what their user says of them.
+The metadata of a convline file contain the logits of eight images that a fixed formula generates. The session computes
+them again when it is opened, on the provider it uses: that finds a broken driver, a wrong library or a damaged file
+before the first image is classified. ONNX files of other tools have no such metadata; the user describes them by an
+`ExternalModel`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from serving.score_output import check_scores
 from serving.session import OUTPUTS, Provider, first_run, open_session
 
 PROBE_IMAGES = 8
-LARGEST_TOLERANCE = 2e-2  # of a probe, times its largest logit: what 8-bit integers need on other processors
-MAX_PIXELS = 2**24  # of an image that a model takes; larger ones are decoded to its size
+LARGEST_TOLERANCE = 2e-2  # of a probe, relative to its largest logit: 8-bit integers need it on other processors
+MAX_PIXELS = 2**24  # of the images that a model may take as input; files may have larger images
 
 
 @dataclass(frozen=True)
-class Model:
+class OnnxModel:
     """An opened, validated and self-tested ONNX classifier; `run` may be called from several threads.
 
-    `sha256` is of the file's bytes; `batch` the one size that an external file takes, None where any will do.
+    `sha256` is the hash of the file; `batch` is the batch size of a model that takes only one, else None.
     """
 
     session: onnxruntime.InferenceSession = field(repr=False)
@@ -56,14 +56,15 @@ class Model:
     batch: int | None = None
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels]."""
+        """Probability and logit, each float32 [batch, classes], of uint8 [batch, height, width, channels]."""
         probability, logit = self.session.run(OUTPUTS, {"image": images})
         return probability, logit
 
     def run_padded(self, images: NDArray[np.uint8], batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """As `run`, for up to `batch_size` images, through a batch of exactly that many.
+        """As `run`, for up to `batch_size` images, padded to a batch of exactly that size.
 
-        One shape means one set of kernels: an image's result does not depend on its company.
+        With one shape, onnxruntime uses one set of kernels: the result for an image does not depend on the other images
+        in its batch.
         """
         count = len(images)
         if count < batch_size:
@@ -79,13 +80,13 @@ def open_model(
     threads: int | None = None,
     external: ExternalModel | None = None,
     is_proven: bool = True,
-) -> Model:
+) -> OnnxModel:
     """Open, validate and self-test an ONNX file of convline, or `models:/NAME@ALIAS`, `models:/NAME/VERSION` in MLflow.
 
-    `external` says what a file made elsewhere does not say of itself; there is no self-test then. `is_proven` is False
-    for a file that is still to be proven. Raises ModelError for a file that is missing, damaged, too large, of a newer
-    format, inconsistent, not the one that was proven, or has weights in other files (beside it they may be, of a
-    external one), and for a provider that was asked for and did not load.
+    `external` describes a file of another tool, which is opened without a self-test. `is_proven` is False for a file
+    that has no proof yet. Raises ModelError for a file that is missing, damaged, too large, of a newer format,
+    inconsistent, or not the one that was proven; for one with weights in other files (an external model may have them
+    in its own folder); and for a provider that does not load.
     """
     return load_model(read_model(name), name, provider, threads, external, is_proven)
 
@@ -97,44 +98,47 @@ def load_model(
     threads: int | None = None,
     external: ExternalModel | None = None,
     is_proven: bool = True,
-) -> Model:
-    """As `open_model`, of bytes that were read already; `name` is what errors call them."""
+) -> OnnxModel:
+    """As `open_model`, for the bytes of a file; error messages call it `name`."""
     if external is not None:
         return _open_external(data, name, provider, threads, external)
-    told = read_described(data, name, is_proven)
+    description = read_description(data, name, is_proven)
     digest = hashlib.sha256(data).hexdigest()
-    session, taken = open_session(data, provider, threads, name, told.has_halves)
-    model = Model(session, told.metadata, told.classes, told.spec, taken, digest)
-    _self_test(model, told.probe, name)
-    if told.unproven is not None:  # last: what else is wrong says more
-        raise ModelError(told.unproven)
+    session, provider_used = open_session(data, provider, threads, name, description.has_float16)
+    model = OnnxModel(session, description.metadata, description.classes, description.spec, provider_used, digest)
+    _self_test(model, description.expected, name)
+    if description.proof_problem is not None:  # reported last: another error says more
+        raise ModelError(description.proof_problem)
     return model
 
 
 @dataclass(frozen=True)
-class Probe:
-    """The logits of the eight images, float32 [8, classes], and how far others may be from them."""
+class ExpectedLogits:
+    """The logits that the self-test expects, float32 [8, classes], and the largest difference that it accepts."""
 
     logits: NDArray[np.float32]
     tolerance: float
 
 
 @dataclass(frozen=True)
-class Described:
-    """What a convline file says of itself, checked against its graph, which has not been run. `unproven` says why it is
-    not the file that its proof is about, None where it is.
+class ModelDescription:
+    """The metadata of a convline file, checked against its graph, which has not been run. `proof_problem` says why the
+    proof does not hold for this file; None if it does.
     """
 
     metadata: dict[str, Any]
     classes: tuple[str, ...]
     spec: ImageSpec
-    probe: Probe
-    has_halves: bool
-    unproven: str | None
+    expected: ExpectedLogits
+    has_float16: bool
+    proof_problem: str | None
 
 
-def read_described(data: bytes, name: Path | str, is_proven: bool = True) -> Described:
-    """Raises ModelError as `open_model` does, but for what only a run can tell, and for a proof of another file."""
+def read_description(data: bytes, name: Path | str, is_proven: bool = True) -> ModelDescription:
+    """Read and check metadata and graph without running the model.
+
+    Raises ModelError as `open_model` does; a problem with the proof is returned instead.
+    """
     proto = parse_model(data, name)
     metadata = read_metadata(proto, name, () if is_proven else PROOF)
     check_has_no_external_data(proto, name)
@@ -143,62 +147,69 @@ def read_described(data: bytes, name: Path | str, is_proven: bool = True) -> Des
     except ConvlineError as error:
         raise ModelError(f"{name}: {error}") from error
     if spec.height is None or spec.width is None or spec.height * spec.width > MAX_PIXELS:
-        raise ModelError(f"{name} does not say how large its images are, or too large; export it again")
+        raise ModelError(f"{name} has no image size in its metadata, or too large a one; export it again")
     classes = tuple(metadata["classes"])
     _check_graph(proto.graph, spec, len(classes), name)
-    probe = _read_probe(metadata["probe"], len(classes), name)
-    unproven = problem_with_proof(proto, metadata) if is_proven else None
-    return Described(
-        metadata, classes, spec, probe, has_halves(proto), unproven and f"{name} {unproven}; export it again"
+    expected = _read_probe(metadata["probe"], len(classes), name)
+    problem = problem_with_proof(proto, metadata) if is_proven else None
+    return ModelDescription(
+        metadata, classes, spec, expected, has_float16(proto), problem and f"{name} {problem}; export it again"
     )
 
 
 def _open_external(
     data: bytes, name: Path | str, provider: Provider, threads: int | None, external: ExternalModel
-) -> Model:
+) -> OnnxModel:
     proto = parse_model(data, name)
     if any(entry.key.startswith(PREFIX) for entry in proto.metadata_props):
-        raise ModelError(f"{name} was exported by convline and says itself how it is used; leave out --classes")
+        raise ModelError(f"{name} was exported by convline and needs no description; leave out --classes")
     if not str(name).startswith(SCHEME):
         load_external_data(proto, Path(name))
     check_has_no_external_data(proto, name)
     adapted = adapt(proto, external, name)
-    spec, halves = adapted.spec, has_halves(adapted.model)
+    spec = adapted.spec
     assert spec.height and spec.width
+    size = f"{spec.height}x{spec.width}"
     if spec.height * spec.width > MAX_PIXELS:
-        raise ModelError(f"{name} takes images of {spec.height}x{spec.width}; the limit is {MAX_PIXELS} pixels")
-    session, taken = open_session(adapted.model.SerializeToString(), provider, threads, name, halves)
+        raise ModelError(f"{name} takes images of {size}; the limit is {MAX_PIXELS} pixels")
+    adapted_data = adapted.model.SerializeToString()
+    session, provider_used = open_session(adapted_data, provider, threads, name, has_float16(adapted.model))
     digest = hashlib.sha256(data).hexdigest()
-    model = Model(session, {}, external.classes, spec, taken, digest, adapted.batch)
-    # what a graph promises may differ from what it gives
-    few = probe_images(spec)
-    images = np.resize(few, (model.batch or len(few), *few.shape[1:]))
+    model = OnnxModel(session, {}, external.classes, spec, provider_used, digest, adapted.batch)
+    probe = probe_images(spec)
+    images = np.resize(probe, (model.batch or len(probe), *probe.shape[1:]))
     try:
-        probability, logit = first_run(session, images, taken)
+        probability, logit = first_run(session, images, provider_used)
     except RuntimeError as error:
-        size = f"{spec.height}x{spec.width}"
         raise ModelError(f"{name} does not run on {len(images)} images of {size}: {error}") from error
-    if probability.shape[0] != len(images):
-        raise ModelError(
-            f"{name} gives {len(probability)} rows of scores where it is given {len(images)} images; one each is needed"
-        )
-    if probability.shape[1:] != (len(model.classes),):
-        count = probability.shape[1]
-        raise ModelError(
-            f"{name} gives {count} {'score' if count == 1 else 'scores'} an image, {external.count}; name as many "
-            "classes, or by --preprocess output=NAME another output"
-        )
+    _check_score_shape(probability, len(images), external, name)
     check_scores(adapted.scores, probability, logit, name)
     return model
 
 
-def has_halves(model: onnx.ModelProto) -> bool:
-    """Whether weights are float16."""
+def _check_score_shape(
+    probability: NDArray[np.float32], images: int, external: ExternalModel, name: Path | str
+) -> None:
+    """Raises ModelError unless there are a row per image and a column per class: shapes in a graph may be wrong."""
+    if probability.shape[0] != images:
+        raise ModelError(
+            f"{name} gives {len(probability)} rows of scores for {images} images; it must give one row per image"
+        )
+    if probability.shape[1:] != (len(external.classes),):
+        count = probability.shape[1]
+        raise ModelError(
+            f"{name} gives {count} {'score' if count == 1 else 'scores'} per image, {external.class_count}; name as "
+            "many classes, or choose another output by --preprocess output=NAME"
+        )
+
+
+def has_float16(model: onnx.ModelProto) -> bool:
+    """Whether any weights are float16."""
     return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
 
 
 def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
-    """Eight images by formula, uint8 [8, height, width, channels]: ramps, products and noise of all contrasts."""
+    """The eight images of the self-test, uint8 [8, height, width, channels]: ramps and noise of all contrasts."""
     assert spec.height and spec.width
     grid = np.ogrid[:PROBE_IMAGES, : spec.height, : spec.width, : spec.channels]
     i, y, x, c = (axis.astype(np.int32) for axis in grid)
@@ -208,47 +219,50 @@ def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
 
 
 def _check_graph(graph: onnx.GraphProto, spec: ImageSpec, classes: int, path: Path | str) -> None:
-    """Metadata and graph must tell the same story."""
+    """Raises ModelError if the graph has other inputs or outputs than the metadata say."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _type(value) for value in graph.input if value.name not in weights}
     outputs = {value.name: _type(value) for value in graph.output}
-    told_inputs = {"image": ("UINT8", [spec.height, spec.width, spec.channels])}
-    told_outputs = {name: ("FLOAT", [classes]) for name in OUTPUTS}
-    for what, found, told in (("inputs", inputs, told_inputs), ("outputs", outputs, told_outputs)):
-        if found != told:
-            raise ModelError(f"{path}: its metadata promises the {what} {told}, its graph has {found}; export it again")
+    expected_inputs = {"image": ("UINT8", [spec.height, spec.width, spec.channels])}
+    expected_outputs = {name: ("FLOAT", [classes]) for name in OUTPUTS}
+    for kind, found, expected in (("inputs", inputs, expected_inputs), ("outputs", outputs, expected_outputs)):
+        if found != expected:
+            raise ModelError(f"{path} has the {kind} {found}, its metadata say {expected}; export it again")
 
 
 def _type(value: onnx.ValueInfoProto) -> tuple[str, list[int | str]]:
-    """The type of its elements, and its shape without the batch."""
+    """The element type, and the shape without the batch."""
     tensor = value.type.tensor_type
     shape: list[int | str] = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
     return onnx.TensorProto.DataType.Name(tensor.elem_type), shape[1:]
 
 
-def _read_probe(told: dict[str, Any], classes: int, path: Path | str) -> Probe:
-    """Raises ModelError for a probe that could not fail."""
+def _read_probe(probe: dict[str, Any], classes: int, path: Path | str) -> ExpectedLogits:
+    """Raises ModelError for a damaged probe, and for a tolerance with which the self-test could not fail."""
     try:
-        logits, tolerance = np.asarray(told["logits"], np.float32), float(told["tolerance"])
+        logits, tolerance = np.asarray(probe["logits"], np.float32), float(probe["tolerance"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a damaged probe ({error}); export it again") from error
-    if told.get("images") != PROBE_IMAGES or logits.shape != (PROBE_IMAGES, classes) or not np.isfinite(logits).all():
+    if probe.get("images") != PROBE_IMAGES or logits.shape != (PROBE_IMAGES, classes) or not np.isfinite(logits).all():
         raise ModelError(f"{path} has a damaged probe (not the logits of {PROBE_IMAGES} images); export it again")
     if not 0 <= tolerance <= LARGEST_TOLERANCE * max(1.0, float(np.abs(logits).max())):
         raise ModelError(f"{path} has a probe that proves nothing (its tolerance is {tolerance:g}); export it again")
-    return Probe(logits, tolerance)
+    return ExpectedLogits(logits, tolerance)
 
 
-def _self_test(model: Model, probe: Probe, path: Path | str) -> None:
+def _self_test(model: OnnxModel, expected: ExpectedLogits, path: Path | str) -> None:
+    """Raises ModelError if the model does not reproduce the expected logits."""
     try:
         _, logits = first_run(model.session, probe_images(model.spec), model.provider)
     except RuntimeError as error:
         raise ModelError(f"{path} does not run on {PROBE_IMAGES} images: {error}; export it again") from error
-    if probe.logits.shape != logits.shape:
-        raise ModelError(f"{path}: its probe holds {probe.logits.shape} logits, its graph gives {logits.shape}")
-    worst = float(np.abs(logits - probe.logits).max())
-    if not worst <= probe.tolerance:  # NaN fails
+    if expected.logits.shape != logits.shape:
         raise ModelError(
-            f"{path} failed its self-test on {model.provider}: logits differ by {worst:.3g} from those proven at "
-            f"export (at most {probe.tolerance:.3g}); the file is damaged or this machine computes wrongly"
+            f"{path} gives logits of the shape {logits.shape}, its probe has {expected.logits.shape}; export it again"
+        )
+    largest = float(np.abs(logits - expected.logits).max())
+    if not largest <= expected.tolerance:  # NaN fails
+        raise ModelError(
+            f"{path} failed its self-test on {model.provider}: logits differ by {largest:.3g} from those at export "
+            f"(at most {expected.tolerance:.3g} is accepted); the file is damaged or this machine computes wrongly"
         )

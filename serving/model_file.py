@@ -1,7 +1,6 @@
-"""Where a model comes from, and what is refused before anything is built of it.
+"""Read an ONNX file and its `convline.` metadata, and refuse damaged or untrusted files before they are loaded.
 
-An ONNX file may name other files that hold its weights ("external data"): a file from elsewhere could name any file
-of this machine.
+An ONNX file may keep its weights in other files ("external data"). A malicious one could name any file of this machine.
 """
 
 from __future__ import annotations
@@ -35,20 +34,21 @@ REQUIRED = {
     "probe": dict,
     "versions": dict,
 }
-# what must stand in them: whoever asks where a file came from finds an answer
-FILLED: dict[str, dict[str, type]] = {
+# fields that must not be empty: they say where a file comes from
+REQUIRED_FIELDS: dict[str, dict[str, type]] = {
     "dataset": {"name": str, "fingerprint": str},
     "run": {"id": str, "seed": int, "step": int},
     "evaluation": {"split": str, "fingerprint": str, "count": int, "precision_at_1": float},
 }
-PROOF = ("evaluation", "parity")  # what a file that is still to be proven lacks
+PROOF = ("evaluation", "parity")  # metadata that a file gets with its proof
+CONSTANT_PREFIX = "constant."  # begins the names of weights that are computed, not trained
 
-MODEL = "model.onnx"  # of a run's folder
-MAX_BYTES = 2**31 - 1  # what protocol buffers can hold; external data counts too
+MODEL = "model.onnx"  # in the folder of a run
+MAX_PROTOBUF_BYTES = 2**31 - 1  # the limit of protocol buffers; external data counts as well
 
 
 def read_model(name: Path | str) -> bytes:
-    """The bytes of a file, or of a model in MLflow's registry. Raises ModelError where it is missing or too large."""
+    """The bytes of a file or of a model in MLflow's registry. Raises ModelError if it is missing or too large."""
     if str(name).startswith(SCHEME):
         return read_registered(str(name))
     path = Path(name)
@@ -62,96 +62,99 @@ def read_model(name: Path | str) -> bytes:
 
 
 def parse_model(data: bytes, name: Path | str) -> onnx.ModelProto:
-    """The model's structure. Raises ModelError for bytes that are none."""
+    """The parsed model. Raises ModelError for bytes that are not an ONNX file."""
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise ModelError(f"{name} is no ONNX file, or a damaged copy of one; take a whole one") from error
+        raise ModelError(f"{name} is not an ONNX file, or a damaged one; use an intact file") from error
     if not model.graph.node:
-        raise ModelError(f"{name} is no ONNX file, or an empty one; take a whole one")
+        raise ModelError(f"{name} is not an ONNX file, or an empty one; use an intact file")
     return model
 
 
-def read_metadata(model: onnx.ModelProto, name: Path | str, absent: Collection[str] = ()) -> dict[str, Any]:
-    """The `convline.` metadata, parsed; some may be `absent`. Raises ModelError for missing, damaged or newer ones."""
+def read_metadata(model: onnx.ModelProto, name: Path | str, optional: Collection[str] = ()) -> dict[str, Any]:
+    """The parsed `convline.` metadata; the keys in `optional` may be missing.
+
+    Raises ModelError for missing or damaged metadata, and for those of a newer format.
+    """
     stored = {entry.key: entry.value for entry in model.metadata_props}
     metadata = {
-        key.removeprefix(PREFIX): _parsed(value, f"{name} has damaged metadata {key}")
+        key.removeprefix(PREFIX): _parse_json(value, f"{name} has damaged metadata {key}")
         for key, value in stored.items()
         if key.startswith(PREFIX)
     }
     if not metadata:
         raise ModelError(
-            f"{name} was not exported by convline: it has no convline metadata; to classify with it all the same, name "
-            "its --classes FILE and how it takes pixels by --preprocess"
+            f"{name} was not exported by convline: it has no convline metadata; to classify with it, give its class "
+            "names by --classes FILE and describe its input by --preprocess"
         )
     if len(stored) != len(model.metadata_props):
-        raise ModelError(f"{name} has metadata twice; export it again")
+        raise ModelError(f"{name} has duplicate metadata; export it again")
     version = metadata.get("format")
-    if type(version) is int and not 1 <= version <= FORMAT:  # first: another format may hold other things
+    if type(version) is int and not 1 <= version <= FORMAT:  # checked first: another format may have other keys
         raise ModelError(f"{name} has format {version}, this convline reads {FORMAT}; upgrade convline")
-    told = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in absent}
-    wrong = [key for key, kind in told.items() if type(metadata.get(key)) is not kind]
+    expected = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in optional}
+    wrong = [key for key, kind in expected.items() if type(metadata.get(key)) is not kind]
     classes = metadata.get("classes")
     if isinstance(classes, list) and not (classes and all(isinstance(label, str) for label in classes)):
         wrong.append("classes")
-    wrong += [f"{key}.{field}" for key in told for field in _unfilled(metadata.get(key), key)]
+    wrong += [f"{key}.{field}" for key in expected for field in _wrong_fields(metadata.get(key), key)]
     if wrong:
-        raise ModelError(f"{name} lacks the metadata {', '.join(wrong)}, or they are damaged; export it again")
+        raise ModelError(f"{name} has missing or damaged metadata: {', '.join(wrong)}; export it again")
     if len(set(metadata["classes"])) != len(metadata["classes"]):
-        raise ModelError(f"{name} names a class twice; export it again")
+        raise ModelError(f"{name} has two classes of the same name; export it again")
     return metadata
 
 
-def _parsed(text: str, damaged: str) -> Any:
-    """Of JSON. Raises ModelError for anything else, NaN and numbers without bound among it."""
+def _parse_json(text: str, problem: str) -> Any:
+    """Raises ModelError, which begins with `problem`, for invalid JSON, NaN and infinity included."""
 
     def number(text: str) -> float:
         if not isfinite(value := float(text)):
-            raise ValueError(f"{text} is no number of JSON")
+            raise ValueError(f"{text} is not a JSON number")
         return value
 
     try:
         return json.loads(text, parse_constant=number, parse_float=number)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{damaged} ({error}); export it again") from error
+        raise ModelError(f"{problem} ({error}); export it again") from error
 
 
-def _unfilled(table: Any, key: str) -> list[str]:
-    """The fields of a table that are missing, empty, of another type, or numbers that cannot be."""
+def _wrong_fields(table: Any, key: str) -> list[str]:
+    """The required fields of a table that are missing, empty, of another type, or out of range."""
 
-    def is_filled(value: Any, kind: type) -> bool:
+    def is_valid(value: Any, kind: type) -> bool:
         if kind is float:
             return isinstance(value, int | float) and type(value) is not bool and 0 <= value <= 1
         return type(value) is kind and (not isinstance(value, int) or value >= 0) and value != ""
 
-    fields = FILLED.get(key, {}) if isinstance(table, dict) else {}
-    return [field for field, kind in fields.items() if not is_filled(table.get(field), kind)]
+    fields = REQUIRED_FIELDS.get(key, {}) if isinstance(table, dict) else {}
+    return [field for field, kind in fields.items() if not is_valid(table.get(field), kind)]
 
 
 def problem_with_proof(proto: onnx.ModelProto, metadata: dict[str, Any]) -> str | None:
-    """Why the file is not the one that its proof is about. Takes the proof out of `proto`."""
+    """Why the proof in the metadata does not hold for this file; None if it does. Removes the proof from `proto`."""
     parity = metadata["parity"]
     if parity.get("passed") is not True or metadata["weights"] != "averaged":
         return "did not pass its proof, or does not hold averaged weights"
     del proto.metadata_props[[entry.key for entry in proto.metadata_props].index(f"{PREFIX}parity")]
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
-    if (told := parity.get("sha256_without_parity")) is None:
-        return "has a proof that does not say of which file it is (sha256_without_parity)"
-    return None if told == digest else "was changed after its proof: it is not the model that was proven"
+    if (proven := parity.get("sha256_without_parity")) is None:
+        return "has a proof without the hash of the proven file (sha256_without_parity)"
+    return None if proven == digest else "was changed after its proof: it is not the model that was proven"
 
 
 def check_has_no_external_data(model: onnx.ModelProto, name: Path | str) -> None:
-    """Raises ModelError where a convline file, which holds all its weights itself, names another file."""
+    """Raises ModelError for a file with weights in other files: a convline file holds all its weights."""
     for tensor in external_tensors(model):
         raise ModelError(
-            f"{name} keeps {tensor.name} in another file ({_location(tensor)}), as no file of convline does; "
+            f"{name} keeps {tensor.name} in another file ({_location(tensor)}), which convline never does; "
             "export it again"
         )
 
 
 def load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Take in the weights that are kept in files beside `path`.
+    """Load the weights that are stored in other files in the folder of `path` into `model`.
 
     Raises ModelError for a file that is missing, too large, or outside that folder.
     """
@@ -163,10 +166,10 @@ def load_external_data(model: onnx.ModelProto, path: Path) -> None:
             file = (folder / location).resolve()
             if not file.is_relative_to(folder) or not file.is_file():
                 raise ModelError(
-                    f"{path} keeps {tensor.name} in {location!r}, which is no file in {folder}; it is refused"
+                    f"{path} keeps {tensor.name} in {location!r}, which is not a file in {folder}; it is refused"
                 )
-            told = {entry.key: entry.value for entry in tensor.external_data}
-            total += int(told.get("length") or file.stat().st_size)
+            attributes = {entry.key: entry.value for entry in tensor.external_data}
+            total += int(attributes.get("length") or file.stat().st_size)
             _check_size(path, total)
             load_external_data_for_tensor(tensor, str(folder))
         except (ValueError, OSError, onnx.checker.ValidationError) as error:
@@ -176,7 +179,7 @@ def load_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def external_tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Tensors whose data is in other files, wherever in the model they are."""
+    """All tensors of a model whose data is in other files, also those in inner graphs."""
     if isinstance(message, onnx.TensorProto):
         if message.data_location == onnx.TensorProto.EXTERNAL or message.external_data:
             yield message
@@ -192,5 +195,5 @@ def _location(tensor: onnx.TensorProto) -> str:
 
 
 def _check_size(path: Path, size: int) -> None:
-    if size > MAX_BYTES:
-        raise ModelError(f"{path} takes {size} bytes, the limit is {MAX_BYTES}; it is refused")
+    if size > MAX_PROTOBUF_BYTES:
+        raise ModelError(f"{path} takes {size} bytes, the limit is {MAX_PROTOBUF_BYTES}; it is refused")

@@ -1,8 +1,8 @@
-"""How batches of files become entries: on processes that decode, and, on a CPU, run the model as well.
+"""How worker processes share the work of a classification: decoding images and running the model.
 
-On a CPU each process runs the model on its batch, on one thread: nothing but names and results passes between them,
-and no thread waits for another. Before an accelerator they decode into shared memory, and this one runs the model. So
-they do for the few files of a single batch, which they share.
+On a CPU each process takes a batch, decodes it and runs the model on it, on one thread: only names and results pass
+between processes, and no thread waits for another. With an accelerator, the processes decode into shared memory and
+this process runs the model. A job of a single batch runs in the same way: each process decodes a part of the batch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import mmap
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +27,30 @@ from convline.time_limit import SECONDS
 from serving.classifier import Classifier, batched, pack, try_decode
 from serving.records import Entry
 
-CONNECTIONS = 16  # files that a process fetches at once from behind URLs
+CONNECTIONS = 16  # files that a process downloads at once
 
-Predict = Callable[[Iterator[list[InputFile]]], Iterator[list[Entry]]]
+BatchT = TypeVar("BatchT", bound=list[InputFile])
+
+
+class PredictBatches(Protocol):
+    """Classifies batches of files."""
+
+    def __call__(self, batches: Iterator[BatchT], /) -> Iterator[tuple[BatchT, list[Entry]]]:
+        """Each batch, in order, with the entries of its files."""
 
 
 @contextmanager
-def predictor(
+def batch_predictor(
     classifier: Classifier, top_k: int, processes: int, shares_batches: bool = False, limit: float = SECONDS
-) -> Iterator[Predict]:
-    """What turns batches of files into their entries, in order; on threads of this process if `processes` is 0.
+) -> Iterator[PredictBatches]:
+    """A function that classifies batches on `processes` processes; if there are none, on threads of this process.
 
-    The processes are copies of this one: `classifier` must run on one thread, unless they share each batch. An image
-    that takes longer than `limit` seconds to decode becomes a Reject.
+    The processes are copies of this one, so `classifier` must run on one thread, unless `shares_batches` is True: then
+    each process decodes a part of each batch, and the model runs here. An image that takes longer than `limit` seconds
+    to decode becomes a Reject.
     """
     if processes == 0:
-        yield lambda batches: classifier.classify_batches(batches, top_k)
+        yield lambda batches: classifier.label_batches(batches, top_k)
         return
 
     def try_out(files: list[InputFile]) -> None:
@@ -49,69 +58,76 @@ def predictor(
             try_decode(file, classifier.spec)
 
     if shares_batches:
-        parts = _shared(classifier, -(-classifier.batch_size // processes), processes)
-        with open_pool(processes, _decoder(classifier, parts), try_out, limit) as workers:
-            yield lambda batches: (_together(classifier, workers, parts, batch, top_k) for batch in batches)
+        buffers = _shared_buffers(classifier, -(-classifier.batch_size // processes), processes)
+        with open_pool(processes, _decoder(classifier, buffers), try_out, limit) as workers:
+            yield lambda batches: (
+                (batch, _share_batch(classifier, workers, buffers, batch, top_k)) for batch in batches
+            )
         return
-    runs_there = classifier.provider == "cpu"
-    work, finish = _on_cpu(classifier, top_k) if runs_there else _on_accelerator(classifier, top_k, processes)
+    is_cpu = classifier.provider == "cpu"
+    work, finish = _on_cpu(classifier, top_k) if is_cpu else _on_accelerator(classifier, top_k, processes)
     with open_pool(processes, work, try_out, limit) as workers:
         yield lambda batches: workers.map(batches, finish)
 
 
-Steps = tuple[Work, Finish]  # of the processes, and of this one
+Steps = tuple[Work, Finish]  # what a worker process does with a batch, and what this process does with the result
 
 
 def _on_cpu(classifier: Classifier, top_k: int) -> Steps:
-    own = threading.local()  # a buffer per process, or per thread where there is no fork
+    local = threading.local()  # a buffer per process, or per thread where there is no fork
 
     def work(files: list[InputFile], _: int) -> list[Entry]:
-        if not hasattr(own, "pixels"):
-            own.pixels = classifier.buffer()
-        problems = pack(decoded(files, classifier.spec), own.pixels)
-        return classifier.label(files, own.pixels, problems, top_k)
+        if not hasattr(local, "pixels"):
+            local.pixels = classifier.buffer()
+        problems = pack(decode_files(files, classifier.spec), local.pixels)
+        return classifier.label(files, local.pixels, problems, top_k)
 
-    return work, lambda _files, entries, _buffer: entries
+    return work, lambda batch, entries, _buffer: (batch, entries)
 
 
 def _on_accelerator(classifier: Classifier, top_k: int, processes: int) -> Steps:
-    pixels = _shared(classifier, classifier.batch_size, processes)
+    buffers = _shared_buffers(classifier, classifier.batch_size, processes)
 
-    def finish(files: list[InputFile], problems: list[ImageError | None], buffer: int) -> list[Entry]:
-        return classifier.label(files, pixels[buffer], problems, top_k)
+    def finish(
+        batch: list[InputFile], problems: list[ImageError | None], buffer: int
+    ) -> tuple[list[InputFile], list[Entry]]:
+        return batch, classifier.label(batch, buffers[buffer], problems, top_k)
 
-    return _decoder(classifier, pixels), finish
-
-
-def _decoder(classifier: Classifier, pixels: NDArray[np.uint8]) -> Work:
-    return lambda files, buffer: pack(decoded(files, classifier.spec), pixels[buffer])
+    return _decoder(classifier, buffers), finish
 
 
-def _together(
-    classifier: Classifier, workers: Pool, parts: NDArray[np.uint8], batch: list[InputFile], top_k: int
+def _decoder(classifier: Classifier, buffers: NDArray[np.uint8]) -> Work:
+    return lambda files, buffer: pack(decode_files(files, classifier.spec), buffers[buffer])
+
+
+def _share_batch(
+    classifier: Classifier, workers: Pool, buffers: NDArray[np.uint8], batch: list[InputFile], top_k: int
 ) -> list[Entry]:
-    """The entries of one batch, of which each process decodes a part."""
+    """The entries of one batch; each process decodes a part of it."""
 
     def finish(
         _: list[InputFile], problems: list[ImageError | None], buffer: int
     ) -> list[NDArray[np.uint8] | ImageError]:
-        images = iter(parts[buffer].copy())
+        images = iter(buffers[buffer].copy())
         return [problem or next(images) for problem in problems]
 
     pixels = classifier.buffer()
-    size = -(-len(batch) // (len(parts) // 2))
+    size = -(-len(batch) // (len(buffers) // 2))
     problems = pack((image for part in workers.map(batched(batch, size), finish) for image in part), pixels)
     return classifier.label(batch, pixels, problems, top_k)
 
 
-def _shared(classifier: Classifier, images: int, processes: int) -> NDArray[np.uint8]:
-    """Room for the pixels of so many images in each buffer of the processes, which all of them and this one see."""
+def _shared_buffers(classifier: Classifier, images: int, processes: int) -> NDArray[np.uint8]:
+    """Memory that all processes share: two buffers a process, each with the pixels of `images` images.
+
+    uint8 [2 * processes, images, height, width, channels].
+    """
     shape = (2 * processes, images, *classifier.buffer().shape[1:])
     return np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
 
-def decoded(files: Sequence[InputFile], spec: ImageSpec) -> Iterable[NDArray[np.uint8] | ImageError]:
-    """The pixels of each file, or why it has none; what has to be fetched is fetched at once."""
+def decode_files(files: Sequence[InputFile], spec: ImageSpec) -> Iterable[NDArray[np.uint8] | ImageError]:
+    """The pixels of each file, or the error that says why there are none; remote files are downloaded in parallel."""
     if not any(isinstance(file.location, RemoteFile) for file in files):
         return (try_decode(file, spec) for file in files)
     with ThreadPoolExecutor(CONNECTIONS) as pool:

@@ -1,8 +1,9 @@
-"""The same job on a Ray cluster: many more shards than workers, each run by the engine of `serving.classify`.
+"""`--engine ray`: a classification on a Ray cluster, in many more shards than there are workers.
 
-A store (`<output>.shards`) holds what the job is, and each shard that is whole. A worker that dies leaves its journal
-to whoever takes its shard next; a driver that dies is started again with `--resume`. At the end the shards' entries,
-one after the other, are rendered as the one journal of a local job is.
+Each worker runs `serving.classify` on its shard. A store (`<output>.shards`) holds the plan of the job and the finished
+shards. If a worker dies, the next worker continues the shard's journal; if the driver dies, the user starts it again
+with `--resume`. At the end the table is written from the records of all shards, as a local job writes it from its
+journal.
 """
 
 from __future__ import annotations
@@ -22,49 +23,50 @@ from convline.console import log, progress
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError
 from convline.inputs.listing import STDIN
-from serving.batch_size import fastest_batch_size
+from serving.auto_batch_size import fastest_batch_size
+from serving.batch_size import SERVING_BATCH
 from serving.classifier import Classifier
-from serving.classify import complete, fill, opened, unchanged
-from serving.job import BATCH_SIZE, Job, check, describe, listing, open_observers
+from serving.classify import check_unchanged, classify_into_journal, finished_summary, open_predictor
+from serving.job import Job, check_job, journal_header, listing, open_observers
 from serving.journal import check_same_job, partial_path, render, shards_path
 from serving.records import Entry
 from serving.shard_store import ShardStore, open_shard_store
-from serving.shards import Names, Survey, survey
+from serving.shards import ListingFingerprint, NameHasher, fingerprint_listing
 from serving.summary import Summary
 
-SHARDS_PER_WORKER = 8  # so that the last ones to finish do not keep the others waiting for long
-RETRIES = 5  # of a shard whose worker died
+SHARDS_PER_WORKER = 8  # many, so that workers wait only briefly for the last shard
+RETRIES = 5  # for a shard whose worker died
 
 
-def classify_on_ray(job: Job, address: str | None, shelf_name: str | None = None) -> Summary:
+def classify_on_ray(job: Job, address: str | None, store_name: str | None = None) -> Summary:
     """As `classify`, on the cluster at `address`, or on one that is started here for the job.
 
-    Inputs, model and output must be where every worker sees them under the same names; shards are kept beside the
-    output, or on the store that is named. Raises ConvlineError as `classify` does, where Ray is missing, and where a
-    shard's worker died again and again.
+    Every worker must see inputs, model and output under the same names. Shards are kept in `store_name` (a folder or
+    URL), by default beside the output. Raises ConvlineError as `classify` does, if Ray is missing, and if the worker of
+    a shard died too often.
     """
-    check(job)
+    check_job(job)
     if job.output is None or job.shard is not None or job.rescan or STDIN in job.inputs:
-        raise ConvlineError("--engine ray needs an --output file, takes no -, and knows neither --shard nor --rescan")
+        raise ConvlineError("--engine ray needs an --output file, and works without -, --shard and --rescan")
     if partial_path(job.output).exists():
-        raise ConvlineError(f"{partial_path(job.output)} is left of a job on one machine; continue that without Ray")
-    store = open_shard_store(shelf_name or str(shards_path(job.output)))
-    if not store.exists() and (summary := complete(job, job.output)):
+        raise ConvlineError(f"{partial_path(job.output)} holds an unfinished job without Ray; continue it without Ray")
+    store = open_shard_store(store_name or str(shards_path(job.output)))
+    if not store.exists() and (summary := finished_summary(job, job.output)):
         return summary
-    open_observers(job)
-    with redirect_stdout(sys.stderr):  # Ray tells of dead workers on stdout
-        ray = _started(address)
+    open_observers(job)  # checks their options before the work begins
+    with redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout
+        ray = _connect(address)
         try:
-            job = _on(job, ray.cluster_resources())
+            job = _choose_provider(job, ray.cluster_resources())
             _check_resources(ray, job)
-            with _plan(job, store, int(ray.cluster_resources().get("CPU", 1))) as (job, whole, parts):
-                return _run(ray, job, store, whole, parts)
+            with _plan(job, store, int(ray.cluster_resources().get("CPU", 1))) as (job, fingerprint, shards):
+                return _run(ray, job, store, fingerprint, shards)
         finally:
             ray.shutdown()
 
 
-def _started(address: str | None) -> Any:
-    """Ray, connected."""
+def _connect(address: str | None) -> Any:
+    """The module `ray`, connected to a cluster. Raises ConvlineError if that fails."""
     try:
         import ray
     except ImportError as error:
@@ -74,111 +76,112 @@ def _started(address: str | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            _reach(address)
+            _check_reachable(address)
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", num_cpus=usable_cpus(), include_dashboard=False, **quiet)
-    # Ray has many exceptions of its own for a cluster that is not there
+    # Ray has many exceptions of its own for an unreachable cluster
     except Exception as error:
         raise ConvlineError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
     if threading.current_thread() is threading.main_thread():
         for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray puts its own there, which abort
+            signal.signal(number, handler)  # Ray has installed its own, which abort
     return ray
 
 
-def _reach(address: str) -> None:
-    """Raises OSError where nobody answers at HOST:PORT; Ray would go on trying for minutes."""
+def _check_reachable(address: str) -> None:
+    """Raises OSError if nothing answers at HOST:PORT; Ray would keep trying for minutes."""
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _on(job: Job, resources: dict[str, float]) -> Job:
-    """The job with its provider settled for all workers."""
+def _choose_provider(job: Job, resources: dict[str, float]) -> Job:
+    """The job with the same provider for all workers."""
     if job.provider != "auto":
         return job
     return replace(job, provider="cuda" if resources.get("GPU") else "cpu")
 
 
-def _needed(job: Job) -> dict[str, float]:
-    """What a shard takes of a machine."""
+def _resources_per_shard(job: Job) -> dict[str, float]:
     return {"CPU": job.threads or 1, **({"GPU": 1} if job.provider in ("cuda", "tensorrt") else {})}
 
 
 def _check_resources(ray: Any, job: Job) -> None:
-    """Raises ConvlineError where no machine of the cluster has what a shard takes: Ray would wait for one."""
+    """Raises ConvlineError if no machine of the cluster can run a shard: Ray would wait for one for ever."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for name, amount in _needed(job).items():
+    for name, amount in _resources_per_shard(job).items():
         most = max((machine.get(name, 0) for machine in machines), default=0)
         if most < amount:
             raise ConvlineError(f"a shard takes {amount:g} {name}; no machine of the cluster has more than {most:g}")
 
 
 @contextmanager
-def _plan(job: Job, store: ShardStore, workers: int) -> Iterator[tuple[Job, Survey, int]]:
-    """The job with its batch size, what the listing is, and how many parts it has.
+def _plan(job: Job, store: ShardStore, workers: int) -> Iterator[tuple[Job, ListingFingerprint, int]]:
+    """The job with its batch size, the fingerprint of its listing, and the number of shards; locks the store.
 
-    They are settled once, and kept for whoever resumes the job; only one driver at a time has them.
+    The plan is made once and stored, so that a resumed job has the same.
     """
     if store.exists() and not (job.resume or job.overwrite):
-        raise ConvlineError(f"{store.name} is left of an earlier job: --resume continues it, --overwrite starts again")
+        raise ConvlineError(f"{store.name} holds an unfinished job: --resume continues it, --overwrite starts again")
     with store.lock():
         if job.overwrite:
             store.clear()
-        whole = survey(listing(job))
+        fingerprint = fingerprint_listing(listing(job))
         earlier = store.plan() or {}
-        job, header = _described(job, earlier)
-        batches = -(-whole.found // header["batch_size"])
-        parts = earlier.get("parts") or max(1, min(batches, SHARDS_PER_WORKER * workers))
-        plan = {**header, "listing": whole.sha256, "parts": parts}
+        job, header = _settings(job, earlier)
+        batches = -(-fingerprint.count // header["batch_size"])
+        shards = earlier.get("parts") or max(1, min(batches, SHARDS_PER_WORKER * workers))
+        plan = {**header, "listing": fingerprint.sha256, "parts": shards}
         if earlier:
             check_same_job(store.name, earlier, plan)
         else:
             store.write_plan(plan)
-        yield job, whole, parts
+        yield job, fingerprint, shards
 
 
-def _described(job: Job, earlier: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
-    """The job with its batch size settled, and what it is; the model is opened, on the CPU, and closed again."""
-    size = BATCH_SIZE if job.batch_size == "auto" else job.batch_size
+def _settings(job: Job, earlier: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
+    """The job with its batch size, and its journal header. Opens the model on the CPU for that, and closes it."""
+    size = SERVING_BATCH if job.batch_size == "auto" else job.batch_size
     with Classifier(job.model, "cpu", job.threads, size, job.external) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
             classifier.batch_size = earlier.get("batch_size") or fastest_batch_size(classifier.model)
         job = replace(job, batch_size=classifier.batch_size)
-        return job, {**describe(job, classifier), "provider": job.provider}
+        return job, {**journal_header(job, classifier), "provider": job.provider}
 
 
-def _run(ray: Any, job: Job, store: ShardStore, whole: Survey, parts: int) -> Summary:
+def _run(ray: Any, job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: int) -> Summary:
     summary = Summary(job.provider)
-    began = time.perf_counter()
+    start = time.perf_counter()
     missing = []
-    for shard in range(1, parts + 1):
+    for shard in range(1, shards + 1):
         if store.has(shard):
             summary.resumed += sum(1 for _ in store.records(shard))
         else:
             missing.append(shard)
     try:
-        with progress("classify", parts, "shards") as bar:
-            bar.update(bar.task_ids[0], completed=parts - len(missing))
-            for _ in _finished(ray, job, store, whole, parts, missing):
+        with progress("classify", shards, "shards") as bar:
+            bar.update(bar.task_ids[0], completed=shards - len(missing))
+            for _ in _run_shards(ray, job, store, fingerprint, shards, missing):
                 bar.advance(bar.task_ids[0])
     except BaseException:
         log(f"stopped; {store.name} keeps what is finished: --resume continues from there")
         raise
-    _join(job, store, whole, parts, summary)
-    summary.finish(time.perf_counter() - began)
+    _join(job, store, fingerprint, shards, summary)
+    summary.finish(time.perf_counter() - start)
     return summary
 
 
-def _finished(ray: Any, job: Job, store: ShardStore, whole: Survey, parts: int, missing: list[int]) -> Iterator[int]:
-    """The shards, as they are done."""
-    needed = _needed(job)
-    limits = {"max_retries": RETRIES, "num_cpus": needed["CPU"], "num_gpus": needed.get("GPU", 0)}
+def _run_shards(
+    ray: Any, job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: int, missing: list[int]
+) -> Iterator[int]:
+    """Run the missing shards; yields the number of each one when it is done."""
+    resources = _resources_per_shard(job)
+    limits = {"max_retries": RETRIES, "num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0)}
     task = ray.remote(**limits)(classify_shard)
-    alone = replace(job, threads=job.threads or 1, resume=True, overwrite=False)
-    running = {task.remote(alone, shard, parts, whole, store.name, os.getcwd()): shard for shard in missing}
+    shard_job = replace(job, threads=job.threads or 1, resume=True, overwrite=False)
+    running = {task.remote(shard_job, shard, shards, fingerprint, store.name, os.getcwd()): shard for shard in missing}
     while running:
         (done,), _ = ray.wait(list(running), num_returns=1)
         shard = running.pop(done)
@@ -190,44 +193,46 @@ def _finished(ray: Any, job: Job, store: ShardStore, whole: Survey, parts: int, 
             raise
         except ray.exceptions.RayError as error:
             raise ConvlineError(
-                f"shard {shard} of {parts} lost its worker {RETRIES + 1} times; is there memory enough?"
+                f"shard {shard} of {shards} lost its worker {RETRIES + 1} times; check whether its memory suffices"
             ) from error
         yield shard
 
 
-def classify_shard(job: Job, shard: int, parts: int, whole: Survey, shelf_name: str, directory: str) -> None:
-    """Run by a worker: one shard into its journal, which gets its name when it is whole."""
+def classify_shard(
+    job: Job, shard: int, shards: int, fingerprint: ListingFingerprint, store_name: str, directory: str
+) -> None:
+    """Classify one shard into its journal, and publish it in the store when it is complete. Runs on a worker."""
     os.chdir(directory)
-    store = open_shard_store(shelf_name)
+    store = open_shard_store(store_name)
     if store.has(shard):
         return
     assert job.batch_size != "auto"
-    files = whole.part(listing(job), shard, parts, job.batch_size)
-    with opened(job, files) as (classifier, predict, files):
-        header = {**describe(job, classifier), "shard": [shard, parts]}
+    files = fingerprint.shard(listing(job), shard, shards, job.batch_size)
+    with open_predictor(job, files) as (classifier, predict, files):
+        header = {**journal_header(job, classifier), "shard": [shard, shards]}
         with store.journal(shard, header) as journal:
-            fill(journal, job, predict, files, Summary(classifier.provider))
+            classify_into_journal(journal, job, predict, files, Summary(classifier.provider))
             store.finish(shard, journal)
 
 
-def _join(job: Job, store: ShardStore, whole: Survey, parts: int, summary: Summary) -> None:
-    """Render the table from all shards, and remove them."""
+def _join(job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: int, summary: Summary) -> None:
+    """Write the table from all shards, and delete the shards."""
     assert job.output is not None
     summary.observers = open_observers(job)
-    names = Names()
+    names = NameHasher()
+    advice = "start from the beginning with --overwrite"
 
     def entries() -> Iterator[Entry]:
         files = listing(job)
-        for shard in range(1, parts + 1):
+        for shard in range(1, shards + 1):
             for record in store.records(shard):
                 names.add(record.entry.path)
                 if not summary.observers:
                     summary.tally.add(record.entry)
                 else:
-                    file = unchanged(next(files, None), record, store.name, "start from the beginning with --overwrite")
-                    summary.add(file, record.entry)
+                    summary.add(check_unchanged(next(files, None), record, store.name, advice), record.entry)
                 yield record.entry
-        whole.check(names)
+        fingerprint.check(names)
 
     render(entries(), job.output, job.top_k, job.csv_safe)
     store.remove()

@@ -1,4 +1,4 @@
-"""What becomes of a file: a `Prediction` or a `Reject`."""
+"""The result for a file: a `Prediction`, or a `Reject` with the reason why the file was not classified."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Reject:
-    """A file that could not be used, with its reason code."""
+    """A file that could not be classified; `reason` is a code (`convline.errors.Reason`), `detail` is for people."""
 
     path: str
     reason: str

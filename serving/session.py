@@ -1,4 +1,4 @@
-"""onnxruntime: its providers, its sessions, how long they may take, and what its messages say."""
+"""onnxruntime: choose a provider (CPU, CUDA, TensorRT), open a session, and limit the time that a graph may take."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ PROVIDERS = {
 PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 OUTPUTS = ["probability", "logit"]
 
-# that loading a file, and its first run, may take: a graph may hold a loop that never ends. TensorRT, which builds its
-# engines meanwhile, may take as long as it likes
+# seconds for loading a file and for its first run, as a graph may hold a loop that never ends; none for TensorRT, which
+# builds its engines in that time
 LIMIT = 60.0
-# a forked process must not collect a session that its parent had done with: it would wait for threads that it lacks
+# a forked process must not collect a session that its parent no longer uses: it would wait for threads it does not have
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
-QUIET = 4  # onnxruntime's log: what matters comes as an exception
-# that a thread looks for work before it sleeps: with onnxruntime's own second, sessions beside other work run at 0.7 of
-# the speed that they have with this one, which costs nothing alone (benchmarks/beside_others.py)
+LOG_FATAL_ONLY = 4  # severity of onnxruntime's log: errors are raised as exceptions anyway
+# how long a thread spins for work before it sleeps. With onnxruntime's default of 1 s, a session runs at 0.7 of this
+# speed while other programs run; without them both are as fast (benchmarks/beside_others.py)
 SPIN_MICROSECONDS = 20
 
 
@@ -44,9 +44,9 @@ def open_session(
     provider: Provider = "auto",
     threads: int | None = None,
     name: Path | str = "the exported model",
-    has_halves: bool = False,
+    has_float16: bool = False,
 ) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session as serving runs it, and the provider it really took ("cpu", "cuda" or "tensorrt").
+    """A session as serving runs it, and the provider it uses ("cpu", "cuda" or "tensorrt").
 
     Raises ModelError for a provider that does not load, and for a file that onnxruntime does not load, or not in time.
     """
@@ -54,20 +54,20 @@ def open_session(
     if wanted == "auto":
         wanted = "cuda" if provider_problem("cuda") is None else "cpu"
     elif problem := provider_problem(wanted):
-        raise ModelError(f"the provider {wanted} did not load: {problem}; use --provider cpu, or mend it")
+        raise ModelError(f"the provider {wanted} did not load: {problem}; use --provider cpu, or repair it")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or usable_cpus()
-    options.log_severity_level = QUIET
+    options.log_severity_level = LOG_FATAL_ONLY
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
-    session = _loaded(
+    session = _load_session(
         data,
         name,
         _limit(wanted),
         sess_options=options,
         providers=[(PROVIDERS[wanted], PROVIDER_OPTIONS.get(wanted, {}))],
-        # onnxruntime 1.31 crashes where it fuses float16 products with transposes (vision transformers)
-        disabled_optimizers=["MatmulTransposeFusion"] if has_halves else [],
+        # onnxruntime 1.31 crashes when it fuses float16 products with transposes (vision transformers)
+        disabled_optimizers=["MatmulTransposeFusion"] if has_float16 else [],
     )
     session.disable_fallback()
     if session.get_providers()[0] != PROVIDERS[wanted]:
@@ -75,30 +75,30 @@ def open_session(
     return session, wanted
 
 
-def _loaded(data: bytes, name: Path | str, limit: float | None, **options: Any) -> onnxruntime.InferenceSession:
-    """A session, made on a thread that is left to itself where it takes too long.
+def _load_session(data: bytes, name: Path | str, limit: float | None, **options: Any) -> onnxruntime.InferenceSession:
+    """Create a session on another thread, which is abandoned if it takes too long.
 
-    While a graph is optimised, what depends on no input is computed, and nothing can stop that.
+    onnxruntime's optimiser computes the parts of a graph that depend on no input, and that cannot be stopped.
     """
-    made: list[onnxruntime.InferenceSession | Exception] = []
+    results: list[onnxruntime.InferenceSession | Exception] = []
 
     def load() -> None:
         try:
-            made.append(onnxruntime.InferenceSession(data, **options))
-        # onnxruntime's exceptions have no common base of their own
+            results.append(onnxruntime.InferenceSession(data, **options))
+        # onnxruntime's exceptions have no common base class
         except Exception as error:
-            made.append(error)
+            results.append(error)
 
     thread = Thread(target=load, daemon=True)
     thread.start()
     thread.join(limit)
-    if not made:
+    if not results:
         raise ModelError(
             f"onnxruntime did not load {name} within {limit:g} s; its graph computes too much to be served"
         )
-    if isinstance(made[0], Exception):
-        raise ModelError(f"onnxruntime cannot load {name}: {message(made[0])}") from made[0]
-    return made[0]
+    if isinstance(results[0], Exception):
+        raise ModelError(f"onnxruntime cannot load {name}: {one_line_message(results[0])}") from results[0]
+    return results[0]
 
 
 def first_run(
@@ -106,17 +106,17 @@ def first_run(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probability and logit of a session's first images.
 
-    Raises RuntimeError, with one line that says why, where the graph does not run on them, or not in time.
+    Raises RuntimeError, with a message of one line, if the graph does not run on them, or not in time.
     """
     options = onnxruntime.RunOptions()
-    options.log_severity_level = QUIET
+    options.log_severity_level = LOG_FATAL_ONLY
     limit = _limit(provider)
     is_late = False
 
     def stop() -> None:
         nonlocal is_late
         is_late = True
-        options.terminate = True  # between two nodes, those within a loop's body included
+        options.terminate = True  # takes effect after the current node, also inside a loop
 
     timer = Timer(limit, stop) if limit else None
     if timer is not None:
@@ -124,9 +124,9 @@ def first_run(
         timer.start()
     try:
         probability, logit = session.run(OUTPUTS, {"image": images}, options)
-    # onnxruntime's exceptions have no common base of their own
+    # onnxruntime's exceptions have no common base class
     except Exception as error:
-        raise RuntimeError(f"it took more than {limit:g} s" if is_late else message(error)) from error
+        raise RuntimeError(f"it took more than {limit:g} s" if is_late else one_line_message(error)) from error
     finally:
         if timer is not None:
             timer.cancel()
@@ -137,19 +137,19 @@ def _limit(provider: str) -> float | None:
     return None if provider == "tensorrt" else LIMIT
 
 
-# "[ONNXRuntimeError] : 1 : FAIL : ", and the file, line and signature of the function that says it
-NOISE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.\w+:\d+ .*?\)(?: const)?(?: \[with .*?\])? ")
-LONGEST = 300  # characters of a message
+# "[ONNXRuntimeError] : 1 : FAIL : ", and the source file, line and signature of the function that raised it
+SOURCE_POSITION = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.\w+:\d+ .*?\)(?: const)?(?: \[with .*?\])? ")
+LONGEST_MESSAGE = 300  # characters
 
 
-def message(error: Exception) -> str:
-    """What onnxruntime says, on one line, without where in its sources it says so."""
-    told = NOISE.sub("", " ".join(str(error).split())).strip() or type(error).__name__
-    return told if len(told) <= LONGEST else f"{told[:LONGEST]}…"
+def one_line_message(error: Exception) -> str:
+    """The message of onnxruntime's exception on one line, without its position in onnxruntime's source."""
+    text = SOURCE_POSITION.sub("", " ".join(str(error).split())).strip() or type(error).__name__
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"
 
 
 def provider_problem(name: str) -> str | None:
-    """Why a provider cannot load here, None where it can. onnxruntime lists providers it cannot load."""
+    """Why a provider cannot load here; None if it can. onnxruntime's own list includes providers it cannot load."""
     if name == "cpu":
         return None
     if PROVIDERS[name] not in onnxruntime.get_available_providers():
@@ -159,7 +159,7 @@ def provider_problem(name: str) -> str | None:
     except OSError:
         return "no NVIDIA driver (libcuda.so.1 is missing)"
     if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # from torch's or the `cuda` extra's packages, if they are there
+        onnxruntime.preload_dlls()  # from the packages of torch or of the extra `cuda`, if they are installed
     folder = Path(onnxruntime.__file__).parent / "capi"
     try:
         ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)

@@ -1,7 +1,7 @@
-"""Where a cluster's shards are kept: a folder that all machines see, or an object store.
+"""Where a job on Ray keeps its shards: a folder that all machines share, or an object store such as S3.
 
-In a folder a shard's journal grows in place, and whoever takes the shard next goes on with it. An object store has no
-files that grow: there a journal is its worker's own, and what was finished is all that others see.
+In a folder the journal of a shard grows in place, and the next worker that takes the shard continues it. Files in an
+object store cannot grow: there the journal lies on the worker's own disk, and other workers see finished shards only.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from typing import Any, Protocol
 from convline.files import atomic_write, lock_file, open_in_place
 from convline.inputs.listing import is_url
 from convline.inputs.remote_files import open_file_system
-from serving.journal import Journal, Record, read_records
+from serving.journal import Journal, JournalRecord, read_records
 
 PLAN = "job.json"
 LOCK = "lock"
 
 
 class ShardStore(Protocol):
-    """Shards by number, and the plan that they are parts of."""
+    """Shards by number, and the plan of the job that they belong to."""
 
     name: str
 
     def exists(self) -> bool: ...
 
     def lock(self) -> Any:
-        """A context in which no other driver has it, where that can be told. Raises ConvlineError where one has."""
+        """A context that excludes other drivers, where the storage has locks. Raises ConvlineError if another driver
+        holds the lock.
+        """
 
     def plan(self) -> dict[str, Any] | None: ...
 
@@ -40,26 +42,26 @@ class ShardStore(Protocol):
     def has(self, shard: int) -> bool: ...
 
     def journal(self, shard: int, header: dict[str, Any]) -> Any:
-        """A context with the shard's Journal, going on where another left it."""
+        """A context with the Journal of the shard, which continues that of an earlier worker if there is one."""
 
     def finish(self, shard: int, journal: Journal) -> None:
-        """Give the shard its name: it is whole."""
+        """Publish the finished shard."""
 
-    def records(self, shard: int) -> Iterator[Record]: ...
+    def records(self, shard: int) -> Iterator[JournalRecord]: ...
 
     def clear(self) -> None:
-        """Remove all that is on it."""
+        """Delete the plan and all shards."""
 
     def remove(self) -> None:
-        """Remove it altogether."""
+        """Delete the store."""
 
 
 def open_shard_store(name: str) -> ShardStore:
-    """The store of a folder's name or a URL."""
-    return _Store(name) if is_url(name) else _Folder(name)
+    """The store at a folder's path or a URL."""
+    return _ObjectShardStore(name) if is_url(name) else _FolderShardStore(name)
 
 
-class _Folder:
+class _FolderShardStore:
     def __init__(self, name: str) -> None:
         self.name, self._folder = name, Path(name)
 
@@ -94,7 +96,7 @@ class _Folder:
     def finish(self, shard: int, journal: Journal) -> None:
         journal.path.rename(self._shard(shard))
 
-    def records(self, shard: int) -> Iterator[Record]:
+    def records(self, shard: int) -> Iterator[JournalRecord]:
         return read_records(self._shard(shard))
 
     def clear(self) -> None:
@@ -106,7 +108,7 @@ class _Folder:
         shutil.rmtree(self._folder)
 
 
-class _Store:
+class _ObjectShardStore:
     def __init__(self, name: str) -> None:
         self.name = name
         self._system, self._folder = open_file_system(name)
@@ -116,7 +118,7 @@ class _Store:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        yield  # an object store has no locks: shards are whole or absent, and two of one number are equal
+        yield  # there are no locks: shards are whole or absent, and two shards of one number are equal
 
     def plan(self) -> dict[str, Any] | None:
         path = f"{self._folder}/{PLAN}"
@@ -143,7 +145,7 @@ class _Store:
     def finish(self, shard: int, journal: Journal) -> None:
         self._system.put_file(str(journal.path), self._shard(shard))
 
-    def records(self, shard: int) -> Iterator[Record]:
+    def records(self, shard: int) -> Iterator[JournalRecord]:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder, "shard")
             self._system.get_file(self._shard(shard), str(copy))

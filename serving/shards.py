@@ -1,4 +1,8 @@
-"""One part in N of a listing: whole batches, in the listing's order, so that the parts' tables joined are the whole."""
+"""`--shard I/N`: split the files of a job into N shards for several machines.
+
+A shard has whole batches of the listing, in its order, so that the tables of all shards joined are the table of the
+whole job.
+"""
 
 from __future__ import annotations
 
@@ -13,58 +17,59 @@ from convline.inputs.input_file import InputFile
 
 
 @dataclass(frozen=True)
-class Survey:
-    """How many files a listing has, and a hash of their names."""
+class ListingFingerprint:
+    """The number of files in a listing and a hash of their names."""
 
-    found: int
+    count: int
     sha256: str
 
-    def part(self, files: Iterator[InputFile], index: int, parts: int, batch_size: int) -> Iterator[InputFile]:
-        """The files of part `index`, from 1, of `parts`."""
-        batches = -(-self.found // batch_size)
-        start, stop = ((number * batches // parts) * batch_size for number in (index - 1, index))
+    def shard(self, files: Iterator[InputFile], index: int, shards: int, batch_size: int) -> Iterator[InputFile]:
+        """The files of shard `index`, from 1, of `shards`."""
+        batches = -(-self.count // batch_size)
+        start, stop = ((number * batches // shards) * batch_size for number in (index - 1, index))
         return islice(files, start, stop)
 
-    def checked_part(self, files: Iterator[InputFile], index: int, parts: int, batch_size: int) -> Iterator[InputFile]:
-        """As `part`. Raises ConvlineError at its end where the listing is not what was surveyed."""
-        names = Names()
-        yield from self.part(_noted(files, names), index, parts, batch_size)
-        for _ in _noted(files, names):
+    def checked_shard(
+        self, files: Iterator[InputFile], index: int, shards: int, batch_size: int
+    ) -> Iterator[InputFile]:
+        """As `shard`, but reads the listing to its end. Raises ConvlineError there if this is another listing."""
+        names = NameHasher()
+        yield from self.shard(_hash_names(files, names), index, shards, batch_size)
+        for _ in _hash_names(files, names):
             pass
         self.check(names)
 
-    def check(self, names: Names) -> None:
-        """Raises ConvlineError where the names gone through are not those that were surveyed."""
-        if names.survey() != self:
-            raise ConvlineError(
-                "the input changed while it was gone through; start from the beginning with --overwrite"
-            )
+    def check(self, names: NameHasher) -> None:
+        """Raises ConvlineError if `names` come from another listing."""
+        if names.fingerprint() != self:
+            raise ConvlineError("the input changed while it was read; start from the beginning with --overwrite")
 
 
-class Names:
-    """The names of a listing, as they come: their number and their hash."""
+class NameHasher:
+    """Counts and hashes the names of a listing one by one."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
-        self._found = 0
+        self._count = 0
 
     def add(self, path: str) -> None:
         self._digest.update(os.fsencode(path) + b"\0")
-        self._found += 1
+        self._count += 1
 
-    def survey(self) -> Survey:
-        return Survey(self._found, self._digest.hexdigest())
+    def fingerprint(self) -> ListingFingerprint:
+        return ListingFingerprint(self._count, self._digest.hexdigest())
 
 
-def _noted(files: Iterator[InputFile], names: Names) -> Iterator[InputFile]:
+def _hash_names(files: Iterator[InputFile], names: NameHasher) -> Iterator[InputFile]:
+    """Yield the files, and add their names to `names`."""
     for file in files:
         names.add(file.path)
         yield file
 
 
-def survey(files: Iterator[InputFile]) -> Survey:
-    """Go through a listing once, without reading a file."""
-    names = Names()
+def fingerprint_listing(files: Iterator[InputFile]) -> ListingFingerprint:
+    """Read a listing once, without reading the files."""
+    names = NameHasher()
     for file in files:
         names.add(file.path)
-    return names.survey()
+    return names.fingerprint()

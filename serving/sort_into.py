@@ -1,4 +1,4 @@
-"""`--sort-into DIR`: each classified image once more, in a folder that bears its label."""
+"""`--sort-into DIR`: link or copy each classified image into a folder named after its label."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ if TYPE_CHECKING:
 
 
 class Sorter:
-    """Files become symbolic links, members of archives and files behind URLs are copied.
+    """Links files on disk; copies members of archives and remote files.
 
-    A file keeps its path within the folder of its label. Placing a file twice is placing it once, so a job may go
-    on at any point. Raises ConvlineError for a folder that lies in an input, or holds files of something else.
+    A file keeps its path within the folder of its label. Placing a file a second time changes nothing, so a job may be
+    resumed at any point. Raises ConvlineError for a folder inside an input, and for one that holds other files.
     """
 
     def __init__(self, folder: Path, inputs: tuple[str, ...], *, resume: bool) -> None:
-        if holds := folder_with([_searched(name) for name in inputs], folder):
-            raise ConvlineError(f"--sort-into {folder} lies inside the input {holds}; choose a folder outside of it")
+        if container := containing_folder([_search_root(name) for name in inputs], folder):
+            raise ConvlineError(f"--sort-into {folder} lies inside the input {container}; choose a folder outside it")
         if folder.exists() and not folder.is_dir():
             raise ConvlineError(f"--sort-into {folder} is a file; name a folder")
         if not resume and folder.exists() and any(folder.iterdir()):
             raise ConvlineError(f"--sort-into {folder} holds files already; choose another folder, or empty it")
-        for left in folder.rglob(".*.tmp"):  # of a job that was killed
-            if left.is_file() and not left.is_symlink():
-                left.unlink()
+        for temporary in folder.rglob(".*.tmp"):  # of a job that was killed
+            if temporary.is_file() and not temporary.is_symlink():
+                temporary.unlink()
         self._folder = folder
 
     def add(self, file: InputFile, entry: Entry) -> None:
-        """Place a file that was classified."""
+        """Link or copy the file, unless it was rejected."""
         if not isinstance(entry, Prediction):
             return
-        top = self._folder / name_on_disk(entry.labels[0])
+        label_folder = self._folder / name_on_disk(entry.labels[0])
         parts = [name_on_disk(part) for part in file.path.split("/") if part not in ("", ".", "..")]
         parts = parts or [name_on_disk(file.path)]
-        target = top / Path(*parts)
+        target = label_folder / Path(*parts)
         number = 1
         try:
-            while not _put(file, target):  # a/x.jpg and ../a/x.jpg, say
+            while not _place(file, target):  # for a/x.jpg and ../a/x.jpg, say
                 number += 1
                 target = target.with_name(name_on_disk(f"{Path(parts[-1]).stem} ({number}){target.suffix}"))
         except OSError as error:
-            if error.errno not in UNNAMEABLE:
+            if error.errno not in PATH_ERRORS:
                 raise
-            _put(file, top / (digest(file.path) + Path(parts[-1]).suffix[:LONGEST_SUFFIX]))
+            _place(file, label_folder / (digest(file.path) + Path(parts[-1]).suffix[:LONGEST_SUFFIX]))
 
     def finish(self, summary: Summary) -> None:
-        """Nothing is left to do: each file was placed as it came."""
+        """Does nothing: each file was placed by `add`."""
 
 
-# in an archive x may be a file beside x/y.jpg, or a path longer than a file system takes
-UNNAMEABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+# errors for paths that an archive may hold and a folder may not: a file x beside x/y.jpg, or a very long path
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
-def _put(file: InputFile, target: Path) -> bool:
-    """Whether the file is there now; False where another one is."""
+def _place(file: InputFile, target: Path) -> bool:
+    """Link or copy the file to `target`. Returns False if another file is there already."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(file.location, OnDisk) and file.location.size is None:
         source = os.path.abspath(file.location.file)
@@ -84,14 +84,14 @@ def _put(file: InputFile, target: Path) -> bool:
     return True
 
 
-def folder_with(folders: Sequence[str], path: Path) -> str | None:
-    """The folder below which a path lies, if there is one."""
+def containing_folder(folders: Sequence[str], path: Path) -> str | None:
+    """The first of the folders that contains `path`; None if none does."""
     real = path.resolve()
     return next((name for name in folders if Path(name).is_dir() and real.is_relative_to(Path(name).resolve())), None)
 
 
-def _searched(name: str) -> str:
-    """The folder in which a glob begins to search; any other input as it is."""
+def _search_root(name: str) -> str:
+    """For a glob, the folder where its search begins; any other input as it is."""
     if os.path.lexists(name) or not glob.has_magic(name):
         return name
     return str(Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parts)))

@@ -1,4 +1,4 @@
-"""How a classification ended: its counts, and the observers that see each entry."""
+"""`Summary`: the counts and the speed of a classification, which are printed at its end, and its observers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.records import Entry, Reject
 
 @dataclass
 class Tally:
-    """Counts of a job; `classified + rejected == found`."""
+    """Counts of files; `classified + rejected == found`."""
 
     classified: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -36,18 +36,18 @@ class Tally:
 
 
 class Observer(Protocol):
-    """What is made of a job's files beside its table."""
+    """Makes something else than the table from the results of a job, such as an HTML report."""
 
     def add(self, file: InputFile, entry: Entry) -> None:
-        """Take in a file and what became of it, in the order of the listing."""
+        """Receive the next file, in the order of the listing, with its result."""
 
     def finish(self, summary: Summary) -> None:
-        """After the last file."""
+        """Called after the last file."""
 
 
 @dataclass
 class Summary:
-    """How a job ended."""
+    """The result of a job: its counts and its speed. `resumed` counts the results that an earlier run had left."""
 
     provider: str
     seconds: float = 0.0
@@ -56,7 +56,7 @@ class Summary:
     observers: Sequence[Observer] = ()
 
     def add(self, file: InputFile, entry: Entry) -> None:
-        """Count an entry, and show it to the observers."""
+        """Count an entry, and pass it to the observers."""
         self.tally.add(entry)
         for observer in self.observers:
             observer.add(file, entry)

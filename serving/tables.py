@@ -1,4 +1,4 @@
-"""Predictions as a table: CSV, JSON Lines or Parquet, one row a prediction."""
+"""The output table: its formats (CSV, JSON Lines, Parquet) and its columns; one row per prediction."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from serving.records import Prediction
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
 ROW_GROUP = 2**16  # rows of a Parquet file that are held in memory
-FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet takes the beginning of a cell for a formula by
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs a cell that begins so as a formula
 
 
 class Table(Protocol):
-    """What rows are written to; `flush` hands on what was written so far."""
+    """A table that is being written; `flush` passes all rows so far to the file."""
 
     def write(self, row: Prediction) -> object: ...
 
@@ -29,7 +29,9 @@ class Table(Protocol):
 
 
 def table_format(output: Path | str) -> Format:
-    """By the name's ending. Raises ConvlineError for one that is not known, or needs a library that is missing."""
+    """The format that the file's ending stands for. Raises ConvlineError for an unknown one, and if a library for it is
+    missing.
+    """
     ending = Path(output).suffix.lower()
     if ending not in FORMATS:
         raise ConvlineError(f"cannot tell the format of {output}; end its name in {' or '.join(FORMATS)}")
@@ -42,7 +44,7 @@ def table_format(output: Path | str) -> Format:
 def open_table(file: IO[bytes], format: Format, top_k: int, csv_safe: bool = False) -> Iterator[Table]:
     """A table on `file`, finished at the end; `file` stays open.
 
-    `csv_safe` puts a ' before what a spreadsheet would run as a formula.
+    `csv_safe` puts a ' before cells that a spreadsheet would run as a formula.
     """
     ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
     columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
@@ -60,9 +62,9 @@ def open_table(file: IO[bytes], format: Format, top_k: int, csv_safe: bool = Fal
 
 
 def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, float]]:
-    """The path, as it is shown there, the first label and its probability of each row.
+    """The path (as `path_in_table` gives it), the first label and its probability of each row.
 
-    `csv_safe` as of `open_table`. Raises ValueError or KeyError where there are none.
+    `csv_safe` as for `open_table`. Raises ValueError or KeyError for a file that is not such a table.
     """
     columns = ["path", "label", "probability"]
     if table_format(table) == "parquet":
@@ -79,8 +81,8 @@ def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, f
             yield row["path"], label[1:] if csv_safe and label != _safe(label) else label, float(row["probability"])
 
 
-def shown(path: str, table: Path, csv_safe: bool = False) -> str:
-    """A path as the table has it."""
+def path_in_table(path: str, table: Path, csv_safe: bool = False) -> str:
+    """A path as it stands in the table, where it may be escaped."""
     if table_format(table) == "parquet":
         return _utf8(path)
     return _safe(path) if csv_safe else path
@@ -96,16 +98,16 @@ class _Csv:
         self.flush = file.flush
         self._is_safe = is_safe
         self._writer = csv.writer(file, lineterminator="\n")
-        # the writer does not see that a carriage return ends a row too
-        self._careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        # a carriage return ends a row for readers of CSV, but csv.writer does not quote it
+        self._quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self._writer.writerow(columns)
 
     def write(self, row: Prediction) -> None:
         cells = _cells(row)
         if self._is_safe:
             cells = [_safe(cell) if isinstance(cell, str) else cell for cell in cells]
-        writer = self._careful if any("\r" in cell for cell in cells if isinstance(cell, str)) else self._writer
-        writer.writerow(cells)
+        has_return = any("\r" in cell for cell in cells if isinstance(cell, str))
+        (self._quoting_writer if has_return else self._writer).writerow(cells)
 
 
 class _JsonLines:
@@ -114,13 +116,13 @@ class _JsonLines:
         self._file, self._columns = file, columns
 
     def write(self, row: Prediction) -> None:
-        # ASCII, so that names which are not UTF-8 survive as escaped surrogates
+        # ASCII, so that names that are not UTF-8 survive as escaped surrogates
         cells = dict(zip(self._columns, _cells(row), strict=True))
         self._file.write(json.dumps(cells, ensure_ascii=True, allow_nan=False) + "\n")
 
 
 class _Parquet:
-    """Strings and float32. A name that is not UTF-8, which a string cannot hold, has its bytes as \\xNN."""
+    """Strings and float32. A string must be UTF-8: other bytes of a name are written as \\xNN."""
 
     def __init__(self, file: IO[bytes], columns: list[str]) -> None:
         import pyarrow
@@ -146,7 +148,7 @@ class _Parquet:
         self._rows.clear()
 
     def flush(self) -> None:
-        """A Parquet file is read from its end: there is nothing to hand on before."""
+        """Does nothing: a Parquet file can only be read once it is complete."""
 
     def close(self) -> None:
         if self._rows:
@@ -155,8 +157,8 @@ class _Parquet:
 
 
 def _safe(cell: str) -> str:
-    """A cell with a ' before it where a spreadsheet would run it, or where it looks like one that was made safe."""
-    return f"'{cell}" if cell.lstrip("'").startswith(FORMULAS) else cell
+    """Put a ' before a cell that a spreadsheet would run as a formula, and before one that already looks like that."""
+    return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_STARTS) else cell
 
 
 def _utf8(name: str) -> str:

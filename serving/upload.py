@@ -1,4 +1,4 @@
-"""`--output` behind a URL: worked on here, uploaded when it is whole."""
+"""`--output URL`: write the table in the current folder, and upload it to S3 and the like when it is complete."""
 
 from __future__ import annotations
 
@@ -11,48 +11,50 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.inputs.remote_files import open_file_system
-from serving.classify import complete
-from serving.job import Job, check
+from serving.classify import finished_summary
+from serving.job import Job, check_job
 from serving.journal import rejects_path
 from serving.summary import Summary
 
 
-def deliver(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
+def classify_and_upload(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
     """Run the job with its journal and table in the current folder, then move the table to `url`.
 
-    Raises ConvlineError where something is at `url` that was not to be replaced, and where it cannot be written.
+    Raises ConvlineError if `url` exists and may not be replaced, and if it cannot be written.
     """
     system, path = open_file_system(url)
     name = PurePosixPath(path)
-    here = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
-    job = replace(job, output=here)
-    check(job)
+    local_table = Path(f"{name.stem}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.upload{name.suffix}")
+    job = replace(job, output=local_table)
+    check_job(job)
     try:
         exists = system.exists(path)
-    # every file system has exceptions of its own
+    # each file system of fsspec raises exceptions of its own
     except Exception as error:
         raise ConvlineError(f"cannot reach {url}: {str(error) or type(error).__name__}") from error
-    if exists and job.continues and (summary := _complete(system, path, job, url)):
+    if exists and job.continues and (summary := _finished_summary(system, path, job, url)):
         return summary
     if exists and not job.overwrite:
         raise ConvlineError(f"{url} exists: choose another name, or replace it with --overwrite")
     summary = run(job)
+    local_rejects = rejects_path(local_table)
     try:
-        for local, remote in ((rejects_path(here), f"{path}.rejects.jsonl"), (here, path)):  # the table says "done"
+        # the table last: where it exists, the job is done
+        for local, remote in ((local_rejects, f"{path}.rejects.jsonl"), (local_table, path)):
             system.put_file(str(local), remote)
     except Exception as error:
         raise ConvlineError(
-            f"{here} is whole, but cannot be written to {url}: {error}; --resume tries again"
+            f"{local_table} is complete, but cannot be uploaded to {url}: {error}; --resume tries again"
         ) from error
-    for local in (rejects_path(here), here):
+    for local in (local_rejects, local_table):
         local.unlink()
     return summary
 
 
-def _complete(system: Any, path: str, job: Job, url: str) -> Summary | None:
-    """As `complete`, of a table that is there."""
+def _finished_summary(system: Any, path: str, job: Job, url: str) -> Summary | None:
+    """As `finished_summary`, for a table at a URL, which is downloaded."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, PurePosixPath(path).name)
         for remote, local in ((path, copy), (f"{path}.rejects.jsonl", rejects_path(copy))):
             system.get_file(remote, str(local))
-        return complete(job, copy, url)
+        return finished_summary(job, copy, url)

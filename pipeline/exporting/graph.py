@@ -23,10 +23,9 @@ from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.served import Served
 from serving.model import probe_images
+from serving.model_file import CONSTANT_PREFIX, MAX_PROTOBUF_BYTES
 
 OPSET = 20
-LARGEST = 2**31 - 1  # bytes that a single file of protocol buffers can hold
-CONSTANT = "constant."
 # in float32 whatever the precision
 FLOAT_MODULES = (LocalResponseNorm,)
 FLOAT_OPERATORS = ("Softmax",)
@@ -68,8 +67,10 @@ def check(model: onnx.ModelProto) -> None:
         raise ConvlineError(
             f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt"
         )
-    if (size := model.ByteSize()) > LARGEST:
-        raise ConvlineError(f"the network takes {size} bytes, an ONNX file holds {LARGEST}; choose a smaller one")
+    if (size := model.ByteSize()) > MAX_PROTOBUF_BYTES:
+        raise ConvlineError(
+            f"the network takes {size} bytes, an ONNX file holds {MAX_PROTOBUF_BYTES}; choose a smaller one"
+        )
     onnx.checker.check_model(model, full_check=True)
 
 
@@ -101,7 +102,7 @@ def _name(model: onnx.ModelProto, served: nn.Module) -> None:
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
     trained = served.state_dict().keys()
     constants = {name for name, _ in served.named_buffers()} - trained
-    renamed = {name: CONSTANT + name for name in constants}
+    renamed = {name: CONSTANT_PREFIX + name for name in constants}
     for tensor in model.graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)
     for node in model.graph.node:

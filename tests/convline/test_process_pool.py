@@ -27,7 +27,7 @@ from convline.inputs.listing import find
 from convline.process_pool import BATCHES_AHEAD, Pool, ProcessPool, ThreadPool, Work
 from convline.time_limit import time_limited
 from serving.classifier import Classifier, batched, try_decode
-from serving.predict import _on_accelerator, predictor
+from serving.predict import _on_accelerator, batch_predictor
 from serving.records import Prediction, Reject
 from tests.serving.helpers import encode, noise, slow_jpeg, write
 
@@ -297,8 +297,8 @@ def test_every_way_of_dividing_the_work_gives_the_same_entries(
         monkeypatch.setattr("serving.predict._on_cpu", lambda classifier, top_k: _on_accelerator(classifier, top_k, 2))
     with Classifier(model, "cpu", 1, batch_size=4) as classifier:
         expected = [entry for batch in classifier.classify_batches(batched(found, 4), 3) for entry in batch]
-        with predictor(classifier, 3, processes=2) as predict:
-            entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
+        with batch_predictor(classifier, 3, processes=2) as predict:
+            entries = [entry for _, entries in predict(batched(found, 4)) for entry in entries]
     assert entries == expected
     assert [type(entry) for entry in entries] == [Prediction if number % 7 else Reject for number in range(30)]
 
@@ -320,9 +320,9 @@ def test_files_that_kill_or_hang_their_decoder_are_rejects_in_small_jobs_and_lar
     found = [InputFile(str(number), content) for number, content in enumerate(contents)]
     with (
         Classifier(model, "cpu", 1, batch_size=4) as classifier,
-        predictor(classifier, 1, 2, shares_batches, LIMIT) as predict,
+        batch_predictor(classifier, 1, 2, shares_batches, LIMIT) as predict,
     ):
-        entries = [entry for batch in predict(batched(found, 4)) for entry in batch]
+        entries = [entry for _, entries in predict(batched(found, 4)) for entry in entries]
         (expected,) = next(classifier.classify_batches([found[:1]]))
     assert [entry.path for entry in entries] == ["0", "1", "2", "3", "4", "5"]
     assert [entry.reason if isinstance(entry, Reject) else "classified" for entry in entries] == [

@@ -33,7 +33,7 @@ def encode(image: Image.Image | NDArray[Any], format: str, **options: Any) -> by
 
 
 def slow_jpeg(side: int = 1000, scans: int = 1000) -> bytes:
-    """A small JPEG whose last progressive scan is repeated: a second and a half of decoding, and more for more."""
+    """A small JPEG whose last progressive scan is repeated: it takes 1.5 s to decode, longer with more scans."""
     data = encode(Image.new("L", (side, side), 128), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + scans * scan + data[-2:]
@@ -69,7 +69,7 @@ def altered(model: Path, target: Path, edit: Callable[[onnx.ModelProto], object]
 
 
 def resealed(model: Path, target: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
-    """As `altered`, with a proof that names the hash of the changed file, as whoever means to deceive writes it."""
+    """As `altered`, with a forged proof that has the hash of the changed file."""
     proto = onnx.load(model)
     edit(proto)
     kept = {entry.key: entry.value for entry in proto.metadata_props}

@@ -1,4 +1,4 @@
-"""`serving bench`: figures that belong together, of the job as it is run."""
+"""`serving bench`: its figures are consistent and those of a real job."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def test_what_bounds_a_job(cli: Cli, model: Path, images: Path, tmp_path: Path) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
-def test_images_are_made_where_none_are_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.bench.MADE", 100)
+def test_images_are_generated_where_none_are_given(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.bench.GENERATED_IMAGES", 100)
     report = bench(str(model), provider="cpu")
-    assert report["images"].startswith("100 JPEGs") and report["images_per_second"]["whole job"] > 0
+    assert report["images"].startswith("100 generated JPEGs") and report["images_per_second"]["whole job"] > 0
 
 
 def test_a_folder_without_files_is_refused(model: Path, tmp_path: Path) -> None:

@@ -52,25 +52,25 @@ def test_a_table_of_more_than_ten_is_ordered_by_number(tmp_path: Path) -> None:
     [
         (b"", "it is empty"),
         (b"\n\n", "it is empty"),
-        (b"[1, 2]", "1 is no name"),
-        (b"[]", "no list"),
+        (b"[1, 2]", "1 is not a name"),
+        (b"[]", "contains no list"),
         (b"cat\n\ndog\n", "line 2 is empty"),
         (b"cat\ndog\ncat\n", r"the class 'cat' twice \(as number 1 and 3\)"),
         (b"\xff\xfe", "it is empty"),
-        (b"caf\xe9\ndog\n", "no text in UTF-8"),
+        (b"caf\xe9\ndog\n", "not UTF-8 text"),
         ("cat\ndog".encode("utf-16-le"), "NUL characters"),
-        (b'{"1": "cat", "2": "dog"}', "from 0, 1, 2"),
-        (b'{"0": "cat", "2": "dog"}', "from 0, 1, 2"),
-        (b'{"cat": 0, "dog": 0}', "from 0, 1, 2"),
-        (b'{"cat": "0.9", "dog": "0.1"}', "from 0, 1, 2"),
-        (b'{"0": "cat", "1": null}', "None is no name"),
-        (b'["cat", "dog"', "begins as JSON, and is damaged"),
-        (b'{"0": "cat"', "begins as JSON, and is damaged"),
-        (b'["cat", ""]', "'' is no name"),
-        (b"[" * 100_000, "begins as JSON, and is damaged"),
+        (b'{"1": "cat", "2": "dog"}', "does not map 0, 1, 2"),
+        (b'{"0": "cat", "2": "dog"}', "does not map 0, 1, 2"),
+        (b'{"cat": 0, "dog": 0}', "does not map 0, 1, 2"),
+        (b'{"cat": "0.9", "dog": "0.1"}', "does not map 0, 1, 2"),
+        (b'{"0": "cat", "1": null}', "None is not a name"),
+        (b'["cat", "dog"', "begins as JSON, but is damaged"),
+        (b'{"0": "cat"', "begins as JSON, but is damaged"),
+        (b'["cat", ""]', "'' is not a name"),
+        (b"[" * 100_000, "begins as JSON, but is damaged"),
     ],
 )
-def test_what_holds_no_names_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_class_names_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = write(tmp_path / "classes.txt", content)
     with pytest.raises(ConvlineError, match=message) as refused:
         read_classes(path)

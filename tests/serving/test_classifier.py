@@ -113,7 +113,7 @@ def test_threads_share_one_classifier(classifier: Classifier) -> None:
             np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_batch_size_that_is_none_is_refused(model: Path) -> None:
+def test_a_batch_size_below_one_is_refused(model: Path) -> None:
     with pytest.raises(ConvlineError, match="batch size 0"):
         Classifier(model, batch_size=0)
 
@@ -136,8 +136,8 @@ def told(entry: Prediction | Reject) -> tuple[Any, ...]:
     [noise(20, 31), noise(20, 31, 3), noise(20, 31, 4), noise(3, 4), noise(4, 3), noise(1, 1, 3), noise(8, 8)],
     ids=lambda pixels: "x".join(map(str, pixels.shape)),
 )
-def test_an_image_is_the_same_in_whatever_form_it_comes(classifier: Classifier, tmp_path: Path, pixels: Any) -> None:
-    """As a PNG file it takes the way that all files take."""
+def test_all_forms_of_an_image_give_the_same_result(classifier: Classifier, tmp_path: Path, pixels: Any) -> None:
+    """A PNG file is decoded as all files are."""
     data = encode(pixels, "PNG")
     path = write(tmp_path / "a.png", data)
     forms: list[Any] = [path, str(path), data, bytearray(data), memoryview(data), Image.open(path), pixels]
@@ -149,7 +149,7 @@ def test_an_image_is_the_same_in_whatever_form_it_comes(classifier: Classifier, 
     assert classifier.classify_files(forms, top_k=10) == entries
 
 
-def test_an_array_of_images_is_as_many_images(classifier: Classifier) -> None:
+def test_an_array_of_4_dimensions_is_a_list_of_images(classifier: Classifier) -> None:
     images = noise(7, 8, 8, 1)
     probability = classifier.classify_arrays(images)
     assert [entry.labels[0] for entry in classifier.classify(images)] == [  # type: ignore[union-attr]
@@ -201,9 +201,9 @@ def test_what_cannot_be_decoded_is_a_reject_in_its_place(classifier: Classifier,
         pytest.param(Image.new("L", (8, 8)), "not one Image", id="pillow"),
         pytest.param(noise(8, 8), r"not an array of uint8 \[8, 8\]", id="grey-array"),
         pytest.param(noise(8, 8, 3), r"not an array of uint8 \[8, 8, 3\]", id="array"),
-        pytest.param(5, "a list of images is taken, not int", id="int"),
+        pytest.param(5, "expected a list of images, not int", id="int"),
         pytest.param(None, "not NoneType", id="none"),
-        pytest.param([None], "image 0 is of type NoneType; each is a path", id="list-of-none"),
+        pytest.param([None], "image 0 is of type NoneType; each image is a path", id="list-of-none"),
         pytest.param([noise(8, 8), 1.5], "image 1 is of type float", id="float"),
         pytest.param([["a.png"]], "image 0 is of type list", id="list-of-lists"),
         pytest.param([io.BytesIO(b"a")], "image 0 is of type BytesIO", id="open-file"),

@@ -1,4 +1,4 @@
-"""`serving classify` from end to end: no file lost, none shifted, and any kill survived."""
+"""`serving classify` from end to end: no file is lost, no row is shifted, and a job survives any kill."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_an_existing_output_is_refused_and_kept_until_overwrite(
         pytest.param(["mixed", "--resume"], "--output", id="resume-of-stdout"),
     ],
 )
-def test_a_job_that_will_not_do_fails_with_one_sentence_and_writes_nothing(
+def test_a_job_that_cannot_run_fails_with_one_sentence_and_writes_nothing(
     cli: Cli, model: Path, mixed: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     assert mixed.is_dir()
@@ -304,7 +304,7 @@ JOB = ("serving", "classify", "images", "--batch-size", 8)
 
 @dataclass(frozen=True)
 class Killed:
-    """A folder of images, what an uninterrupted job makes of it, and the journal of a killed one."""
+    """A folder of images, the outputs of an uninterrupted job, and the journal of a killed job."""
 
     folder: Path
     model: Path
@@ -316,7 +316,7 @@ class Killed:
         return run_command(self.folder, *JOB, "--model", self.model, "--output", output, *options, status=status)
 
     def check(self, output: Path) -> None:
-        """Byte for byte what an uninterrupted job writes, and nothing left over."""
+        """The outputs are byte for byte those of an uninterrupted job, and no other file remains."""
         assert output.read_bytes() == self.table
         assert output.with_name(output.name + ".rejects.jsonl").read_bytes() == self.rejects
         assert not output.with_name(output.name + ".partial").exists()
@@ -435,7 +435,7 @@ def test_a_job_killed_again_and_again_ends_with_the_same_table(
 
 
 def kill_at_random(process: subprocess.Popen[bytes], output: Path, part: float) -> None:
-    """Kill a job somewhere in the next part of its journal, the last time while it renders its table."""
+    """Kill a job somewhere in the next part of its journal, the last time while it writes its table."""
     partial = output.with_name(output.name + ".partial")
     is_last = part > 0.9
     while process.poll() is None:
@@ -458,7 +458,7 @@ def test_a_leftover_journal_is_refused_until_resume_or_overwrite(killed: Killed,
 
 
 def another_run(proto: onnx.ModelProto) -> None:
-    """The same network of another run: a model that opens, and is not the same file."""
+    """The same network from another run: a valid model, but another file."""
     run = next(entry for entry in proto.metadata_props if entry.key == "convline.run")
     run.value = run.value.replace('"seed": 0', '"seed": 1')
 
@@ -524,7 +524,7 @@ def test_a_carriage_return_in_a_name_does_not_break_a_row(cli: Cli, model: Path,
         assert [row["path"] for row in csv.DictReader(file)] == ["a\rb.png", 'c"d,e\n.png']
 
 
-def test_resuming_a_finished_job_tells_its_summary_again(cli: Cli, model: Path, mixed: Path) -> None:
+def test_resuming_a_finished_job_prints_its_summary_again(cli: Cli, model: Path, mixed: Path) -> None:
     assert mixed.is_dir()
     job = ("serving", "classify", "mixed", "--model", model, "--output", "out.csv", "--json")
     first = json.loads(cli(*job).stdout)

@@ -1,4 +1,4 @@
-"""The same job on a real Ray cluster: the same bytes, whoever dies."""
+"""A job on a real Ray cluster gives the same bytes as a local one, also after workers or the driver die."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = 16  # of two workers
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of a cluster of two nodes with one CPU each."""
+    """The address of a cluster of two nodes with one CPU each."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -39,7 +39,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Ten thousand files, and what a local job makes of them."""
+    """Ten thousand files, and the outputs of a local job."""
     folder = tmp_path_factory.mktemp("cluster")
     contents = [encode(noise(8, 8), "PNG") for _ in range(99)] + [b"garbage"]
     for number in range(COUNT):
@@ -50,7 +50,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def check(job: Job, output: Path) -> None:
-    """Byte for byte what the local job wrote, and nothing left over."""
+    """The outputs are byte for byte those of the local job, and no other file remains."""
     assert job.output is not None
     for ending in ("", ".rejects.jsonl"):
         assert Path(f"{output}{ending}").read_bytes() == Path(f"{job.output}{ending}").read_bytes()
@@ -63,7 +63,7 @@ def arguments(job: Job, output: Path | str, address: str, *options: object) -> l
 
 
 def started(job: Job, output: Path, address: str, shards: int) -> subprocess.Popen[str]:
-    """A driver that has finished so many shards, and is at the next ones."""
+    """A driver that has finished some shards and is working on the next ones."""
     process = subprocess.Popen(
         arguments(job, output, address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -96,7 +96,7 @@ def test_a_killed_worker_costs_no_file(job: Job, tmp_path: Path, address: str) -
     check(job, output)
 
 
-def test_a_driver_that_was_killed_goes_on_where_it_was(job: Job, tmp_path: Path, address: str) -> None:
+def test_a_driver_that_was_killed_continues_where_it_was(job: Job, tmp_path: Path, address: str) -> None:
     output = tmp_path / "out.csv"
     with started(job, output, address, shards=PARTS // 2) as driver:
         driver.send_signal(signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(job: Job, tmp_path: Path,
     on_ray = replace(job, output=output)
     with pytest.raises(ConvlineError, match=r"--resume continues it, --overwrite"):
         classify_on_ray(on_ray, address)
-    with pytest.raises(ConvlineError, match="another top_k"):
+    with pytest.raises(ConvlineError, match="different settings: top_k;"):
         classify_on_ray(replace(on_ray, top_k=1, resume=True), address)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     summary = classify_on_ray(replace(on_ray, resume=True), address)
@@ -114,7 +114,7 @@ def test_a_driver_that_was_killed_goes_on_where_it_was(job: Job, tmp_path: Path,
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_driver_that_is_told_to_stop_says_what_it_keeps(
+def test_a_stopped_driver_says_what_it_keeps(
     job: Job, tmp_path: Path, address: str, number: signal.Signals, status: int
 ) -> None:
     with started(job, tmp_path / "out.csv", address, shards=1) as driver:
@@ -155,7 +155,7 @@ def test_an_input_that_changed_is_refused(job: Job, tmp_path: Path, address: str
     shards = tmp_path / "out.csv.shards"
     write(shards / "job.json", json.dumps({"listing": "another"}).encode())
     (tmp_path / "out.csv").unlink()
-    with pytest.raises(ConvlineError, match=r"another .*listing"):
+    with pytest.raises(ConvlineError, match=r"different settings: .*listing"):
         classify_on_ray(replace(small, resume=True), address)
 
 
@@ -163,11 +163,11 @@ def test_an_input_that_changed_is_refused(job: Job, tmp_path: Path, address: str
     ("change", "says"),
     [
         ({"inputs": ["nowhere"]}, "no Ray cluster at nowhere:1"),
-        ({"shard": (1, 2)}, "knows neither --shard nor --rescan"),
+        ({"shard": (1, 2)}, "works without -, --shard and --rescan"),
         ({"inputs": ["-"]}, "takes no -"),
     ],
 )
-def test_a_job_that_will_not_do_is_refused_before_ray_starts(job: Job, change: dict[str, object], says: str) -> None:
+def test_a_job_that_cannot_run_is_refused_before_ray_starts(job: Job, change: dict[str, object], says: str) -> None:
     with pytest.raises(ConvlineError, match=says):
         classify_on_ray(replace(job, output=Path("nowhere.csv"), **change), "nowhere:1")  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""ONNX classifiers made elsewhere, against the same computed with NumPy."""
+"""ONNX classifiers of other tools, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torchvision.transforms import v2
 from convline.errors import ConvlineError, ModelError
 from serving import Classifier, Prediction
 from serving.classify import classify
-from serving.external_model import ExternalModel, Preprocessing
-from serving.job import Job, describe
+from serving.external_model import ExternalModel, ExternalPreprocessing
+from serving.job import Job, journal_header
 from serving.model import open_model
 from tests.conftest import Cli
 from tests.serving.helpers import csv_rows, encode, noise, write
@@ -40,7 +40,7 @@ def classifier(
     name: str = "image",
     channels: int | str = 3,
 ) -> Path:
-    """A linear classifier of RGB images, whose input is called as convline's own is."""
+    """A linear classifier of RGB images; its input has the name that convline uses."""
     shape = [batch, channels, *sides] if layout == "nchw" else [batch, *sides, channels]
     nodes = [helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT)]
     nodes += [helper.make_node("Flatten", ["floats"], ["flat"])]
@@ -71,7 +71,7 @@ def softmax(logit: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def opened(path: Path, *settings: str, classes: tuple[str, ...] = CLASSES) -> Classifier:
-    return Classifier(path, external=ExternalModel(classes, Preprocessing.parse(settings)))
+    return Classifier(path, external=ExternalModel(classes, ExternalPreprocessing.parse(settings)))
 
 
 MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
@@ -80,7 +80,7 @@ MEAN, STD = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("color", ["rgb", "bgr"])
 @pytest.mark.parametrize("scale", [1, 255])
-def test_pixels_reach_it_as_it_takes_them(tmp_path: Path, layout: str, color: str, scale: int) -> None:
+def test_pixels_are_preprocessed_as_the_settings_say(tmp_path: Path, layout: str, color: str, scale: int) -> None:
     path, images = classifier(tmp_path / "m.onnx", layout), noise(5, SIDE, SIDE, 3)
     mean, std = MEAN * scale, STD * scale
     settings = [
@@ -159,10 +159,10 @@ def test_a_size_that_the_graph_leaves_open_is_asked_for(tmp_path: Path) -> None:
         ({"kind": TensorProto.INT64}, ("range=1",), "takes INT64"),
         ({"kind": TensorProto.INT8}, ("range=1",), "takes INT8"),
         ({"sides": (2**13, 2**13)}, ("range=1",), "the limit is 16777216 pixels"),
-        ({"channels": 4}, ("range=1",), r"takes \[\?, 4, 6, 6\], which has no 1 or 3 channels"),
-        ({"channels": "c"}, ("range=1",), "does not tell where its channels are; set layout="),
-        ({}, ("resize=5",), "has to be as long as those, and goes with fit=crop"),
-        ({}, ("resize=7", "fit=stretch"), "goes with fit=crop"),
+        ({"channels": 4}, ("range=1",), r"takes \[\?, 4, 6, 6\], which does not have 1 or 3 channels"),
+        ({"channels": "c"}, ("range=1",), "where the channels cannot be told; set layout="),
+        ({}, ("resize=5",), "must be at least as long as that, and needs fit=crop"),
+        ({}, ("resize=7", "fit=stretch"), "needs fit=crop"),
         ({"opset": 6}, ("range=1",), "opset 6"),
     ],
 )
@@ -186,9 +186,9 @@ CAFFE, IMAGENET = "mean=123.675,116.28,103.53 std=58.395,57.12,57.375", "mean=0.
         ("range=255 mean=0.5 std=0.5", "leave out range=255"),
         ("range=255 std=0.225", "leave out range=255"),
         ("range=255 mean=0.449", "leave out range=255"),
-        ("range=255 mean=300", "no pixels from 0 to 255 have such a mean"),
-        ("range=255 mean=-103.939,-116.779,-123.68", "give it as it is subtracted"),
-        ("mean=-0.485,-0.456,-0.406 std=0.229,0.224,0.225", "give it as it is subtracted"),
+        ("range=255 mean=300", "pixels from 0 to 255 cannot have such a mean"),
+        ("range=255 mean=-103.939,-116.779,-123.68", "give the number that is subtracted"),
+        ("mean=-0.485,-0.456,-0.406 std=0.229,0.224,0.225", "give the number that is subtracted"),
     ],
 )
 def test_a_mean_that_no_pixel_of_the_range_has_is_refused(tmp_path: Path, settings: str, message: str) -> None:
@@ -256,7 +256,7 @@ def test_channels_that_the_graph_leaves_open_are_red_green_and_blue(tmp_path: Pa
 
 def test_a_key_that_is_given_twice_is_refused() -> None:
     with pytest.raises(ConvlineError, match="mean is given twice"):
-        Preprocessing.parse(["mean=0.5", "range=1", "mean=0.4"])
+        ExternalPreprocessing.parse(["mean=0.5", "range=1", "mean=0.4"])
 
 
 def test_what_onnxruntime_says_is_one_line(tmp_path: Path) -> None:
@@ -277,30 +277,34 @@ def test_what_onnxruntime_says_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_job_is_resumed(tmp_path: Path, photographs: Path) -> None:
-    """The journal holds what was said of the model, and takes the same again."""
-    foreign = ExternalModel(CLASSES, Preprocessing.parse([f"size={SIDE}", "mean=0.5,0.4,0.3", "std=0.2"]))
-    job = Job([str(photographs)], classifier(tmp_path / "m.onnx"), tmp_path / "out.csv", external=foreign, batch_size=2)
+    """The journal stores the description of the model, and only a job with the same one may continue it."""
+    external = ExternalModel(CLASSES, ExternalPreprocessing.parse([f"size={SIDE}", "mean=0.5,0.4,0.3", "std=0.2"]))
+    job = Job(
+        [str(photographs)], classifier(tmp_path / "m.onnx"), tmp_path / "out.csv", external=external, batch_size=2
+    )
     classify(job)
     whole = (tmp_path / "out.csv").read_bytes()
     (tmp_path / "out.csv").unlink()
-    with Classifier(job.model, external=foreign, batch_size=2) as served:
-        header = describe(job, served)
+    with Classifier(job.model, external=external, batch_size=2) as served:
+        header = journal_header(job, served)
     write(tmp_path / "out.csv.partial", json.dumps(header).encode() + b"\n")
     classify(replace(job, resume=True))
     assert (tmp_path / "out.csv").read_bytes() == whole
-    other = replace(foreign, preprocessing=Preprocessing.parse(["mean=0.5"]))
+    other = replace(external, preprocessing=ExternalPreprocessing.parse(["mean=0.5"]))
     write(tmp_path / "out.csv.partial", json.dumps(header).encode() + b"\n")
-    with pytest.raises(ConvlineError, match="belongs to a job with another foreign"):
+    with pytest.raises(ConvlineError, match="different settings: --classes or --preprocess;"):
         classify(replace(job, external=other, resume=True, output=tmp_path / "out.csv"))
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_wrong_number_of_classes_is_refused(tmp_path: Path, count: int) -> None:
-    with pytest.raises(ModelError, match=rf"gives 3 scores an image, {count} classes were named; name as many classes"):
+    with pytest.raises(
+        ModelError, match=rf"gives 3 scores per image, {count} classes were named; name as many classes"
+    ):
         opened(classifier(tmp_path / "m.onnx"), "range=1", classes=tuple("abcd"[:count]))
-    foreign = ExternalModel(tuple("abcd"[:count]), Preprocessing(), Path("names.txt"))
+    external = ExternalModel(tuple("abcd"[:count]), ExternalPreprocessing(), Path("names.txt"))
     with pytest.raises(ModelError, match=rf"{count} classes were named in names\.txt"):
-        Classifier(classifier(tmp_path / "m.onnx"), external=foreign)
+        Classifier(classifier(tmp_path / "m.onnx"), external=external)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +323,7 @@ def test_a_wrong_number_of_classes_is_refused(tmp_path: Path, count: int) -> Non
 )
 def test_a_setting_that_is_unknown_or_ill_typed_is_refused(setting: str, message: str) -> None:
     with pytest.raises(ConvlineError, match=message):
-        Preprocessing.parse([setting])
+        ExternalPreprocessing.parse([setting])
 
 
 @pytest.fixture
@@ -329,7 +333,7 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path / "photographs"
 
 
-def test_a_folder_is_classified_with_a_foreign_model(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+def test_a_folder_is_classified_with_an_external_model(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     write(tmp_path / "classes.txt", "\n".join(CLASSES).encode())
     options = ("--model", classifier(tmp_path / "m.onnx"), "--classes", "classes.txt", "--output", "out.csv")
     cli("serving", "classify", photographs, *options, "--preprocess", "range=1")
@@ -349,11 +353,11 @@ def test_both_options_are_needed(cli: Cli, tmp_path: Path, photographs: Path, op
 
 def test_a_file_of_convline_needs_no_classes(model: Path) -> None:
     with pytest.raises(ModelError, match="leave out --classes"):
-        open_model(model, external=ExternalModel(CLASSES, Preprocessing()))
+        open_model(model, external=ExternalModel(CLASSES, ExternalPreprocessing()))
 
 
-def test_a_foreign_file_without_options_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="--classes FILE and how it takes pixels by --preprocess"):
+def test_an_external_file_without_options_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--classes FILE and describe its input by --preprocess"):
         open_model(classifier(tmp_path / "m.onnx"))
 
 
@@ -370,7 +374,7 @@ def external(path: Path, location: str) -> Path:
     return path
 
 
-def test_weights_beside_a_foreign_file_are_taken(tmp_path: Path) -> None:
+def test_weights_beside_an_external_file_are_loaded(tmp_path: Path) -> None:
     images = noise(2, SIDE, SIDE, 3)
     with opened(external(tmp_path / "m.onnx", "weights.bin"), "range=1") as served:
         np.testing.assert_allclose(served.classify_arrays(images), softmax(scores(images / 255)), atol=1e-5)
@@ -392,7 +396,7 @@ def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -
     folder.mkdir()
     write(tmp_path / "weights.bin", WEIGHT.tobytes())
     (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
-    with pytest.raises(ModelError, match=r"which is no file in .*; it is refused|cannot be read"):
+    with pytest.raises(ModelError, match=r"which is not a file in .*; it is refused|cannot be read"):
         opened(external(folder / "m.onnx", location), "range=1")
 
 

@@ -1,4 +1,4 @@
-"""`serving classify --report`: a page to look at, of folders of any size."""
+"""`serving classify --report`: an HTML page for folders of any size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from convline.html import printable
 from convline.inputs.input_file import InMemory, InputFile
 from serving import html_report
-from serving.html_report import EACH, HtmlReport
+from serving.html_report import IMAGES_PER_ROW, HtmlReport
 from serving.records import Prediction, Reject
 from serving.summary import Summary
 from tests.conftest import Cli
@@ -34,7 +34,7 @@ def shown(path: Path) -> set[str]:
     return {text for text in check(path).texts("bdi") if text.endswith(".png")}
 
 
-def test_a_page_shows_what_became_of_a_folder(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
+def test_a_page_shows_the_results_for_a_folder(cli: Cli, folder: Path, model: Path, tmp_path: Path) -> None:
     options = ("--model", model, "--output", "out.csv", "--report", "page.html")
     cli("serving", "classify", folder, *options)
     page = check(tmp_path / "page.html")
@@ -49,7 +49,7 @@ def test_a_page_shows_what_became_of_a_folder(cli: Cli, folder: Path, model: Pat
     assert shown(tmp_path / "page.html") == named
 
 
-def test_a_page_lies_inside_the_input_and_is_not_taken_for_an_image(cli: Cli, folder: Path, model: Path) -> None:
+def test_a_page_inside_the_input_is_not_classified(cli: Cli, folder: Path, model: Path) -> None:
     for option in ("--overwrite", "--overwrite"):
         told = cli(
             "serving",
@@ -67,7 +67,7 @@ def test_a_page_lies_inside_the_input_and_is_not_taken_for_an_image(cli: Cli, fo
 
 
 @pytest.mark.parametrize("name", ["page.txt", "folder.html"])
-def test_what_is_no_page_is_refused(cli: Cli, folder: Path, model: Path, tmp_path: Path, name: str) -> None:
+def test_a_report_that_is_not_html_is_refused(cli: Cli, folder: Path, model: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.html").mkdir()
     error = cli("serving", "classify", folder, "--model", model, "--output", "o.csv", "--report", name, status=1).stderr
     assert f"--report {name}: name a file that ends in .html" in error and not (tmp_path / "o.csv").exists()
@@ -108,16 +108,16 @@ def test_a_page_of_many_images_and_classes_stays_small(tmp_path: Path, monkeypat
     monkeypatch.setattr(html_report, "_thumbnail", lambda file: read.append(file) or "data:image/png;base64,")
     path = made(tmp_path, [(f"{n}.png", f"class {n % 1000}", n % 97 / 97) for n in range(50_000)])
     images = len(check(path).all("img"))
-    assert images <= 3 * html_report.IMAGES + 10 * EACH
+    assert images <= 3 * html_report.IMAGES_PER_KIND + 10 * IMAGES_PER_ROW
     assert len(read) < 10_000  # not every file is opened again
 
 
-def test_the_surest_and_the_least_sure_are_shown(tmp_path: Path) -> None:
+def test_the_most_and_the_least_confident_are_shown(tmp_path: Path) -> None:
     path = made(tmp_path, [(f"{n:03}.png", "cat", (n + 0.5) / 500) for n in range(500)])
     names = [text for text in check(path).texts("bdi") if text.endswith(".png")]
-    start = names.index("000.png", names.index("499.png") - 3 * EACH if "499.png" in names else 0)
-    assert names[start : start + EACH] == [f"{n:03}.png" for n in range(EACH)]
-    assert {f"{n:03}.png" for n in range(500 - EACH, 500)} <= set(names)
+    start = names.index("000.png", names.index("499.png") - 3 * IMAGES_PER_ROW if "499.png" in names else 0)
+    assert names[start : start + IMAGES_PER_ROW] == [f"{n:03}.png" for n in range(IMAGES_PER_ROW)]
+    assert {f"{n:03}.png" for n in range(500 - IMAGES_PER_ROW, 500)} <= set(names)
 
 
 def test_scores_that_are_no_probabilities_are_shown_too(tmp_path: Path) -> None:
@@ -128,4 +128,4 @@ def test_scores_that_are_no_probabilities_are_shown_too(tmp_path: Path) -> None:
 
 def test_a_page_that_other_parts_would_find_is_refused(cli: Cli, folder: Path, model: Path) -> None:
     options = ("--model", model, "--output", "part.csv", "--shard", "1/2", "--report", folder / "p.html")
-    assert "the report must lie outside of the input" in cli("serving", "classify", folder, *options, status=1).stderr
+    assert "the report must lie outside the input" in cli("serving", "classify", folder, *options, status=1).stderr

@@ -1,4 +1,4 @@
-"""`serving inspect`: what a file is made of, what it costs, where it came from."""
+"""`serving inspect`: the operators, the cost and the provenance of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import run_command
 from tests.serving.helpers import resealed, set_metadata
 
 
-def test_everything_that_matters_is_told(model: Path) -> None:
+def test_the_report_is_complete(model: Path) -> None:
     told = inspect(model)
     assert told["file"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
     assert told["file"]["bytes"] == model.stat().st_size
@@ -36,7 +36,7 @@ def test_parameters_and_multiply_adds_by_hand(model: Path) -> None:
 
 
 def test_memory_by_hand(model: Path) -> None:
-    """The most is alive at the first ReLU: its input and output, 32 maps of 8x8 floats each."""
+    """The peak is at the first ReLU: its input and its output are 32 maps of 8x8 floats each."""
     told = inspect(model)["memory_bytes"]
     for batch in (1, 64):
         assert told[f"batch_{batch}"] - told["weights"] == batch * 2 * 32 * 8 * 8 * 4
@@ -68,6 +68,6 @@ def test_control_characters_are_not_sent_to_the_terminal(project: Path, model: P
         pytest.param(lambda proto: setattr(proto.graph.initializer[0], "data_type", 29), id="unknown-type"),
     ],
 )
-def test_a_graph_that_makes_no_sense_is_one_sentence(model: Path, tmp_path: Path, edit: Any) -> None:
-    with pytest.raises(ModelError, match=r"model\.onnx has a graph that makes no sense \(.*\); export it again"):
+def test_a_malformed_graph_gives_one_sentence(model: Path, tmp_path: Path, edit: Any) -> None:
+    with pytest.raises(ModelError, match=r"model\.onnx has a malformed graph \(.*\); export it again"):
         inspect(resealed(model, tmp_path / "model.onnx", edit))

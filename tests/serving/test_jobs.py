@@ -1,4 +1,4 @@
-"""What a classification does with its inputs and outputs besides its table: parts, lists, sorting, changed inputs."""
+"""Jobs of `serving classify` beyond the table: shards, lists, --sort-into, --rescan, URLs, batch size, kills."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ import pytest
 from convline.errors import ConvlineError
 from convline.inputs.input_file import InMemory, InputFile
 from convline.inputs.listing import find
-from serving.batch_size import fastest_of
+from serving.auto_batch_size import choose_batch_size
 from serving.classify import classify
 from serving.job import Job
-from serving.predict import Predict
+from serving.predict import PredictBatches
 from serving.records import Prediction
-from serving.shards import survey
+from serving.shards import fingerprint_listing
 from serving.sort_into import Sorter
 from serving.summary import Summary
-from serving.upload import deliver
+from serving.upload import classify_and_upload
 from tests.conftest import Cli, command
 from tests.serving.helpers import csv_rows, encode, json_lines, noise, write
 
@@ -66,23 +66,23 @@ def named(job: Job, name: str, **changes: object) -> Job:
 
 
 def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Run a job, and end it after so many batches, as Ctrl-C does."""
+    """Run a job, and end it after `after` batches, as Ctrl-C does."""
 
-    def stopping(predict: Predict, *arguments: object) -> object:
-        for number, batch in enumerate(classified(predict, *arguments)):  # type: ignore[arg-type]
+    def stopping(predict: PredictBatches, *arguments: object) -> object:
+        for number, batch in enumerate(classify_in_batches(predict, *arguments)):  # type: ignore[arg-type]
             if number == after:
                 raise KeyboardInterrupt
             yield batch
 
-    from serving.classify import classified
+    from serving.classify import classify_in_batches
 
     with monkeypatch.context() as patch:
-        patch.setattr("serving.classify.classified", stopping)
+        patch.setattr("serving.classify.classify_in_batches", stopping)
         with pytest.raises(KeyboardInterrupt):
             classify(job)
 
 
-# --- parts of a listing
+# --- shards
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7, 40])
@@ -103,25 +103,25 @@ def test_a_part_is_resumed_only_while_the_listing_is_the_same(
     part = replace(job, shard=(2, 3))
     interrupted(part, monkeypatch, after=2)
     write(images / "zzz.png", b"")
-    with pytest.raises(ConvlineError, match="another listing"):
+    with pytest.raises(ConvlineError, match="different settings: listing of the inputs;"):
         classify(replace(part, resume=True))
-    with pytest.raises(ConvlineError, match="another shard"):
+    with pytest.raises(ConvlineError, match="different settings: shard"):
         classify(replace(part, resume=True, shard=(1, 3)))
 
 
 @pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "x/3", "1/0", "1/3/5", "-1/3"])
-def test_a_shard_that_is_none_is_wrong_usage(cli: Cli, shard: str) -> None:
+def test_an_invalid_shard_is_wrong_usage(cli: Cli, shard: str) -> None:
     cli("serving", "classify", "x", "--model", "m.onnx", "--shard", shard, status=2)
 
 
 def test_a_part_inside_the_input_is_refused(job: Job) -> None:
-    with pytest.raises(ConvlineError, match="the output must lie outside of the input in"):
+    with pytest.raises(ConvlineError, match="the output must lie outside the input in"):
         classify(named(job, "in/1.csv", shard=(1, 3)))
 
 
 def test_a_listing_that_changes_while_a_part_is_done_is_refused(images: Path) -> None:
-    whole = survey(find(["in"]))
-    files = whole.checked_part(find(["in"]), 1, 3, BATCH)
+    whole = fingerprint_listing(find(["in"]))
+    files = whole.checked_shard(find(["in"]), 1, 3, BATCH)
     next(files)
     write(images / "2/zzz.png", b"")
     with pytest.raises(ConvlineError, match="the input changed while"):
@@ -146,7 +146,7 @@ def test_paths_from_standard_input(job: Job, images: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"resume": True}, {"rescan": True}, {"shard": (1, 2)}])
 def test_standard_input_can_neither_be_resumed_nor_divided(job: Job, change: dict[str, object]) -> None:
-    with pytest.raises(ConvlineError, match="standard input comes but once"):
+    with pytest.raises(ConvlineError, match="standard input can be read only once"):
         classify(replace(job, inputs=["-"], **change))  # type: ignore[arg-type]
 
 
@@ -267,7 +267,7 @@ def test_a_file_that_vanishes_is_rejected(job: Job, images: Path, monkeypatch: p
     assert summary.tally.found == COUNT
 
 
-# --- sorting
+# --- --sort-into
 
 
 def test_each_image_is_linked_into_the_folder_of_its_label(job: Job, images: Path) -> None:
@@ -316,7 +316,7 @@ def test_files_of_one_name_all_have_their_place(job: Job, images: Path) -> None:
         ("file", "is a file"),
     ],
 )
-def test_a_folder_that_will_not_do_is_refused(job: Job, folder: str, says: str) -> None:
+def test_a_folder_that_cannot_be_used_is_refused(job: Job, folder: str, says: str) -> None:
     write(Path("full/mine.txt"), b"precious")
     write(Path("file"), b"precious")
     with pytest.raises(ConvlineError, match=says):
@@ -338,7 +338,7 @@ def test_a_rescan_sorts_into_a_new_folder(job: Job, images: Path, monkeypatch: p
     assert len(list(Path("anew").rglob("*.png"))) == COUNT * 0.9
 
 
-def test_names_that_no_folder_takes_have_a_place_all_the_same(job: Job) -> None:
+def test_invalid_file_names_get_a_place_too(job: Job) -> None:
     names = ["x", "x/y.png", "long" * 62 + ".png"]
     with zipfile.ZipFile("odd.zip", "w") as zipped:
         for name in names:
@@ -385,18 +385,18 @@ def test_what_a_spreadsheet_would_run_is_made_safe_and_recognised(job: Job, imag
     paths = [row["path"] for row in csv_rows(Path("out.csv"))]
     assert {"'=1+1.png", "'@x.png", "''=x.png", "'-1.png", "1/001.png"} <= set(paths)
     assert classify(replace(safe, resume=True)).tally == tally
-    with pytest.raises(ConvlineError, match="is complete, and of other files"):
+    with pytest.raises(ConvlineError, match="is complete, but belongs to other files"):
         classify(replace(job, resume=True))
     classify(replace(job, overwrite=True))
     assert "=1+1.png" in [row["path"] for row in csv_rows(Path("out.csv"))]  # as it is called
     for changes in ({"output": Path("out.jsonl")}, {"output": None, "stdout_format": "jsonl"}):
-        with pytest.raises(ConvlineError, match="--csv-safe is for CSV"):
+        with pytest.raises(ConvlineError, match="--csv-safe is only for CSV"):
             classify(replace(safe, **changes))  # type: ignore[arg-type]
 
 
 def test_a_job_that_was_not_made_safe_is_not_continued_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(job, monkeypatch, after=2)
-    with pytest.raises(ConvlineError, match="belongs to a job with another csv_safe"):
+    with pytest.raises(ConvlineError, match="different settings: csv_safe;"):
         classify(replace(job, csv_safe=True, resume=True))
 
 
@@ -423,8 +423,8 @@ def test_auto_is_settled_once_and_kept_by_the_journal(job: Job, monkeypatch: pyt
         ({1: 1, 2: 2, 4: 4}, 4),
     ],
 )
-def test_the_knee_is_the_smallest_size_near_the_highest_rate(rates: dict[int, float], size: int) -> None:
-    assert fastest_of(rates) == size
+def test_auto_is_the_smallest_size_near_the_highest_rate(rates: dict[int, float], size: int) -> None:
+    assert choose_batch_size(rates) == size
 
 
 def test_auto_on_the_command_line(cli: Cli, job: Job) -> None:
@@ -436,7 +436,7 @@ def test_auto_on_the_command_line(cli: Cli, job: Job) -> None:
         classify(replace(job, shard=(1, 2), batch_size="auto"))
 
 
-# --- what happens from outside
+# --- full disks, closed streams, killed processes
 
 
 FULL = """
@@ -474,8 +474,8 @@ def test_a_reader_of_stdout_that_leaves_ends_the_job_without_a_word(job: Job) ->
 
 
 @pytest.mark.parametrize("closed", ["1", "2", "12"])
-def test_closed_streams_are_nowhere(job: Job, closed: str) -> None:
-    """Else the next file that is opened would take their place."""
+def test_closed_streams_write_into_no_file(job: Job, closed: str) -> None:
+    """The next file that is opened must not take their descriptor."""
     line = shlex.join(command("serving", "classify", "in", "--model", job.model, "--output", "out.csv"))
     whole = named(job, "whole.csv", batch_size=64)
     classify(whole)
@@ -494,7 +494,7 @@ def test_a_reader_of_stderr_that_leaves_costs_no_row(job: Job) -> None:
 
 
 def test_the_journal_is_free_as_soon_as_its_job_is_killed(job: Job) -> None:
-    """Though a process that replaced a dead one, and so saw the journal open, may have work left."""
+    """A worker that replaced a dead one inherited the open journal, and may still be working."""
     arguments = command("serving", "classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH)
     with subprocess.Popen([arguments[0], "-c", SLOW, *arguments[3:]], stderr=subprocess.PIPE) as process:
         while len(json_lines(Path("out.csv.partial")) if Path("out.csv.partial").exists() else []) < 2 * BATCH:
@@ -597,13 +597,13 @@ def test_a_table_is_uploaded_when_it_is_whole(job: Job) -> None:
     classify(job)
     url = "memory://results/out.csv"
     system = fsspec.filesystem("memory")
-    summary = deliver(url, job, classify)
+    summary = classify_and_upload(url, job, classify)
     assert (system.cat("/results/out.csv"), system.cat("/results/out.csv.rejects.jsonl")) == outputs(job)
     assert not list(Path().glob("*upload*"))
     with pytest.raises(ConvlineError, match="exists: choose another name, or replace it with --overwrite"):
-        deliver(url, job, classify)
-    assert deliver(url, replace(job, resume=True), classify).tally == summary.tally
-    deliver(url, replace(job, overwrite=True), classify)
+        classify_and_upload(url, job, classify)
+    assert classify_and_upload(url, replace(job, resume=True), classify).tally == summary.tally
+    classify_and_upload(url, replace(job, overwrite=True), classify)
     system.rm("/results", recursive=True)
 
 
@@ -617,35 +617,35 @@ def test_an_upload_that_fails_is_tried_again_by_resume(job: Job, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr("fsspec.implementations.memory.MemoryFileSystem.put_file", put_file)
         with pytest.raises(
-            ConvlineError, match=r"out\..*\.upload\.csv is whole.*the network is down; --resume tries again"
+            ConvlineError, match=r"out\..*\.upload\.csv is complete.*the network is down; --resume tries again"
         ):
-            deliver(url, job, classify)
-    with pytest.raises(ConvlineError, match="is complete, and of other files"):
-        deliver(url, another, classify)
-    deliver(url, replace(job, resume=True), classify)
+            classify_and_upload(url, job, classify)
+    with pytest.raises(ConvlineError, match="is complete, but belongs to other files"):
+        classify_and_upload(url, another, classify)
+    classify_and_upload(url, replace(job, resume=True), classify)
     classify(job)
     assert fsspec.filesystem("memory").cat("/results/out.csv") == outputs(job)[0]
     fsspec.filesystem("memory").rm("/results", recursive=True)
 
 
-# --- a job that is done already
+# --- resuming a finished job
 
 
-def test_resuming_what_is_done_refuses_another_listing(job: Job, images: Path) -> None:
+def test_resuming_a_finished_job_refuses_another_listing(job: Job, images: Path) -> None:
     tally = classify(job).tally
     assert classify(replace(job, resume=True)).tally == tally
     write(images / "0/new.png", b"")
-    with pytest.raises(ConvlineError, match="is complete, and of other files"):
+    with pytest.raises(ConvlineError, match="is complete, but belongs to other files"):
         classify(replace(job, resume=True))
     with pytest.raises(ConvlineError, match="no such file or folder: nowhere"):
         classify(replace(job, resume=True, inputs=["nowhere"]))
 
 
-def test_resuming_what_is_no_table_of_ours_is_refused(job: Job) -> None:
+def test_resuming_a_table_of_another_program_is_refused(job: Job) -> None:
     classify(job)
     Path("out.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ConvlineError, match=r"was not finished by `serving classify`"):
+    with pytest.raises(ConvlineError, match=r"was not written by `serving classify`"):
         classify(replace(job, resume=True))
     Path("out.csv.rejects.jsonl").unlink()
-    with pytest.raises(ConvlineError, match=r"was not finished by `serving classify`"):
+    with pytest.raises(ConvlineError, match=r"was not written by `serving classify`"):
         classify(replace(job, resume=True))

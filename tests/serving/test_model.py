@@ -1,4 +1,4 @@
-"""`open_model` opens what convline exported and refuses everything else."""
+"""`open_model` opens files that convline exported, and refuses all others."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_batch_is_dynamic(model: Path, count: int) -> None:
     np.testing.assert_allclose(probability, exponential / exponential.sum(1, keepdims=True), atol=1e-6)
 
 
-def test_a_result_depends_neither_on_its_place_nor_on_its_company(model: Path) -> None:
+def test_a_result_does_not_depend_on_the_rest_of_its_batch(model: Path) -> None:
     opened, image = open_model(model), noise(8, 8, 1)
     (alone,), (alone_logit,) = opened.run_padded(image[None], 16)
     for position in range(16):
@@ -88,7 +88,7 @@ def test_a_result_depends_neither_on_its_place_nor_on_its_company(model: Path) -
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        pytest.param(drop_all_metadata, "not exported by convline", id="foreign"),
+        pytest.param(drop_all_metadata, "not exported by convline", id="external"),
         pytest.param(set_metadata("format", "2"), "upgrade", id="newer-format"),
         pytest.param(set_metadata("format", '"one"'), "model.onnx", id="format-of-another-type"),
         *[
@@ -142,7 +142,7 @@ def test_one_wrong_weight_fails_the_self_test(model: Path, tmp_path: Path, value
     ],
 )
 def test_a_damaged_probe_is_refused(model: Path, tmp_path: Path, edit: Callable[[object], object]) -> None:
-    """By whoever reads the file, and before its graph is run."""
+    """By everything that reads the file, and before its graph is run."""
     path = resealed(model, tmp_path / "model.onnx", change("probe", edit))
     for read in (open_model, inspect):
         with pytest.raises(ModelError, match="probe"):
@@ -153,7 +153,7 @@ def largest(probe: Any) -> float:
     return max(1.0, float(np.abs(probe["logits"]).max()))
 
 
-def test_what_every_precision_needs_is_no_too_large_a_tolerance() -> None:
+def test_the_tolerance_of_every_precision_is_accepted() -> None:
     assert max(PROBE_TOLERANCE.values()) <= LARGEST_TOLERANCE
 
 
@@ -184,20 +184,20 @@ def without(key: str) -> Callable[[Any], object]:
 def test_a_file_that_does_not_say_where_it_came_from_is_refused(
     model: Path, tmp_path: Path, key: str, edit: Callable[[object], object], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=f"lacks the metadata {message}"):
+    with pytest.raises(ModelError, match=f"missing or damaged metadata: {message}"):
         open_model(resealed(model, tmp_path / "model.onnx", change(key, edit)))
 
 
 def test_a_proof_that_names_no_file_proves_nothing(model: Path, tmp_path: Path) -> None:
     path = altered(model, tmp_path / "model.onnx", change("parity", without("sha256_without_parity")))
     for read in (open_model, inspect):
-        with pytest.raises(ModelError, match="does not say of which file it is"):
+        with pytest.raises(ModelError, match="without the hash of the proven file"):
             read(path)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
 def test_numbers_that_json_does_not_have_are_refused(model: Path, tmp_path: Path, number: str) -> None:
-    with pytest.raises(ModelError, match=rf"damaged metadata convline\.versions \({number} is no number of JSON"):
+    with pytest.raises(ModelError, match=rf"damaged metadata convline\.versions \({number} is not a JSON number"):
         open_model(resealed(model, tmp_path / "model.onnx", set_metadata("versions", f'{{"onnx": {number}}}')))
 
 
@@ -226,7 +226,7 @@ CONTRACT = ("recipe", "dataset", "run", "evaluation", "parity", "versions")
 
 @pytest.mark.parametrize("key", CONTRACT)
 def test_a_file_that_lacks_any_of_its_metadata_is_refused(model: Path, tmp_path: Path, key: str) -> None:
-    with pytest.raises(ModelError, match=f"lacks the metadata {key}"):
+    with pytest.raises(ModelError, match=f"missing or damaged metadata: {key}"):
         open_model(altered(model, tmp_path / "model.onnx", set_metadata(key, None)))
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_did_not_pass_its_proof_is_refused(model: Path, tmp_path: Pa
         pytest.param(lambda proto: proto.metadata_props.add(key="convline.classes", value="[]"), id="key-twice"),
     ],
 )
-def test_metadata_that_make_no_sense_are_refused(model: Path, tmp_path: Path, edit: Edit) -> None:
+def test_inconsistent_metadata_are_refused(model: Path, tmp_path: Path, edit: Edit) -> None:
     with pytest.raises(ModelError, match=r"model\.onnx"):
         open_model(resealed(model, tmp_path / "model.onnx", edit))
 
@@ -310,7 +310,7 @@ def test_weights_in_another_file_are_found_wherever_they_are(model: Path, tmp_pa
 
 
 def test_weights_in_another_file_are_refused(model: Path, tmp_path: Path) -> None:
-    """Wherever it is: a convline file holds its weights itself."""
+    """In any folder: a convline file holds all its weights."""
 
     def edit(proto: onnx.ModelProto) -> None:
         tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "network.conv1.weight")

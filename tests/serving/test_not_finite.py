@@ -1,4 +1,4 @@
-"""Scores that are not finite make a reject, whatever way the images take."""
+"""Scores that are not finite give a reject, in the API, in jobs and on all kinds of workers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from convline.inputs.input_file import InputFile, OnDisk
 from serving import Classifier, ConvlineError, Prediction, Reject
 from serving.classify import classify
 from serving.cli import app
-from serving.external_model import ExternalModel, Preprocessing
+from serving.external_model import ExternalModel, ExternalPreprocessing
 from serving.job import Job
-from serving.predict import predictor
+from serving.predict import batch_predictor
 from tests.serving.helpers import csv_rows, encode, json_lines, write
 
-FOREIGN = ExternalModel(("red", "green", "blue"), Preprocessing.parse(["scores=probabilities"]))
+EXTERNAL = ExternalModel(("red", "green", "blue"), ExternalPreprocessing.parse(["scores=probabilities"]))
 # exp(100 · 1) is infinite in float32, and inf / inf is NaN; exp(100 · 0.2) is not
 BRIGHT, DIM = [(255, 0, 0), (0, 255, 0)], [(50, 30, 20), (20, 30, 50), (30, 50, 20)]
 COLORS = [BRIGHT[0], DIM[0], DIM[1], BRIGHT[1], DIM[2], DIM[0], BRIGHT[0]]
@@ -73,14 +73,14 @@ def strictly(text: str) -> Any:
 
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_the_api_gives_rejects_in_their_places(path: Path, folder: Path, batch_size: int) -> None:
-    with Classifier(path, "cpu", batch_size=batch_size, external=FOREIGN) as served:
+    with Classifier(path, "cpu", batch_size=batch_size, external=EXTERNAL) as served:
         assert labels(served.classify_files(sorted(folder.iterdir()))) == LABELS
         assert labels(served.classify_files(sorted(folder.iterdir()), top_k=3)) == LABELS
 
 
 def test_arrays_of_scores_are_finite_or_an_error(path: Path) -> None:
     images = np.array(COLORS, np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
-    with Classifier(path, "cpu", batch_size=2, external=FOREIGN) as served:
+    with Classifier(path, "cpu", batch_size=2, external=EXTERNAL) as served:
         with pytest.raises(ConvlineError, match=r"not finite for 3 images: 0, 3, 6$"):
             served.classify_arrays(images)
         with pytest.raises(ConvlineError, match=r"not finite for 20 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …$"):
@@ -90,19 +90,19 @@ def test_arrays_of_scores_are_finite_or_an_error(path: Path) -> None:
 
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
 def test_processes_give_rejects_in_their_places(path: Path, folder: Path, provider: str) -> None:
-    """Those that run the model, and those that decode for an accelerator (here the CPU in its place)."""
-    with Classifier(path, "cpu", threads=1, batch_size=2, external=FOREIGN) as served:
+    """Processes that run the model, and processes that decode for an accelerator (the CPU takes its place here)."""
+    with Classifier(path, "cpu", threads=1, batch_size=2, external=EXTERNAL) as served:
         served.model = replace(served.model, provider=provider)
         files = [InputFile(file.name, OnDisk(str(file))) for file in sorted(folder.iterdir())]
         batches = [files[start : start + 2] for start in range(0, len(files), 2)]
-        with predictor(served, 1, processes=2) as predict:
-            assert labels([entry for batch in predict(iter(batches)) for entry in batch]) == LABELS
+        with batch_predictor(served, 1, processes=2) as predict:
+            assert labels([entry for _, entries in predict(iter(batches)) for entry in entries]) == LABELS
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_job_has_them_among_its_rejects_only(path: Path, folder: Path, tmp_path: Path, ending: str) -> None:
     output, report, sorted_into = tmp_path / f"out.{ending}", tmp_path / "report.html", tmp_path / "sorted"
-    job = Job([str(folder)], path, output, provider="cpu", external=FOREIGN, report=report, sort_into=sorted_into)
+    job = Job([str(folder)], path, output, provider="cpu", external=EXTERNAL, report=report, sort_into=sorted_into)
     summary = classify(job)
     assert dict(summary.tally.reasons) == {"not-finite": 3} and summary.tally.classified == 4
     rows = csv_rows(output) if ending == "csv" else strictly(output.read_text())
@@ -145,7 +145,7 @@ def test_a_logit_that_is_not_finite_is_enough(tmp_path: Path, value: float) -> N
     graph = helper.make_graph([zero, limit, odd, *nodes], "g", [images], outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "model.onnx")
-    foreign = ExternalModel(("red", "green", "blue"), Preprocessing.parse(["scores=logits"]))
-    with Classifier(tmp_path / "model.onnx", "cpu", external=foreign) as served:
+    external = ExternalModel(("red", "green", "blue"), ExternalPreprocessing.parse(["scores=logits"]))
+    with Classifier(tmp_path / "model.onnx", "cpu", external=external) as served:
         images = [Image.new("RGB", (4, 4), color) for color in COLORS]
         assert labels(served.classify(images)) == LABELS

@@ -1,4 +1,4 @@
-"""Which output of a graph made elsewhere is served, and as what: against the same computed with NumPy."""
+"""Which output of an external model is served, and as what kind of scores; compared with NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx.helper import make_node, make_tensor_value_info
 
 from convline.errors import ModelError
 from serving import Classifier
-from serving.external_model import ExternalModel, Preprocessing
+from serving.external_model import ExternalModel, ExternalPreprocessing
 from tests.serving.helpers import noise
 
 SIDE = 4
@@ -51,8 +51,8 @@ def build(tmp_path: Path) -> Build:
         opsets = [helper.make_opsetid("", opset), helper.make_opsetid("ai.onnx.ml", 1)]
         path = tmp_path / "model.onnx"
         onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
-        foreign = ExternalModel(tuple(classes), Preprocessing.parse(settings or ("range=1",)))
-        return Classifier(path, "cpu", threads=1, external=foreign)
+        external = ExternalModel(tuple(classes), ExternalPreprocessing.parse(settings or ("range=1",)))
+        return Classifier(path, "cpu", threads=1, external=external)
 
     return call
 
@@ -107,18 +107,22 @@ def test_one_score_that_may_be_either_is_asked_about(build: Build) -> None:
 @pytest.mark.parametrize(
     ("nodes", "classes", "message"),
     [
-        ([product(1)], "a", "gives one score an image, and one class was named; name both"),
-        ([product(1)], "abc", "gives 1 score an image, 3 classes were named"),
-        ([product(3)], "a", "gives 3 scores an image, 1 class was named"),
-        ([product(1, "z"), make_node("Softmax", ["z"], ["y"])], "ab", "softmax over one score, which is 1"),
-        ([product(2, "z"), make_node("Sigmoid", ["z"], ["y"])], "ab", "ends in Sigmoid: say by --preprocess scores="),
-        ([product(3, "z"), make_node("HardSigmoid", ["z"], ["y"])], "abc", "ends in HardSigmoid: say by"),
-        ([product(3, "z"), make_node("Softplus", ["z"], ["y"])], "abc", "ends in Softplus: say by"),
-        ([product(1, "z"), make_node("Tanh", ["z"], ["y"])], "ab", "ends in Tanh: say by"),
+        ([product(1)], "a", "gives one score per image, but only one class was named; name both"),
+        ([product(1)], "abc", "gives 1 score per image, 3 classes were named"),
+        ([product(3)], "a", "gives 3 scores per image, 1 class was named"),
+        ([product(1, "z"), make_node("Softmax", ["z"], ["y"])], "ab", "softmax over one score, which is always 1"),
+        (
+            [product(2, "z"), make_node("Sigmoid", ["z"], ["y"])],
+            "ab",
+            "ends in Sigmoid: state what its scores are by --preprocess",
+        ),
+        ([product(3, "z"), make_node("HardSigmoid", ["z"], ["y"])], "abc", "ends in HardSigmoid: state"),
+        ([product(3, "z"), make_node("Softplus", ["z"], ["y"])], "abc", "ends in Softplus: state"),
+        ([product(1, "z"), make_node("Tanh", ["z"], ["y"])], "ab", "ends in Tanh: state"),
         ([product(3, "z"), make_node("Softmax", ["z"], ["y"], axis=0)], "abc", "softmax that is not over its classes"),
     ],
 )
-def test_scores_that_say_nothing_are_refused(build: Build, nodes: Any, classes: str, message: str) -> None:
+def test_ambiguous_scores_are_refused(build: Build, nodes: Any, classes: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build(nodes, [floats()], classes=classes)
 
@@ -128,8 +132,8 @@ def test_several_sigmoids_are_what_the_user_says(build: Build) -> None:
     np.testing.assert_allclose(served.classify_arrays(PIXELS), 1 / (1 + np.exp(-MEANS @ WEIGHT[3])), atol=1e-5)
 
 
-def test_numbers_that_are_no_probabilities_are_not_taken_for_some(build: Build) -> None:
-    with pytest.raises(ModelError, match="which are no probabilities; say by --preprocess scores=logits"):
+def test_numbers_outside_0_to_1_are_refused_as_probabilities(build: Build) -> None:
+    with pytest.raises(ModelError, match="which are not probabilities; use --preprocess scores=logits"):
         build([product(3)], [floats()], "scores=probabilities")
 
 
@@ -151,7 +155,7 @@ def test_logarithms_of_probabilities(build: Build, ending: tuple[str, ...]) -> N
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)
 
 
-def test_a_class_without_any_probability_is_no_fault_of_the_image(build: Build) -> None:
+def test_a_probability_of_0_does_not_reject_the_image(build: Build) -> None:
     """exp(-200) is 0 in float32, and its logarithm -inf."""
     nodes = [product(3, "z"), make_node("Mul", ["z", "k"], ["s"]), make_node("Softmax", ["s"], ["y"])]
     k = numpy_helper.from_array(np.float32(1000), "k")
@@ -185,13 +189,11 @@ def test_an_output_is_named_where_two_could_be_it(build: Build) -> None:
     ("settings", "classes", "message"),
     [
         (("output=q",), "abc", r"no output of scores that is called q; its outputs: e \(float \[batch, 5\]\)"),
-        (("output=e",), "abc", "gives 5 scores an image, 3 classes were named"),
+        (("output=e",), "abc", "gives 5 scores per image, 3 classes were named"),
         ((), "abcd", r"no outputs that could be the scores of 4 classes.*y \(float \[batch, 3\]\)"),
     ],
 )
-def test_an_output_that_cannot_be_it_is_explained(
-    build: Build, settings: tuple[str, ...], classes: str, message: str
-) -> None:
+def test_an_impossible_output_is_explained(build: Build, settings: tuple[str, ...], classes: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build(*TWO, *settings, classes=classes)
 
@@ -222,7 +224,7 @@ def test_a_graph_for_one_image_may_leave_out_the_batch(build: Build) -> None:
 
 
 def test_scores_of_other_images_are_refused(build: Build) -> None:
-    with pytest.raises(ModelError, match="gives 3 rows of scores where it is given 8 images"):
+    with pytest.raises(ModelError, match="gives 3 rows of scores for 8 images"):
         build([product(3, "z"), make_node("Transpose", ["z"], ["y"])], [floats()])
 
 
@@ -238,7 +240,7 @@ def test_inner_graphs_keep_what_they_take_from_outside(build: Build) -> None:
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)
 
 
-def test_names_like_our_own_are_no_others(build: Build) -> None:
+def test_outputs_may_have_the_names_that_convline_uses(build: Build) -> None:
     nodes = [product(3, "logit"), make_node("Softmax", ["logit"], ["probability"])]
     served = build(nodes, [floats("probability")])
     np.testing.assert_allclose(served.classify_arrays(PIXELS), softmax(MEANS @ WEIGHT[3]), atol=1e-5)

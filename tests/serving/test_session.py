@@ -1,4 +1,4 @@
-"""How long a graph from elsewhere may take to load and to run."""
+"""Time limits for loading and running a graph that never ends."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from onnx.helper import make_node, make_tensor_value_info
 import serving.session
 from convline.errors import ModelError
 from serving import Classifier
-from serving.external_model import ExternalModel, Preprocessing
+from serving.external_model import ExternalModel, ExternalPreprocessing
 from serving.inspect import inspect
 from tests.serving.helpers import resealed
 
-FOREIGN = ExternalModel(("cat", "dog", "horse"), Preprocessing())
+EXTERNAL = ExternalModel(("cat", "dog", "horse"), ExternalPreprocessing())
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_a_loop_that_never_ends_is_ended(tmp_path: Path) -> None:
     path = saved(tmp_path / "loop.onnx", endless("f", "y"))
     began = time.monotonic()
     with pytest.raises(ModelError, match=r"loop\.onnx does not run on 8 images of 4x4: it took more than 2 s"):
-        Classifier(path, "cpu", threads=1, external=FOREIGN)
+        Classifier(path, "cpu", threads=1, external=EXTERNAL)
     assert time.monotonic() - began < 20
 
 
@@ -75,13 +75,13 @@ def test_a_graph_that_is_not_loaded_in_time_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(serving.session, "LIMIT", 0.1)
     path = saved(tmp_path / "folded.onnx", folded("f", "y"))
     with pytest.raises(ModelError, match=r"did not load .*folded\.onnx within 0\.1 s"):
-        Classifier(path, "cpu", threads=1, external=FOREIGN)
+        Classifier(path, "cpu", threads=1, external=EXTERNAL)
 
 
 def test_the_self_test_ends_and_inspect_runs_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that says it is ours, whose logits go through an endless loop."""
+    """A file with the metadata of convline, whose logits go through an endless loop."""
 
     def edit(proto: onnx.ModelProto) -> None:
         (last,) = (node for node in proto.graph.node if "logit" in node.output)

@@ -12,7 +12,7 @@ import pytest
 
 from convline.errors import ConvlineError
 from serving.records import Prediction
-from serving.tables import ROW_GROUP, Format, open_table, read_rows, shown, table_format
+from serving.tables import ROW_GROUP, Format, open_table, path_in_table, read_rows, table_format
 from tests.serving.helpers import csv_rows
 
 ROWS = [
@@ -55,7 +55,7 @@ def test_json_lines_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
 def test_paths_and_labels_are_read_back(tmp_path: Path, ending: str) -> None:
     table = written(tmp_path / f"x.{ending}", ROWS)
     read = list(read_rows(table))
-    assert [row[:2] for row in read] == [(shown(row.path, table), row.labels[0]) for row in ROWS]
+    assert [row[:2] for row in read] == [(path_in_table(row.path, table), row.labels[0]) for row in ROWS]
     assert [row[2] for row in read] == pytest.approx([row.probabilities[0] for row in ROWS], rel=1e-6)
     assert list(read_rows(written(tmp_path / f"none.{ending}", []))) == []
 
@@ -73,7 +73,9 @@ def test_cells_that_are_formulas_are_made_safe_and_read_back(tmp_path: Path) -> 
     assert [row["path"] for row in cells if row["path"] in names] == ["'quoted'", " =x", "a=b", ""]
     assert all(row["label_2"] == "'=second" for row in cells)
     read = list(read_rows(tmp_path / "x.csv", csv_safe=True))
-    assert [row[:2] for row in read] == [(shown(name, tmp_path / "x.csv", csv_safe=True), name) for name in names]
+    assert [row[:2] for row in read] == [
+        (path_in_table(name, tmp_path / "x.csv", csv_safe=True), name) for name in names
+    ]
     assert len({row[0] for row in read}) == len(names)
 
 
@@ -85,7 +87,7 @@ def test_a_large_parquet_file_is_written_in_groups(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
-def test_flush_hands_on_what_was_written(format: Format) -> None:
+def test_flush_writes_all_rows_so_far(format: Format) -> None:
     file = io.BytesIO()
     with open_table(file, format, 2) as table:
         table.write(ROWS[0])

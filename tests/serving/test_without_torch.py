@@ -1,4 +1,4 @@
-"""Serving runs where only its own few libraries are installed, and starts fast."""
+"""Serving needs only a few libraries, not torch, and starts fast."""
 
 from __future__ import annotations
 
