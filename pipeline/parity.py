@@ -21,7 +21,7 @@ from pipeline.dataset import Dataset, Split
 from pipeline.exporting.boundary_images import BoundaryImages
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Batch, Parity, Precision, Tolerance
 from pipeline.metrics import batches
-from pipeline.network import Predict, load_served, predictor
+from pipeline.network import Predict, load_network, predictor
 from pipeline.run import Run
 from serving.classifier import try_decode
 from serving.model import Model, open_model
@@ -127,7 +127,7 @@ def _subject(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
 
 def _trained(run: Run, model: Model, path: Path) -> Predict:
     """The network of the checkpoint that the file holds."""
-    served, step = load_served(run)
+    served, step = load_network(run)
     if (exported := model.metadata["run"]["step"]) != step:
         raise ConvlineError(
             f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again"

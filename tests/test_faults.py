@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(uninterrupted: Path, tmp_path: P
     assert limited.returncode == 1
     error = limited.stderr.splitlines()[-1]
     last = list(before)[-1].name
-    assert "could not be saved: File too large" in error and f"{last} is whole" in error and "--resume" in error
+    assert "could not be saved: File too large" in error and f"{last} is intact" in error and "--resume" in error
     assert {path: path.read_bytes() for path in paths(run / "checkpoints")} == before
     cli(*TRAIN, *KILLABLE, "--resume")
     assert_same_weights(run, uninterrupted)

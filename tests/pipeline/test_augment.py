@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from models.preprocessing import Preprocessing
-from pipeline.recipe import Augment, load
+from pipeline.recipe import AugmentSection, load
 from pipeline.train import train
-from pipeline.training.augment import Distortions, brightened, contrasted
+from pipeline.training.augmentations import Augmentations, adjust_brightness, adjust_contrast
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
@@ -29,17 +29,19 @@ def numbered(height: int, width: int) -> torch.Tensor:
 
 def distorted(images: torch.Tensor, crop: int | None = None, seed: int = 0, step: int = 0, **options: Any) -> Any:
     preprocessing = Preprocessing((images.shape[1], images.shape[2]), crop)
-    return Distortions(Augment(**options), preprocessing, seed, len(images))(images, step)
+    return Augmentations(AugmentSection(**options), preprocessing, seed, len(images))(images, step)
 
 
 def test_brightness_is_tensorflows(golden: Mapping[str, np.ndarray]) -> None:  # noqa: F811
     images = torch.from_numpy(fixed.pictures())
-    np.testing.assert_allclose(brightened(images, torch.tensor(fixed.BRIGHTNESS)), golden["brightness"], rtol=1e-6)
+    np.testing.assert_allclose(
+        adjust_brightness(images, torch.tensor(fixed.BRIGHTNESS)), golden["brightness"], rtol=1e-6
+    )
 
 
 def test_contrast_is_tensorflows(golden: Mapping[str, np.ndarray]) -> None:  # noqa: F811
     images = torch.from_numpy(fixed.pictures())
-    np.testing.assert_allclose(contrasted(images, torch.tensor(fixed.CONTRAST)), golden["contrast"], atol=1e-4)
+    np.testing.assert_allclose(adjust_contrast(images, torch.tensor(fixed.CONTRAST)), golden["contrast"], atol=1e-4)
 
 
 def test_a_random_crop_is_a_window_of_the_image_anywhere_in_it() -> None:

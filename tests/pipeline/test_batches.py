@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.dataset import Split
-from pipeline.training.batches import Batches
+from pipeline.training.batch_loader import BatchLoader
 
 CPU = torch.device("cpu")
 SAMPLINGS = ["epoch", "independent"]
@@ -20,11 +20,11 @@ def split(count: int, whole: int | None = None) -> Split:
     return Split("train", images, 3 * np.arange(whole), np.arange(0, 2 * count, 2))
 
 
-def batches(sampling: Any = "epoch", count: int = 10, batch_size: int = 4, seed: int = 0) -> Batches:
-    return Batches(split(count), sampling, batch_size, seed, CPU)
+def batches(sampling: Any = "epoch", count: int = 10, batch_size: int = 4, seed: int = 0) -> BatchLoader:
+    return BatchLoader(split(count), sampling, batch_size, seed, CPU)
 
 
-def seen(source: Batches, steps: range) -> list[int]:
+def seen(source: BatchLoader, steps: range) -> list[int]:
     return [int(position) for step in steps for position in source.positions(step)]
 
 
@@ -48,7 +48,7 @@ def test_a_batch_may_hold_more_than_one_pass(count: int, batch_size: int) -> Non
     assert len(order) == count * batch_size
     for start in range(0, len(order), count):
         assert sorted(order[start : start + count]) == list(range(count))
-    assert source.draw(0)[0].shape == (batch_size, 2, 3, 1)
+    assert source.load(0)[0].shape == (batch_size, 2, 3, 1)
 
 
 def test_an_independent_draw_has_no_repeats() -> None:
@@ -101,7 +101,7 @@ def test_the_randomness_of_others_does_not_matter(sampling: Literal["epoch", "in
 def test_images_and_labels_are_those_of_the_rows_drawn(sampling: Literal["epoch", "independent"]) -> None:
     source = batches(sampling, 10, 6)
     for step in range(20):
-        images, labels = source.draw(step)
+        images, labels = source.load(step)
         assert (images.dtype, images.shape) == (torch.uint8, (6, 2, 3, 1))
         assert (labels.dtype, labels.shape) == (torch.int64, (6,))
         # position p of the split is row 2 p, whose label is 6 p
@@ -112,7 +112,7 @@ def test_images_and_labels_are_those_of_the_rows_drawn(sampling: Literal["epoch"
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_rows_that_are_not_in_the_split_are_never_drawn(sampling: Literal["epoch", "independent"]) -> None:
     source = batches(sampling, 10, 6)
-    drawn = {int(image[0, 0, 0]) for step in range(50) for image in source.draw(step)[0]}
+    drawn = {int(image[0, 0, 0]) for step in range(50) for image in source.load(step)[0]}
     assert drawn == set(range(0, 20, 2))
 
 
@@ -125,22 +125,22 @@ def mapped(folder: Path, count: int, side: int) -> Split:
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_streamed_batches_are_those_that_are_held(tmp_path: Path, sampling: Literal["epoch", "independent"]) -> None:
     there = mapped(tmp_path, 50, 8)
-    held = Batches(there, sampling, 8, 0, CPU)
-    streamed = Batches(there, sampling, 8, 0, CPU, memory_limit=50 * 8 * 8 * 3 - 1)
-    assert "held on cpu" in held.whereabouts
-    assert "streamed" in streamed.whereabouts
+    held = BatchLoader(there, sampling, 8, 0, CPU)
+    streamed = BatchLoader(there, sampling, 8, 0, CPU, memory_limit=50 * 8 * 8 * 3 - 1)
+    assert "held on cpu" in held.description
+    assert "streamed" in streamed.description
     for step in [*range(20), 5, 6, 7, 40, 0]:  # in order, back, on and ahead
-        for mine, theirs in zip(streamed.draw(step), held.draw(step), strict=True):
+        for mine, theirs in zip(streamed.load(step), held.load(step), strict=True):
             assert torch.equal(mine, theirs)
 
 
 def test_streaming_keeps_no_pages_of_the_file(tmp_path: Path) -> None:
     there = mapped(tmp_path, 400, 256)  # 79 MB
     # of small batches: the kernel may bring in up to 4 MB with each image that is touched
-    streamed = Batches(there, "epoch", 2, 0, CPU, memory_limit=0)
+    streamed = BatchLoader(there, "epoch", 2, 0, CPU, memory_limit=0)
     largest = 0
     for step in range(200):
-        streamed.draw(step)
+        streamed.load(step)
         found = re.search(rf"{tmp_path}/images.npy\n.*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text(), re.DOTALL)
         assert found
         largest = max(largest, int(found[1]) * 1024)

@@ -13,7 +13,7 @@ import torch
 from convline.errors import ConvlineError
 from pipeline import checkpoint
 from pipeline.checkpoint import load, load_newest, paths, save
-from pipeline.network import load_served
+from pipeline.network import load_network
 from pipeline.run import Run
 from tests.pipeline.helpers import refused
 
@@ -76,7 +76,7 @@ def test_no_flipped_bit_of_a_checkpoint_without_a_digest_escapes_as_an_exception
 def test_a_checkpoint_cut_anywhere_is_whole_or_none(tmp_path: Path) -> None:
     path = save(tmp_path, 7, state())
     whole, content = load(path), path.read_bytes()
-    for length in [*range(0, len(content), 61), *range(len(content) - checkpoint.SEALED - 3, len(content))]:
+    for length in [*range(0, len(content), 61), *range(len(content) - checkpoint.CHECKSUM_LENGTH - 3, len(content))]:
         path.write_bytes(content[:length])
         loaded = load(path)
         assert loaded is None or is_same(loaded, whole)
@@ -115,7 +115,7 @@ def test_an_older_checkpoint_is_taken_with_both_steps_named(tmp_path: Path, caps
     assert newest is not None and newest["step"] == 20
     told = capsys.readouterr().err
     assert "step-30.pt is damaged and skipped" in told
-    assert "of step 30, is lost: that of step 20 is taken instead" in told
+    assert "of step 30, is lost; using the one of step 20 instead" in told
 
 
 def test_what_was_just_saved_is_kept_where_newer_ones_are_damaged(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_exported(own_project: Pa
     run = Run.open(own_project / "runs/digits")
     damage(run.folder / "checkpoints/step-300.pt")
     with refused("every checkpoint in", "--resume"):
-        load_served(run)
+        load_network(run)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_recipe_changed_after_training_does_not_reach_the_weights(
     assert change[0] in text
     path.write_text(text.replace(*change))
     with refused(named, "step 300"):
-        load_served(Run.open(path.parent))
+        load_network(Run.open(path.parent))
 
 
 def test_statistics_changed_in_run_json_do_not_reach_the_weights(own_project: Path) -> None:
@@ -160,7 +160,7 @@ def test_statistics_changed_in_run_json_do_not_reach_the_weights(own_project: Pa
     path.write_text(json.dumps(info))
     run = Run.open(path.parent)
     with refused("dataset.mean", "step 300"):
-        load_served(run)
+        load_network(run)
     with refused("its mean differ"):
         run.dataset(own_project / "data")
 
@@ -183,4 +183,4 @@ def test_weights_that_do_not_fit_the_recipe_are_a_sentence(own_project: Path) ->
     recipe = own_project / "runs/digits/recipe.toml"
     recipe.write_text(recipe.read_text().replace("hidden_size = ", "hidden_size = 1"))
     with refused("does not fit its recipe's network", "size mismatch"):
-        load_served(Run.open(recipe.parent))
+        load_network(Run.open(recipe.parent))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pipeline.checkpoint import load_newest
-from pipeline.training.distributed import World
+from pipeline.training.distributed import RankGroup
 from pipeline.training.launch import first_to_end
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
@@ -50,7 +50,7 @@ def shared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np
 
 @pytest.mark.parametrize("system", ranks.SYSTEMS)
 def test_two_ranks_compute_what_one_does(data: Path, shared: dict[str, np.ndarray], system: str) -> None:
-    alone = ranks.compute(data, {system: ranks.SYSTEMS[system]}, World())
+    alone = ranks.compute(data, {system: ranks.SYSTEMS[system]}, RankGroup())
     np.testing.assert_allclose(shared[f"{system}/losses"], alone[f"{system}/losses"], rtol=1e-10)
     gradients = alone[f"{system}/gradients"]
     assert np.abs(shared[f"{system}/gradients"] - gradients).max() <= 1e-5 * np.abs(gradients).max()
@@ -58,7 +58,7 @@ def test_two_ranks_compute_what_one_does(data: Path, shared: dict[str, np.ndarra
 
 @pytest.mark.slow
 def test_two_ranks_of_64_images_compute_what_one_of_128_does(data: Path, tmp_path: Path) -> None:
-    shared, alone = by_two_ranks(data, tmp_path / "two.npz", "--full"), ranks.compute(data, ranks.FULL, World())
+    shared, alone = by_two_ranks(data, tmp_path / "two.npz", "--full"), ranks.compute(data, ranks.FULL, RankGroup())
     np.testing.assert_allclose(shared["cifar10 of 128/losses"], alone["cifar10 of 128/losses"], rtol=1e-10)
 
 

@@ -13,8 +13,10 @@ from pipeline import recipe
 from pipeline.dataset import Dataset
 from pipeline.export import export
 from pipeline.train import train
-from pipeline.training.optimizers import AdaGrad, Adam, Cosine, Exponential, Linear, Sgd, update
+from pipeline.training.optimizers import AdaGrad, Adam, Sgd
 from pipeline.training.randomness import seed_step
+from pipeline.training.schedules import Cosine, Exponential, Linear
+from pipeline.training.torch_internals import update_weights
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
@@ -77,7 +79,7 @@ def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference:
     optimizer = section.build([weight])
     for gradient in gradients:
         weight.grad = torch.from_numpy(gradient)
-        update(optimizer, section.learning_rate)
+        update_weights(optimizer, section.learning_rate)
     expected = reference(start.astype(np.float64), gradients)
     np.testing.assert_allclose(weight.detach().numpy(), expected, atol=1e-9)
 
@@ -86,12 +88,13 @@ def test_an_optimiser_does_without_torchs_compiler() -> None:
     """Whose import takes 2 s and 160 MB."""
     script = """if True:
         import sys, torch
-        from pipeline.training.optimizers import AdaGrad, Adam, Sgd, update
+        from pipeline.training.optimizers import AdaGrad, Adam, Sgd
+        from pipeline.training.torch_internals import update_weights
         for section, name in ((Sgd, "sgd"), (Adam, "adam"), (AdaGrad, "adagrad")):
             weight = torch.nn.Parameter(torch.ones(2))
             optimizer = section(name=name, learning_rate=0.1).build([weight])
             weight.grad = torch.ones(2)
-            update(optimizer, 0.1)
+            update_weights(optimizer, 0.1)
             optimizer.load_state_dict(optimizer.state_dict())
             assert weight[0] < 1, name
         assert "torch._dynamo" not in sys.modules

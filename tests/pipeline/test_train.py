@@ -17,8 +17,8 @@ from pipeline.checkpoint import load_newest, paths, step_of
 from pipeline.recipe import load
 from pipeline.run import Run
 from pipeline.train import train
-from pipeline.training.monitor import sparkline
-from pipeline.training.threads import usual_threads
+from pipeline.training.progress_log import sparkline
+from pipeline.training.threads import default_threads
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline.helpers import refused
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
@@ -147,7 +147,7 @@ def test_threads_are_the_checkpoints_unless_they_are_asked_for(
         assert final_state(trained(project, run, 12, resume=True))["threads"] == 2
         assert "--threads" not in capsys.readouterr().err
         assert final_state(trained(project, run, 15, resume=True, threads=1))["threads"] == 1
-        assert "--threads 1: there were 2 before" in capsys.readouterr().err
+        assert "--threads 1: the checkpoint was trained with 2" in capsys.readouterr().err
     finally:
         torch.set_num_threads(before)
 
@@ -195,7 +195,7 @@ def test_omp_num_threads_counts_where_the_user_has_set_it(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert usual_threads(ranks) == threads
+    assert default_threads(ranks) == threads
 
 
 def test_resuming_on_another_dataset_is_refused(own_project: Path) -> None:

@@ -12,8 +12,8 @@ from torchvision.models import resnet18
 
 import models
 from convline.errors import ConvlineError
-from models.signatures import torchvision_weights
-from pipeline.recipe import Model, load
+from models.option_reader import torchvision_weights
+from pipeline.recipe import ModelSection, load
 from pipeline.training.pretrained import load_pretrained
 from tests.conftest import Cli, run_command
 
@@ -84,8 +84,8 @@ def test_batches_too_small_to_be_normalised_are_refused_before_anything_is_writt
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("model.weights=IMAGENET", "has no weights 'IMAGENET'; there are none, default, IMAGENET1K_V1"),
-        ("model.name=torchvision/resnet19", "there is no network 'torchvision/resnet19'; there are cifar10,"),
+        ("model.weights=IMAGENET", "has no weights 'IMAGENET'; use one of none, default, IMAGENET1K_V1"),
+        ("model.name=torchvision/resnet19", "there is no network 'torchvision/resnet19'; use one of cifar10,"),
         ("model.name=torchvision/fcn_resnet50", "there is no network"),
         ("model.depth=3", "model accepts name, weights"),
     ],
@@ -109,7 +109,7 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.T
 def test_pretrained_weights_fill_all_but_the_last_layer(cached: dict[str, torch.Tensor], weights: str) -> None:
     network = models.build("torchvision/resnet18", (3, 32, 32), 10)
     before = network.fc.weight.clone()
-    load_pretrained(network, Model.model_validate({"name": "torchvision/resnet18", "weights": weights}))
+    load_pretrained(network, ModelSection.model_validate({"name": "torchvision/resnet18", "weights": weights}))
     mine = network.state_dict()
     assert all(torch.equal(mine[key], value) for key, value in cached.items() if not key.startswith("fc."))
     assert torch.equal(network.fc.weight, before)
@@ -133,17 +133,17 @@ def test_weights_that_cannot_be_fetched_stop_the_training_in_one_sentence(
 def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     path.write_bytes(content)
-    model = Model.model_validate({"name": "torchvision/resnet18", "weights": "default"})
+    model = ModelSection.model_validate({"name": "torchvision/resnet18", "weights": "default"})
     with pytest.raises(ConvlineError, match=f"delete {path}"):
         load_pretrained(models.build("torchvision/resnet18", (3, 32, 32), 10), model)
 
 
 @pytest.mark.usefixtures("cached")
 def test_weights_that_differ_beyond_the_last_layer_are_refused() -> None:
-    model = Model.model_validate({"name": "torchvision/resnet18", "weights": "default"})
+    model = ModelSection.model_validate({"name": "torchvision/resnet18", "weights": "default"})
     network = models.build("torchvision/resnet18", (3, 32, 32), 1000)
     network.conv1 = torch.nn.Conv2d(3, 8, 7)
-    with pytest.raises(ConvlineError, match=r"do not fit, different is conv1\.weight"):
+    with pytest.raises(ConvlineError, match=r"do not fit the network: conv1\.weight"):
         load_pretrained(network, model)
 
 
@@ -163,6 +163,6 @@ def test_networks_of_torchvision_and_their_weights_are_known_without_importing_i
 
 @pytest.mark.parametrize("name", [*models.NETWORKS, "torchvision/resnet18"])
 def test_the_options_of_a_network_are_those_of_its_signature(name: str) -> None:
-    parameters = inspect.signature(models.find(name), eval_str=True).parameters
+    parameters = inspect.signature(models.builder(name), eval_str=True).parameters
     options = {key: value for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
     assert models.options(name) == options
