@@ -13,6 +13,7 @@ from torchvision.models import resnet18
 import models
 from convline.errors import ConvlineError
 from models.option_reader import torchvision_weights
+from pipeline.network import build_network, check_trains
 from pipeline.recipe import ModelSection, load
 from pipeline.training.pretrained import load_pretrained
 from tests.conftest import Cli, run_command
@@ -70,6 +71,17 @@ def test_what_only_a_forward_pass_finds_is_refused_before_anything_is_written(ph
     error = run_command(photographs, "pipeline", "train", "digits", *options, status=1).stderr
     assert "torchvision/alexnet does not accept the dataset rgb32, whose images are 32x32x3" in error
     assert not (photographs / "runs/small").exists()
+
+
+def test_checking_that_a_network_trains_leaves_it_as_it_was_initialised() -> None:
+    recipe = load("digits", ["model.name=torchvision/resnet18", "train.batch_size=4"])
+    image = {"height": 32, "width": 32, "channels": 3}
+    meta = {"name": "rgb32", "image": image, "classes": ["a", "b"], "mean": [99.0] * 3, "std": [9.0] * 3}
+    network = build_network(recipe, meta)
+    initial = {name: value.clone() for name, value in network.state_dict().items()}
+    check_trains(network, recipe, meta, 4)
+    assert network.training
+    assert all(torch.equal(initial[name], value) for name, value in network.state_dict().items())
 
 
 def test_batches_too_small_to_be_normalised_are_refused_before_anything_is_written(photographs: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import models
 from convline.errors import ConvlineError
 from pipeline.checkpoint import load_newest, paths, step_of
 from pipeline.recipe import load
@@ -96,6 +97,22 @@ def trained(project: Path, run: Path, steps: int, *settings: str, **options: Any
     """In this process."""
     recipe = load("digits", [*(settings or STAIRS), f"train.steps={steps}"])
     return train(recipe, run, project / "data", "cpu", tracking=False, **options).folder
+
+
+def test_the_network_is_built_once_before_the_first_step(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def counted(name: str, *arguments: Any, **options: Any) -> torch.nn.Module:
+        built.append(name)
+        return models.build(name, *arguments, **options)
+
+    monkeypatch.setattr("pipeline.network.build", counted)
+    trained(project, tmp_path / "run", 2)
+    assert built == ["digits_convnet"]
+    trained(project, tmp_path / "run", 4, resume=True)
+    assert built == 2 * ["digits_convnet"]
 
 
 def stopped(project: Path, run: Path, at: int, steps: int, *settings: str) -> None:
