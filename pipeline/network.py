@@ -23,6 +23,8 @@ from pipeline.run import Run
 # what torch raises for sizes that a network cannot process
 SIZE_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError)
 
+LAYERS_WITH_WEIGHTS = (nn.Conv2d, nn.Linear, LocallyConnected2d)
+
 # from uint8 images [n, height, width, channels] to probability and logit, float32 [n, classes]
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -151,15 +153,12 @@ def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]
 
         return hook
 
-    weighted = {name: layer for name, layer in network.named_modules() if isinstance(layer, WEIGHTED)}
+    weighted = {name: layer for name, layer in network.named_modules() if isinstance(layer, LAYERS_WITH_WEIGHTS)}
     hooks = [layer.register_forward_hook(record(name)) for name, layer in weighted.items()]
     network.eval()(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
     for hook in hooks:
         hook.remove()
     return passed
-
-
-WEIGHTED = (nn.Conv2d, nn.Linear, LocallyConnected2d)
 
 
 def _kind(layer: nn.Module) -> str:

@@ -56,7 +56,7 @@ def train(
         dataset = _open_dataset(recipe, data_dir, ranks)
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
         ranks.on_main(lambda: _check_batches(recipe, dataset, ranks))
-        network = ranks.main_first(lambda: _build_network(recipe, dataset, ranks, pretrained=starts_new))
+        served = ranks.main_first(lambda: _build_network(recipe, dataset, ranks, pretrained=starts_new))
         info = ranks.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite).info)
         run = Run(folder, info, recipe)
         if ranks.on_main(lambda: _is_finished(run)):
@@ -68,8 +68,8 @@ def train(
         with _log_what_is_saved(run):
             state = ranks.on_main(lambda: checkpoint.load_newest(folder / "checkpoints"))
             if state is None and not starts_new:  # all checkpoints are damaged
-                load_pretrained(network.network, recipe.model)
-            training = TrainingState.create(run, dataset, network, chosen_device, ranks, memory_limit)
+                load_pretrained(served.network, recipe.model)
+            training = TrainingState.create(run, dataset, served, chosen_device, ranks, memory_limit)
             log(training.batches.description)
             with progress_log(run, ranks) as progress, stop_request() as stop:
                 first_step = training.restore(state, progress, threads)

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]  # public, without types
 from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel

@@ -29,7 +29,7 @@ def fused_optimizer(kind: Callable[..., Optimizer], parameters: Iterable[Tensor]
 
 def update_weights(optimizer: Optimizer, learning_rate: float) -> None:
     """One step of an optimiser from `fused_optimizer`, without the hooks, profiling and compiler checks that torch
-    wraps around `step`: they take microseconds, and import torch._dynamo as well."""
+    wraps around `step`; the last of these would import torch._dynamo."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     with torch.no_grad():
@@ -37,7 +37,8 @@ def update_weights(optimizer: Optimizer, learning_rate: float) -> None:
 
 
 def blend_all(averages: list[Tensor], values: list[Tensor], weight: float) -> None:
-    """average += weight * (value - average) for all pairs, in place, by one call: torch has no public one for lists."""
+    """average += weight * (value - average) for all pairs, in place, by one call for all tensors; torch has no public
+    function for that."""
     torch._foreach_lerp_(averages, values, weight)
 
 
