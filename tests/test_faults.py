@@ -90,7 +90,7 @@ def test_a_signal_saves_first(
     saved = final_state(run)["step"]
     assert saved > 50
     assert errors.endswith(
-        f"stopped: runs/digits/checkpoints/step-{saved}.pt is saved, --resume goes on from step {saved}\n"
+        f"stopped: runs/digits/checkpoints/step-{saved}.pt is saved, --resume continues from step {saved}\n"
     )
     assert [point["step"] for point in points(run) if "loss" in point][-1] == (saved - 1) // 10 * 10
     cli(*TRAIN, *KILLABLE, "--resume")
