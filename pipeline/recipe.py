@@ -297,7 +297,7 @@ def _describe(error: ValidationError, fields: dict[str, Any]) -> str:
         owner = ".".join(path[:-1])
         return f"{field} is not a known field; {owner or 'a recipe'} accepts {', '.join(_accepted(owner, fields))}"
     if first["type"] == "union_tag_not_found":
-        return f"{field}.name is missing; use one of {', '.join(_tags(field))}"
+        return f"{field}.name is missing; use one of {', '.join(_choices(field))}"
     if first["type"] == "missing":
         return f"{field} is missing"
     message = first["msg"].removeprefix("Value error, ")
@@ -305,7 +305,7 @@ def _describe(error: ValidationError, fields: dict[str, Any]) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}{value}"
 
 
-def _tags(section: str) -> list[str]:
+def _choices(section: str) -> list[str]:
     """The names of all optimisers or schedules."""
     members = get_args(Recipe.model_fields[section].annotation)
     return [name for member in members for name in get_args(member.model_fields["name"].annotation)]
