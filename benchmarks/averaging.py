@@ -30,7 +30,7 @@ from convline.files import atomic_write
 from pipeline import checkpoint
 from pipeline.dataset import Split
 from pipeline.metrics import evaluate
-from pipeline.network import predictor, restored
+from pipeline.network import network_from_checkpoint, predictor
 from pipeline.run import Run
 
 RESULTS = ROOT / "benchmarks/results/averaging"
@@ -105,7 +105,9 @@ def take(run: Path, process: subprocess.Popen[bytes] | None, seen: dict[int, dic
 
 
 def precision(run: Run, state: dict[str, Any], weights: str, split: Split) -> float:
-    return evaluate(predictor(restored(run, state, weights), torch.device("cpu")), split, run.classes).precision_at(1)
+    return evaluate(
+        predictor(network_from_checkpoint(run, state, weights), torch.device("cpu")), split, run.classes
+    ).precision_at(1)
 
 
 def write_page() -> None:

@@ -21,10 +21,10 @@ from torch import nn
 from convline.cpus import usable_cpus
 from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
-from models.served import Served
+from models.served_network import ServedNetwork
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.timing import seconds_per_call
-from pipeline.network import build_served
+from pipeline.network import build_network
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
 from serving.session import open_session
@@ -67,7 +67,7 @@ def contenders(recipe: str, batch: int, threads: int) -> dict[str, Callable[[], 
         "mean": [128.0] * channels,
         "std": [64.0] * channels,
     }
-    served = build_served(loaded, meta).eval().requires_grad_(False)
+    served = build_network(loaded, meta).eval().requires_grad_(False)
     session, _ = open_session(to_onnx(served, spec).SerializeToString(), "cpu", threads)
     images = np.random.default_rng(0).integers(0, 256, (batch, *dataset.image), np.uint8)
     tensor = torch.from_numpy(images)
@@ -82,7 +82,7 @@ def contenders(recipe: str, batch: int, threads: int) -> dict[str, Callable[[], 
     return sides
 
 
-def with_torch_normalisation(served: Served) -> Served:
+def with_torch_normalisation(served: ServedNetwork) -> ServedNetwork:
     """A copy with `nn.LocalResponseNorm` (whose alpha is divided by the window's size)."""
     served = copy.deepcopy(served)
     for name, layer in served.network.named_children():

@@ -1,7 +1,7 @@
 """Everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O.
 
-A new network is a module here and a line in NETWORKS; those of torchvision are there by name. Neither is imported
-before it is built: torch takes seconds.
+To add a network, add a module here and a line in NETWORKS. The classifiers of torchvision are available by name. A
+network's module is imported when the network is built, because importing torch takes seconds.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from models import signatures
+from models import option_reader
 
 if TYPE_CHECKING:
     from torch import nn
 
+# module in this folder: class
 NETWORKS = {
     "cifar10": "Cifar10",
     "cifar10_local": "Cifar10Local",
@@ -30,35 +31,36 @@ TORCHVISION = "torchvision/"
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
-    """A freshly initialised network (from torch's global generator).
+    """A freshly initialised network; its weights are drawn from torch's global generator.
 
-    `image_shape` is (channels, height, width) after the crop, `classes` their number, `options` the
-    keyword arguments of what builds it. Its forward takes float32 [batch, channels, height, width]
-    and returns logits, float32 [batch, classes]; parameters are named `<layer>.weight`, `<layer>.bias`.
+    `image_shape` is (channels, height, width) after the crop, `classes` the number of classes, `options` the
+    network's own (see `options`). Its forward takes float32 [batch, channels, height, width] and returns logits,
+    float32 [batch, classes]; parameters are named `<layer>.weight`, `<layer>.bias`.
     Raises KeyError for an unknown name, ValueError where the network does not accept the images.
     """
-    return find(name)(image_shape, classes, **options)
+    return builder(name)(image_shape, classes, **options)
 
 
-def find(name: str) -> Callable[..., nn.Module]:
-    """What builds the network of this name. Raises KeyError where there is none."""
+def builder(name: str) -> Callable[..., nn.Module]:
+    """The class or function that builds the network `name`. Raises KeyError for an unknown name."""
     if name.startswith(TORCHVISION):
-        from models import zoo
+        from models import torchvision_networks
 
-        return zoo.find(name.removeprefix(TORCHVISION))
-    builder: Callable[..., nn.Module] = getattr(import_module(f"models.{name}"), NETWORKS[name])
-    return builder
+        return torchvision_networks.builder(name.removeprefix(TORCHVISION))
+    network: Callable[..., nn.Module] = getattr(import_module(f"models.{name}"), NETWORKS[name])
+    return network
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a network, with annotation and default: the keyword-only parameters of what builds it, read
-    without importing it. Raises KeyError where there is none of this name."""
+    """The options of the network `name`, with type and default: the keyword-only parameters of its builder, read
+    without importing it. Raises KeyError for an unknown name."""
     if not name.startswith(TORCHVISION):
-        return signatures.keyword_options(name, NETWORKS[name], "__init__")
-    signatures.torchvision_weights(name.removeprefix(TORCHVISION))
-    return signatures.keyword_options("zoo", "build")
+        return option_reader.keyword_options(name, NETWORKS[name], "__init__")
+    option_reader.torchvision_weights(name.removeprefix(TORCHVISION))  # raises KeyError for an unknown name
+    return option_reader.keyword_options("torchvision_networks", "build")
 
 
 def weights_of(name: str) -> list[str]:
-    """What the option `weights` of a network of torchvision may be: "none", "default", or torchvision's own names."""
-    return ["none", "default", *signatures.torchvision_weights(name.removeprefix(TORCHVISION))]
+    """The values that the option `weights` of a torchvision network accepts: "none", "default" and torchvision's own
+    names."""
+    return ["none", "default", *option_reader.torchvision_weights(name.removeprefix(TORCHVISION))]

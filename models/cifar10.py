@@ -1,14 +1,16 @@
+"""The network of TensorFlow's CIFAR-10 tutorial, and the convolutions that cifar10_local shares."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bounds import Count, Deviation
 from models.layers import LocalResponseNorm, SameConv2d, SameMaxPool2d, initialize
+from models.option_types import PositiveFloat, PositiveInt
 
 
 class CifarConvolutions(nn.Module):
-    """The lower half of both CIFAR-10 networks: conv1 - ReLU - pool1 - norm1 - conv2 - ReLU - norm2 - pool2."""
+    """The convolutions of both CIFAR-10 networks: conv1 - ReLU - pool1 - norm1 - conv2 - ReLU - norm2 - pool2."""
 
     def __init__(self, image_shape: tuple[int, int, int], conv_std: float, conv2_filters: int = 64) -> None:
         super().__init__()
@@ -25,16 +27,17 @@ class CifarConvolutions(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """float32 [batch, conv2_filters, *size] of float32 [batch, channels, height, width]."""
-        # the pool before ReLU: the same values and gradients, a quarter of the work
+        # pooling before ReLU gives the same values and gradients for a quarter of the work
         x = self.norm1(F.relu(self.pool1(self.conv1(images)), inplace=True))
         return self.pool2(self.norm2(F.relu(self.conv2(x), inplace=True)))
 
 
 class Cifar10(CifarConvolutions):
-    """The network of TensorFlow's CIFAR-10 tutorial, after cuda-convnet's.
+    """The network of TensorFlow's CIFAR-10 tutorial, which follows cuda-convnet's.
 
-    The convolutions, then local3 - ReLU - local4 - ReLU - softmax_linear. `conv_std` is 1e-4 in the first edition
-    and 5e-2 in later ones; `conv2_filters` widens the second convolution.
+    `CifarConvolutions`, then local3 - ReLU - local4 - ReLU - softmax_linear. `conv_std`, the standard
+    deviation of the initial convolution weights, is 1e-4 in the tutorial's first edition and 5e-2 in later ones;
+    `conv2_filters` widens the second convolution.
     """
 
     def __init__(
@@ -42,8 +45,8 @@ class Cifar10(CifarConvolutions):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        conv_std: Deviation = 5e-2,
-        conv2_filters: Count = 64,
+        conv_std: PositiveFloat = 5e-2,
+        conv2_filters: PositiveInt = 64,
     ) -> None:
         super().__init__(image_shape, conv_std, conv2_filters)
         self.local3 = nn.Linear(conv2_filters * self.size[0] * self.size[1], 384)

@@ -1,10 +1,12 @@
+"""The network of TensorFlow's "Deep MNIST for Experts"."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bounds import Share
 from models.layers import SameConv2d, SameMaxPool2d, initialize
+from models.option_types import DropoutRate
 
 
 class DeepMnist(nn.Module):
@@ -14,7 +16,7 @@ class DeepMnist(nn.Module):
     biases 0.1.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, dropout: Share = 0.5) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], classes: int, *, dropout: DropoutRate = 0.5) -> None:
         super().__init__()
         channels, height, width = image_shape
         self.conv1 = SameConv2d(channels, 32, 5)

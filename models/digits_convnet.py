@@ -1,26 +1,30 @@
+"""A small convolutional network for small images."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bounds import Count
+from models.option_types import PositiveInt
 
 
 class DigitsConvnet(nn.Module):
-    """A small convnet for small images: two 3x3 convolutions, each ReLU and 2x2 max-pool, two linear layers."""
+    """conv1 - ReLU - max-pool - conv2 - ReLU - max-pool - fc1 - ReLU - fc2, of 3x3 convolutions and 2x2 max-pools."""
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        filters: Count = 32,
-        hidden_size: Count = 128,
+        filters: PositiveInt = 32,
+        hidden_size: PositiveInt = 128,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape
         if height < 4 or width < 4:
-            raise ValueError(f"images of {height}x{width} are too small to be halved twice; it needs 4x4 or more")
+            raise ValueError(
+                f"images of {height}x{width} are too small to be halved twice; the network needs 4x4 or more"
+            )
         self.conv1 = nn.Conv2d(channels, filters, 3, padding=1)
         self.conv2 = nn.Conv2d(filters, 2 * filters, 3, padding=1)
         self.fc1 = nn.Linear(2 * filters * (height // 4) * (width // 4), hidden_size)

@@ -1,3 +1,5 @@
+"""A multilayer perceptron with one hidden layer."""
+
 from __future__ import annotations
 
 import math
@@ -5,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.bounds import Count, Deviation
+from models.option_types import PositiveFloat, PositiveInt
 
 
 class Mlp(nn.Module):
@@ -16,8 +18,8 @@ class Mlp(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        hidden_size: Count = 625,
-        init_std: Deviation = 0.05,
+        hidden_size: PositiveInt = 625,
+        init_std: PositiveFloat = 0.05,
     ) -> None:
         super().__init__()
         self.hidden = nn.Linear(math.prod(image_shape), hidden_size)

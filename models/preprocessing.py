@@ -1,3 +1,5 @@
+"""Preprocessing inside the network: centre crop and standardisation."""
+
 from __future__ import annotations
 
 import math
@@ -11,11 +13,11 @@ Standardize = Literal["scale", "per-image", "per-channel"]
 
 
 class Preprocessing(nn.Module):
-    """Pixels as stored to what the network sees: centre crop, then standardisation, in float32.
+    """From stored pixels to the network's input: centre crop, then standardisation, in float32.
 
     "scale": x / 255. "per-image": (x - mean) / max(std, 1 / sqrt(N)) over the N values of each cropped
     image, std of the population (TensorFlow's `tf.image.per_image_standardization`). "per-channel":
-    (x - mean) / std with the dataset's `mean` and `std`, one value a channel, in pixel units (0 to 255).
+    (x - mean) / std with the dataset's `mean` and `std`, one value per channel, in pixel units (0 to 255).
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Preprocessing(nn.Module):
         if crop is not None and crop > min(image_size):
             raise ValueError(f"a crop of {crop}x{crop} does not fit images of {self.height}x{self.width}")
         if standardize == "per-channel":
-            # a channel that never changes has a std of 0
+            # a constant channel has a std of 0
             scale = [1 / max(value, 1e-6) for value in std]
             self.mean: Tensor
             self.scale: Tensor

@@ -1,9 +1,11 @@
+"""SimpleConvNet of "Deep Learning from Scratch"."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bounds import Count, Deviation, Size
+from models.option_types import NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class SimpleConvnet(nn.Module):
@@ -17,12 +19,12 @@ class SimpleConvnet(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        filters: Count = 30,
-        filter_size: Count = 5,
-        padding: Size = 0,
-        stride: Count = 1,
-        hidden_size: Count = 100,
-        init_std: Deviation = 0.01,
+        filters: PositiveInt = 30,
+        filter_size: PositiveInt = 5,
+        padding: NonNegativeInt = 0,
+        stride: PositiveInt = 1,
+        hidden_size: PositiveInt = 100,
+        init_std: PositiveFloat = 0.01,
     ) -> None:
         super().__init__()
         channels, *sides = image_shape

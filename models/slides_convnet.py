@@ -1,11 +1,13 @@
+"""Two blocks of convolution, activation and max-pool, after lecture slides."""
+
 from __future__ import annotations
 
 from typing import Literal
 
 from torch import Tensor, nn
 
-from models.bounds import Count
 from models.layers import SameConv2d, SameMaxPool2d, initialize
+from models.option_types import PositiveInt
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
@@ -33,10 +35,10 @@ class SlidesConvnet(nn.Module):
         image_shape: tuple[int, int, int],
         classes: int,
         *,
-        block1_filters: Count = 24,
-        block2_filters: Count = 48,
-        kernel_size: Count = 5,
-        pool_size: Count = 2,
+        block1_filters: PositiveInt = 24,
+        block2_filters: PositiveInt = 48,
+        kernel_size: PositiveInt = 5,
+        pool_size: PositiveInt = 2,
         activation: Literal["relu", "tanh", "sigmoid"] = "relu",
     ) -> None:
         super().__init__()

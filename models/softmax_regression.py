@@ -1,3 +1,5 @@
+"""Softmax regression: one linear layer."""
+
 from __future__ import annotations
 
 import math
@@ -6,7 +8,7 @@ from torch import Tensor, nn
 
 
 class SoftmaxRegression(nn.Module):
-    """One linear layer from pixels to logits, `output`, started at zero."""
+    """One linear layer from pixels to logits, `output`, with zero initial weights."""
 
     def __init__(self, image_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()

@@ -1,7 +1,10 @@
-"""Checkpoints: whole or absent, the newest few kept, loaded without running any code they hold.
+"""Checkpoints: saved atomically, verified by a checksum, loaded without running code; the newest few are kept.
 
-A file ends with the SHA-256 of all its bytes before: a flip of any bit is found before anything is read into memory.
-(PyTorch does not look at the checksums of its own format, nor does it bound what a damaged file makes it do.)
+A checkpoint holds, as `TrainingState.save` writes it: "format", "step", "raw" and "averaged" weights, "optimizer",
+"threads", "ranks", "monitor" (of the progress log) and "provenance" (of the run).
+
+The file ends with the SHA-256 of all bytes before, so that any damage is found before torch reads the file: torch does
+not verify the checksums of its own format, and damaged files make it raise anything.
 """
 
 from __future__ import annotations
@@ -18,117 +21,117 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write, sha256
 
 FORMAT = 1
-KEPT = 3
-SEAL = b"sha256:"  # then 64 hexadecimal digits; torch.load reads past them, and older checkpoints have none
-SEALED = len(SEAL) + 64  # bytes
-PARTS = {"step": int, "raw": dict, "averaged": dict, "optimizer": dict}
+KEEP = 3  # checkpoints
+# the checksum is written as this prefix and 64 hexadecimal digits; torch.load ignores both. Older checkpoints have none
+CHECKSUM_PREFIX = b"sha256:"
+CHECKSUM_LENGTH = len(CHECKSUM_PREFIX) + 64
+REQUIRED = {"step": int, "raw": dict, "averaged": dict, "optimizer": dict}
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Write `state` as step-<step>.pt below `folder`, synced and renamed; older ones beyond `KEPT` go.
+    """Save `state` as step-<step>.pt in `folder`, durably and atomically, and delete all but the newest KEEP.
 
-    Raises ConvlineError where it cannot be written; the earlier ones are as they were.
+    Raises ConvlineError where it cannot be written; the earlier checkpoints are not changed then.
     """
     path = folder / f"step-{step}.pt"
     try:
         with atomic_write(path) as file:
             torch.save({"format": FORMAT, "step": step, **state}, file)
             file.flush()
-            file.write(SEAL + sha256(Path(file.name)).encode())  # 1 ms for a megabyte
+            file.write(CHECKSUM_PREFIX + sha256(Path(file.name)).encode())  # takes 1 ms per megabyte
     except (OSError, RuntimeError) as error:
-        if (refused := _refusal(error)) is None:
+        if (system_error := _system_error(error)) is None:
             raise
-        kept = paths(folder)
-        last = f"{kept[-1].name} is whole" if kept else "there is none before it"
+        existing = paths(folder)
+        last = f"{existing[-1].name} is intact" if existing else "there is none before it"
         raise ConvlineError(
-            f"{path} could not be saved: {refused.strerror}; {last}. Free some space, then --resume"
+            f"{path} could not be saved: {system_error.strerror}; {last}. Free some space, then --resume"
         ) from error
-    # newer ones are damaged, or this training would have begun at them
-    for old in [kept for kept in paths(folder) if step_of(kept) <= step][:-KEPT]:
+    # checkpoints of later steps are damaged (else this training would have continued from them) and do not count
+    for old in [saved for saved in paths(folder) if step_of(saved) <= step][:-KEEP]:
         old.unlink()
     return path
 
 
-def _refusal(error: BaseException | None) -> OSError | None:
-    """The system's refusal to write, which torch covers by an exception of its own."""
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The OSError that caused `error`, if any: torch raises its own exception on top of it."""
     while error is not None and not (isinstance(error, OSError) and error.errno):
         error = error.__context__
     return error
 
 
 def paths(folder: Path) -> list[Path]:
-    """The checkpoints below `folder`, oldest first."""
-    found = {path: re.fullmatch(r"step-(\d+)\.pt", path.name) for path in folder.glob("step-*.pt")}
-    return sorted((path for path, match in found.items() if match), key=step_of)
+    """The checkpoints in `folder`, oldest first."""
+    return sorted((path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name)), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """The step of a checkpoint, from its file name."""
     return int(path.stem.removeprefix("step-"))
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """A checkpoint, on the CPU; None for one that is torn or damaged, with a warning, or gone.
+    """A checkpoint, on the CPU; None if it is missing, or (with a warning) damaged.
 
-    Raises ConvlineError for one of a newer format.
+    Raises ConvlineError for a checkpoint of a newer format.
     """
     try:
         with path.open("rb") as file:
-            _check_seal(file)
+            _verify_checksum(file)
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        _check_parts(state)
+        _check_content(state)
     except FileNotFoundError:
         return None
-    # torch.load raises whatever a damaged file leads it to: KeyError, UnicodeDecodeError, MemoryError, …
+    # for a damaged file torch.load raises anything: KeyError, UnicodeDecodeError, MemoryError, …
     except Exception as error:
-        told = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
-        log(f"warning: {path} is damaged and skipped ({told})")
+        details = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
+        log(f"warning: {path} is damaged and skipped ({details})")
         return None
     if state["format"] != FORMAT:
         raise ConvlineError(f"{path} has format {state['format']}, this convline reads {FORMAT}; upgrade convline")
     return state
 
 
-def _check_seal(file: IO[bytes]) -> None:
-    """Raises ValueError where the bytes are not those that were saved; leaves the file at its beginning."""
+def _verify_checksum(file: IO[bytes]) -> None:
+    """Raises ValueError where the checksum does not match; leaves the file at its beginning."""
     size = file.seek(0, 2)
-    file.seek(max(0, size - SEALED))
-    if (seal := file.read()).startswith(SEAL):
-        digest, left = hashlib.sha256(), size - SEALED
+    file.seek(max(0, size - CHECKSUM_LENGTH))
+    if (checksum := file.read()).startswith(CHECKSUM_PREFIX):
+        digest, remaining = hashlib.sha256(), size - CHECKSUM_LENGTH
         file.seek(0)
-        while left and (part := file.read(min(left, 2**20))):
-            digest.update(part)
-            left -= len(part)
-        if digest.hexdigest().encode() != seal.removeprefix(SEAL):
-            raise ValueError("its bytes are not those that were saved")
+        while remaining and (chunk := file.read(min(remaining, 2**20))):
+            digest.update(chunk)
+            remaining -= len(chunk)
+        if digest.hexdigest().encode() != checksum.removeprefix(CHECKSUM_PREFIX):
+            raise ValueError("its checksum does not match")
     file.seek(0)
 
 
-def _check_parts(state: Any) -> None:
-    """Raises ValueError for what is no checkpoint: older ones, without a seal, may be damaged as well."""
+def _check_content(state: Any) -> None:
+    """Raises ValueError for what is not a checkpoint: damage to older ones, without a checksum, may show only here."""
     if not isinstance(state, dict) or type(state.get("format")) is not int:
-        raise ValueError("it is no checkpoint")
-    if state["format"] == FORMAT and not all(isinstance(state.get(part), kind) for part, kind in PARTS.items()):
+        raise ValueError("it is not a checkpoint")
+    if state["format"] == FORMAT and not all(isinstance(state.get(key), kind) for key, kind in REQUIRED.items()):
         raise ValueError("a part of it is missing")
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, with a warning where it is not the newest of all; None where there is none.
+    """The newest intact checkpoint, with a warning where newer ones are damaged; None where there is none.
     Raises ConvlineError as `load` does."""
     skipped: list[Path] = []
     for path in reversed(paths(folder)):
         if (state := load(path)) is not None:
-            if lost := [step_of(one) for one in skipped if one.exists()]:
+            if damaged := [step_of(path) for path in skipped if path.exists()]:
                 log(
-                    f"warning: the newest checkpoint in {folder}, of step {lost[0]}, is lost: that of step "
-                    f"{state['step']} is taken instead; `pipeline train --resume` trains the steps between them again"
+                    f"warning: the newest checkpoint in {folder}, of step {damaged[0]}, is lost; using the one of step "
+                    f"{state['step']} instead: `pipeline train --resume` trains the steps between them again"
                 )
             return state
         skipped.append(path)
     return None
 
 
-def tidy(folder: Path) -> None:
-    """Remove what was being written when a process was killed; for who holds the run's lock."""
-    for left in folder.glob(".step-*.tmp"):
-        left.unlink()
+def remove_unfinished(folder: Path) -> None:
+    """Remove files that a killed process was writing. The caller must hold the run's lock."""
+    for path in folder.glob(".step-*.tmp"):
+        path.unlink()

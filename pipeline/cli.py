@@ -11,7 +11,7 @@ import typer
 
 from convline import console
 from convline.errors import ConvlineError
-from pipeline.training.torchrun import is_rank
+from pipeline.training.rank_environment import is_rank
 
 if TYPE_CHECKING:
     from pipeline.run import Run

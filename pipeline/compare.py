@@ -10,7 +10,7 @@ from typing import Any
 from convline.errors import ConvlineError
 from convline.files import atomic_write
 from convline.html import card, cards, display_name, element, page, table
-from pipeline.network import build_served, count_parameters, multiply_adds, seen_shape
+from pipeline.network import build_network, count_parameters, multiply_adds, network_input_shape
 from pipeline.reporting.curves import draw_curves, series
 from pipeline.reporting.findings import read_findings
 from pipeline.reporting.plots import Picture
@@ -45,7 +45,7 @@ class Compared:
     def figures(self) -> dict[str, Any]:
         """What is compared: precision @ 1 of the averaged weights (None where it was not looked at), `seconds` of
         training, `multiply_adds` for one image."""
-        served = build_served(self.run.recipe, self.run.info["dataset"])
+        served = build_network(self.run.recipe, self.run.info["dataset"])
         steps = max((point.step for point in self.points), default=0)
         evaluated = self._evaluated(steps)
         test, validation, train, trained, elapsed = (last_value(self.points, key) for key in LAST)
@@ -59,7 +59,7 @@ class Compared:
             "validation_precision_at_1": validation,
             "precision_at_1": test if evaluated is None else evaluated,
             "parameters": count_parameters(served.network),
-            "multiply_adds": multiply_adds(served.network, seen_shape(self.run, served)),
+            "multiply_adds": multiply_adds(served.network, network_input_shape(self.run, served)),
         }
 
     def _evaluated(self, step: int) -> float | None:

@@ -10,8 +10,9 @@ from typing import Any
 from convline.errors import ConvlineError
 from convline.files import atomic_write
 from convline.html import elide_middle
+from pipeline.device import choose_device
 from pipeline.metrics import BATCH_SIZE, evaluate
-from pipeline.network import Predict, choose_device, load_served, predictor
+from pipeline.network import Predict, load_network, predictor
 from pipeline.run import Run
 from serving.model import open_model
 from serving.session import Provider
@@ -77,7 +78,7 @@ def _subject(run: Run, question: EvaluationOptions) -> tuple[Predict, dict[str, 
             "step": model.metadata["run"]["step"],
             "engine": f"onnxruntime, {model.provider}",
         }
-    served, step = load_served(run, question.weights)
+    served, step = load_network(run, question.weights)
     device = choose_device(question.device)
     origin = {"weights": question.weights, "step": step, "engine": f"PyTorch, {device}"}
     return predictor(served.to(device), device), origin

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError
 from convline.files import atomic_write, remove_leftovers
-from models.served import Served
+from models.served_network import ServedNetwork
 from pipeline.dataset import Dataset, Split
 from pipeline.exporting.float16 import to_float16
 from pipeline.exporting.graph import check, float_nodes, to_onnx
 from pipeline.exporting.int8 import quantize
 from pipeline.exporting.timing import seconds_per_call
 from pipeline.exporting.tolerances import TOLERANCES, Parity, Precision, Tolerance
-from pipeline.network import Predict, load_served, predictor
+from pipeline.network import Predict, load_network, predictor
 from pipeline.parity import compare, prove_run, split_batches
 from pipeline.run import Run
 from serving.batch_size import SERVING_BATCH
@@ -76,7 +76,7 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
     destination = output or run.model
     if destination.exists() and not destination.is_file():
         raise ConvlineError(f"{destination} is no file that an export could replace; name a .onnx file")
-    served, step = load_served(run, "averaged")
+    served, step = load_network(run, "averaged")
     reference = predictor(served, torch.device("cpu"))
     full = to_onnx(served, run.spec)
     model, details = in_precision(full, served, run, dataset, precision)
@@ -123,7 +123,7 @@ def _beside(destination: Path, run: Run, name: str) -> Path:
 
 
 def in_precision(
-    full: onnx.ModelProto, served: Served, run: Run, dataset: Dataset, precision: Precision
+    full: onnx.ModelProto, served: ServedNetwork, run: Run, dataset: Dataset, precision: Precision
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in a precision, from the one in float32, and how it came about."""
     if precision == "fp32":

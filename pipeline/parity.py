@@ -20,7 +20,7 @@ from convline.inputs.listing import find
 from pipeline.dataset import Dataset, Split
 from pipeline.exporting.boundary_images import BoundaryImages
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Batch, Parity, Precision, Tolerance
-from pipeline.network import Predict, load_served, predictor
+from pipeline.network import Predict, load_network, predictor
 from pipeline.run import Run
 from serving.batch_size import SERVING_BATCH
 from serving.classifier import try_decode
@@ -126,7 +126,7 @@ def _subject(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
 
 def _trained(run: Run, model: OnnxModel, path: Path) -> Predict:
     """The network of the checkpoint that the file holds."""
-    served, step = load_served(run)
+    served, step = load_network(run)
     if (exported := model.metadata["run"]["step"]) != step:
         raise ConvlineError(
             f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again"

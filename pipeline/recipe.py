@@ -1,4 +1,4 @@
-"""Recipes: what to train on, what network, how. TOML files, checked to the last field."""
+"""Recipes: TOML files that say what to train on, which network and how. Every field is checked."""
 
 from __future__ import annotations
 
@@ -25,41 +25,43 @@ from pydantic import (
 
 from convline.errors import ConvlineError
 from models import NETWORKS, TORCHVISION, options, weights_of
-from pipeline.training.optimizers import Constant, OptimizerSection, ScheduleSection
-from pipeline.training.recipe_section import Section
+from pipeline.training.optimizers import OptimizerSection
+from pipeline.training.recipe_section import RecipeSection
+from pipeline.training.schedules import Constant, ScheduleSection
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Split = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 
 
 def _count_or_fraction(value: int | float) -> int | float:
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     is_fraction = isinstance(value, float) and 0 <= value < 1
     if not (is_count or is_fraction):
-        raise ValueError("is a count of images (0, 5000) or a fraction below 1 (0.1)")
+        raise ValueError("must be a count of images (0, 5000) or a fraction below 1 (0.1)")
     return value
 
 
-class Data(Section):
-    """`validation`: how much of train to hold out (a count or a fraction; 0: nothing), seeded, stratified.
-    `sampling`: "epoch", shuffled passes; "independent", a fresh draw without repeats each step."""
+class DataSection(RecipeSection):
+    """`validation`: how much of the training split to hold out (a count or a fraction; 0: nothing), stratified
+    and drawn by the seed. `sampling`: "epoch" for shuffled passes; "independent" for a new draw without repeats at each
+    step."""
 
     dataset: str
     validation: Annotated[int | float, BeforeValidator(_count_or_fraction)] = 0
     sampling: Literal["epoch", "independent"] = "epoch"
 
 
-class Preprocess(Section):
-    """`crop`: side of the centre crop in pixels, inside the served graph; without it the whole image.
-    `standardize`: "scale" x / 255; "per-image"; "per-channel" with the dataset's mean and std."""
+class PreprocessSection(RecipeSection):
+    """`crop`: side of the centre crop in pixels, which becomes part of the exported graph; without it the whole image.
+    `standardize`: "scale" is x / 255; "per-image"; "per-channel" uses the mean and std of the dataset."""
 
     crop: PositiveInt | None = None
     standardize: Literal["scale", "per-image", "per-channel"] = "scale"
 
 
-class Model(BaseModel):
-    """`name` in `models.NETWORKS`, or "torchvision/…"; every other key is an option of that network."""
+class ModelSection(BaseModel):
+    """`name`: a key of `models.NETWORKS`, or "torchvision/…"; every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -70,32 +72,33 @@ class Model(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve(cls, fields: Any) -> Any:
-        """Check the options against the network's own signature and fill in its defaults."""
+    def _check_options(cls, fields: Any) -> Any:
+        """Check the options against the signature of the network, and fill in its defaults."""
         if not isinstance(fields, dict) or "name" not in fields:
             return fields
         name = fields["name"]
         try:
-            known = options(name)
+            accepted = options(name)
         except (KeyError, AttributeError) as error:
             raise ValueError(
-                f"there is no network {name!r}; there are {', '.join(sorted(NETWORKS))}, and torchvision's as "
-                "torchvision/resnet18"
+                f"there is no network {name!r}; use one of {', '.join(sorted(NETWORKS))}, or a network of torchvision "
+                "such as torchvision/resnet18"
             ) from error
         weights = fields.get("weights", "none")
         if name.startswith(TORCHVISION) and weights not in (known_weights := weights_of(name)):
-            raise ValueError(f"{name} has no weights {weights!r}; there are {', '.join(known_weights)}")
-        accepted: dict[str, Any] = {key: (option.annotation, option.default) for key, option in known.items()}
-        schema = create_model("Options", __base__=Section, **accepted)
+            raise ValueError(f"{name} has no weights {weights!r}; use one of {', '.join(known_weights)}")
+        fields_of_model: dict[str, Any] = {key: (each.annotation, each.default) for key, each in accepted.items()}
+        schema = create_model("Options", __base__=RecipeSection, **fields_of_model)
         return {"name": name, **schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()}
 
 
-class Train(Section):
-    """`steps` updates of `batch_size` images (over all devices); `loss`: the batch's cross-entropies as a
-    mean or a sum; `l2`: by layer, the coefficient of ‖weight‖² / 2 in the loss; `average_decay` of the moving
-    average, 0 for none; the `_every` are in steps, 0: never; `evaluate_limit`: the first N images of each of
-    `evaluate_splits`. `precision` of forward and backward pass ("bfloat16": autocast; the weights stay float32);
-    `compile`: the network by torch.compile, with CUDA graphs on CUDA."""
+class TrainSection(RecipeSection):
+    """`steps`: updates, each on `batch_size` images (over all devices). `loss`: the mean or the sum of the batch's
+    cross-entropies. `l2`: for each layer named, the coefficient of ‖weight‖² / 2 in the loss. `average_decay`: of the
+    moving average of the weights, 0 for none. `log_every`, `checkpoint_every`, `summary_every`, `evaluate_every`: in
+    steps; 0 is never. `evaluate_limit`: evaluate the first N images of each of `evaluate_splits`. `precision`: of
+    forward and backward pass ("bfloat16" by autocast; the weights stay float32). `compile`: use torch.compile, on CUDA
+    with CUDA graphs."""
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -107,19 +110,19 @@ class Train(Section):
     checkpoint_every: PositiveInt = 1000
     summary_every: NonNegativeInt = 100
     evaluate_every: NonNegativeInt = 0
-    evaluate_splits: list[Split] = Field(default=["test"], min_length=1)
+    evaluate_splits: list[SplitName] = Field(default=["test"], min_length=1)
     evaluate_limit: PositiveInt | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
 
 
-class Augment(Section):
-    """Distortions of the images in training, each its own draw; evaluation sees the centre crop.
+class AugmentSection(RecipeSection):
+    """Random changes of the training images, drawn for each image; evaluation sees the unchanged centre crop.
 
-    `random_crop`: the window of `preprocess.crop` (without it: of the image's size) lies anywhere in the image
-    and a border of `padding` black pixels; `flip`: each is mirrored with probability 1/2; `brightness`: plus
-    U(-brightness, brightness), in pixel units of 0 to 255; `contrast`: times U(lowest, highest) about each
-    channel's mean. Nothing is clipped."""
+    `random_crop`: a crop of size `preprocess.crop` (default: the image's size) at a random position in the image with a
+    border of `padding` black pixels. `flip`: mirror left to right with probability 1/2. `brightness`: add
+    U(-brightness, brightness), in pixel units of 0 to 255. `contrast`: multiply the distance from each channel's
+    mean by U(lowest, highest). Nothing is clipped."""
 
     random_crop: bool = False
     padding: NonNegativeInt = 0
@@ -128,7 +131,7 @@ class Augment(Section):
     contrast: Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)] = (1.0, 1.0)
 
     @model_validator(mode="after")
-    def _check(self) -> Augment:
+    def _check(self) -> AugmentSection:
         if self.padding and not self.random_crop:
             raise ValueError("padding has no effect without random_crop = true")
         if self.contrast[0] > self.contrast[1]:
@@ -136,37 +139,37 @@ class Augment(Section):
         return self
 
 
-class Published(Section):
-    """What the source of this recipe published."""
+class PublishedSection(RecipeSection):
+    """The figures that the source of this recipe published."""
 
     precision_at_1: Annotated[float, Field(ge=0, le=1)] | None = None
     seconds: PositiveFloat | None = None
     source: str = ""
 
 
-class Recipe(Section):
-    """A whole recipe. `name` is the file's."""
+class Recipe(RecipeSection):
+    """A whole recipe. `name` is the name of its file."""
 
     name: str = ""
-    data: Data
-    preprocess: Preprocess = Preprocess()
-    augment: Augment = Augment()
-    model: Model
-    train: Train
+    data: DataSection
+    preprocess: PreprocessSection = PreprocessSection()
+    augment: AugmentSection = AugmentSection()
+    model: ModelSection
+    train: TrainSection
     optimizer: OptimizerSection
     schedule: ScheduleSection = Constant()
-    published: Published = Published()
+    published: PublishedSection = PublishedSection()
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field, defaults included; those that are unset are left out, as TOML has no null."""
+        """Every field, defaults included; None is left out, because TOML has no null."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())
 
 
-# what may differ between a run and its continuation: it changes what is seen, not what is learnt
-OBSERVATION = {
+# fields that may change when a run is resumed, because they do not influence the weights
+WITHOUT_INFLUENCE = {
     "name",
     "published",
     "train.log_every",
@@ -179,45 +182,47 @@ OBSERVATION = {
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """The dotted fields in which two recipes would train differently."""
+    """The dotted names of the fields by which two recipes would train different weights."""
     a, b = flat(one.to_dict()), flat(other.to_dict())
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-    return [key for key in changed if key not in OBSERVATION and key.split(".")[0] not in OBSERVATION]
+    return [key for key in changed if key not in WITHOUT_INFLUENCE and key.split(".")[0] not in WITHOUT_INFLUENCE]
 
 
 def names() -> list[str]:
-    """The shipped recipes."""
+    """The names of the shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def find(name: str) -> Path:
-    """The file of a recipe: a shipped one by name, any other by its path."""
+    """The file of a recipe: of a shipped one by its name, of any other by its path."""
     if name.endswith(".toml") or "/" in name:
         path = Path(name)
         if not path.is_file():
             raise ConvlineError(f"no recipe file at {path}")
         return path
     if name not in names():
-        close = get_close_matches(name, names(), 1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        raise ConvlineError(f"there is no recipe {name!r}: {meant}there are {', '.join(names())}, or a path to a .toml")
+        similar = get_close_matches(name, names(), 1)
+        hint = f"did you mean {similar[0]}? " if similar else ""
+        raise ConvlineError(
+            f"there is no recipe {name!r}: {hint}use one of {', '.join(names())}, or the path of a .toml file"
+        )
     return RECIPES / f"{name}.toml"
 
 
 def read(name: str) -> str:
-    """A recipe as it is written. Raises ConvlineError for a file that is no text."""
+    """The text of a recipe's file. Raises ConvlineError for a file that is not UTF-8."""
     path = find(name)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConvlineError(f"{path} is not valid TOML, which is UTF-8: {error}") from error
+        raise ConvlineError(f"{path} is not valid TOML, because it is not UTF-8: {error}") from error
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name or path, with overrides of the form "section.field=value" (values as in TOML; without one
-    the field is left to its default).
+    """A recipe by name or path, with overrides of the form "section.field=value" (values as in TOML; an empty value
+    resets the field to its default).
 
-    Raises ConvlineError naming the field, and what would be accepted.
+    Raises ConvlineError that names the wrong field and what it accepts.
     """
     path = find(name)
     try:
@@ -228,23 +233,23 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         _override(fields, override)
     if any(override.partition("=")[0].strip() == "data.dataset" for override in overrides):
-        fields.pop("published", None)  # a figure on other images
+        fields.pop("published", None)  # it was measured on other images
     loaded = parse(fields, f"recipe {name}")
     warmup = getattr(loaded.schedule, "warmup", 0)
     if warmup >= loaded.train.steps:
         raise ConvlineError(
-            f"recipe {name}: schedule.warmup {warmup} leaves nothing of train.steps {loaded.train.steps}; make it "
-            "shorter, or train for longer"
+            f"recipe {name}: schedule.warmup {warmup} is not shorter than train.steps {loaded.train.steps}; lower "
+            "schedule.warmup or raise train.steps"
         )
     return loaded
 
 
 def parse(fields: dict[str, Any], where: str) -> Recipe:
-    """Raises ConvlineError for the first field that does not fit; `where` begins its sentence."""
+    """A recipe from its fields. Raises ConvlineError for the first invalid field; `where` begins the message."""
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise ConvlineError(f"{where}: {_complaint(error, fields)}") from error
+        raise ConvlineError(f"{where}: {_describe(error, fields)}") from error
 
 
 def _override(fields: dict[str, Any], override: str) -> None:
@@ -253,7 +258,7 @@ def _override(fields: dict[str, Any], override: str) -> None:
     if not (equals and dot and section and field):
         raise ConvlineError(f"--set {override}: write it as section.field=value, such as train.steps=500")
     if not text.strip():
-        _forget(fields, key.strip())
+        _reset(fields, key.strip())
         return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -261,11 +266,11 @@ def _override(fields: dict[str, Any], override: str) -> None:
         value = text.strip()  # a bare word is a string
     table = fields.setdefault(section, {})
     if not isinstance(table, dict):
-        raise ConvlineError(f"--set {override}: {section} is no section")
+        raise ConvlineError(f"--set {override}: {section} is not a section")
     if field == "name" and table.get("name") != value:
-        # another optimiser, schedule or network: the options of the old one do not fit it
-        kept = {"learning_rate"} if section == "optimizer" else set()
-        fields[section] = table = {k: v for k, v in table.items() if k in kept}
+        # the options of the previous optimiser, schedule or network do not fit the new one
+        shared = {"learning_rate"} if section == "optimizer" else set()
+        fields[section] = table = {k: v for k, v in table.items() if k in shared}
     inner, dot, key = field.partition(".")
     if dot and isinstance(table.setdefault(inner, {}), dict):
         table[inner][key] = value  # as in train.l2.local3=0.004
@@ -273,40 +278,41 @@ def _override(fields: dict[str, Any], override: str) -> None:
         table[field] = value
 
 
-def _forget(fields: dict[str, Any], key: str) -> None:
-    """Leave a field to its default."""
+def _reset(fields: dict[str, Any], key: str) -> None:
+    """Reset a field to its default."""
     *sections, field = key.split(".")
     for section in sections:
         fields = fields.get(section, {})
     fields.pop(field, None)
 
 
-def _complaint(error: ValidationError, fields: dict[str, Any]) -> str:
+def _describe(error: ValidationError, fields: dict[str, Any]) -> str:
+    """The first problem as a sentence."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     if len(path) > 2 and path[0] in ("optimizer", "schedule"):
-        del path[1]  # the union's tag, which is no field
+        del path[1]  # the tag of the union, which is not a field
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
         owner = ".".join(path[:-1])
         return f"{field} is not a known field; {owner or 'a recipe'} accepts {', '.join(_accepted(owner, fields))}"
     if first["type"] == "union_tag_not_found":
-        return f"{field}.name is missing; there are {', '.join(_tags(field))}"
+        return f"{field}.name is missing; use one of {', '.join(_choices(field))}"
     if first["type"] == "missing":
         return f"{field} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
-    return f"{field}: {message[0].lower()}{message[1:]}{given}"
+    value = "" if isinstance(first["input"], dict) else f" (it is {first['input']!r})"
+    return f"{field}: {message[0].lower()}{message[1:]}{value}"
 
 
-def _tags(section: str) -> list[str]:
-    """The names of optimisers or schedules."""
+def _choices(section: str) -> list[str]:
+    """The names of all optimisers or schedules."""
     members = get_args(Recipe.model_fields[section].annotation)
     return [name for member in members for name in get_args(member.model_fields["name"].annotation)]
 
 
 def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
-    """The fields of a section; those of a model, optimiser or schedule depend on its name."""
+    """The fields that a section accepts; for a model, optimiser or schedule they depend on its name."""
     schema: Any = Recipe.model_fields[section].annotation if section else Recipe
     if section == "model":
         return ["name", *options(fields[section]["name"])]

@@ -8,7 +8,8 @@ from pathlib import Path
 from convline.files import atomic_write
 from convline.html import HtmlContent, page
 from pipeline.dataset import Dataset
-from pipeline.network import choose_device, load_served
+from pipeline.device import choose_device
+from pipeline.network import load_network
 from pipeline.reporting import image_sections, sections
 from pipeline.reporting.plots import save
 from pipeline.reporting.report_data import ReportData
@@ -33,11 +34,11 @@ def report(run: Run, dataset: Dataset) -> Path:
     The averaged weights are evaluated on the whole test split. Raises ConvlineError where the run has no checkpoint
     yet.
     """
-    served, step = load_served(run)
+    served, step = load_network(run)
     data = ReportData(run, dataset, served.to(choose_device("auto")), step)
     shown_sections = [(title, [show(data) for show in parts]) for title, parts in SECTIONS.items()]
     text = page(f"{run.name}: an image classifier", sections.head(data), shown_sections)
     save(run.pictures, data.pictures)
-    with atomic_write(run.page, "w", encoding="utf-8") as file:
+    with atomic_write(run.report_page, "w", encoding="utf-8") as file:
         file.write(text)
-    return run.page
+    return run.report_page

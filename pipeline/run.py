@@ -1,4 +1,4 @@
-"""A run: the folder `runs/<run>/` and what is in it."""
+"""A run: the folder `runs/<run>/` with its recipe, dataset description, metrics, checkpoints and model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from pipeline.json_schemas import RunFields, read_json_object, read_validated
 from pipeline.recipe import Recipe, flat, parse
 
 FORMAT = 1
-KEPT = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")  # of a dataset's meta.json
+# what run.json keeps of the dataset's meta.json
+DATASET_FIELDS = ("name", "fingerprint", "fingerprints", "classes", "image", "mean", "std")
 REMEDY = "train it again with --overwrite"
 LOCK_SECONDS = 0.1  # to wait for the lock: `is_training` of another process holds it for a moment
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. `info` is its `run.json`: id, and the dataset as it was when training began."""
+    """A run's folder. `info` is the content of `run.json`: the id, and the dataset as it was when training began."""
 
     folder: Path
     info: dict[str, Any]
@@ -36,22 +37,22 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> Run:
-        """A new run in `folder`, which appears whole; whatever is there is replaced."""
-        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": {key: dataset.meta[key] for key in KEPT}}
-        with new_folder(folder) as beside:
-            (beside / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
-            (beside / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+        """Create a run in `folder`, atomically; an existing folder is replaced."""
+        info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": {key: dataset.meta[key] for key in DATASET_FIELDS}}
+        with new_folder(folder) as temporary:
+            (temporary / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+            (temporary / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
         return cls(folder, info, recipe)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
-        """Raises ConvlineError where there is no run of this version."""
+        """The run in `folder`. Raises ConvlineError where there is none, or none that this version reads."""
         restore_folder(folder)
         try:
             info = read_validated(folder / "run.json", RunFields, FORMAT, REMEDY)
             fields = tomllib.loads((folder / "recipe.toml").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise ConvlineError(f"{folder} is no run ({Path(error.filename).name} is missing)") from error
+            raise ConvlineError(f"{folder} is not a run ({Path(error.filename).name} is missing)") from error
         except (ValueError, RecursionError) as error:
             raise ConvlineError(f"{folder}/recipe.toml is damaged ({error}); {REMEDY}") from error
         return cls(folder, info, parse(fields, str(folder / "recipe.toml")))
@@ -63,8 +64,8 @@ class Run:
             folder = Path(name) if "/" in name and not (runs_dir / name).exists() else runs_dir / name
             restore_folder(folder)
             if not folder.is_dir():
-                there = ", ".join(sorted(path.parent.name for path in runs_dir.glob("[!.]*/run.json"))) or "none"
-                raise ConvlineError(f"no run at {folder}; the runs in {runs_dir} are: {there}")
+                names = ", ".join(sorted(path.parent.name for path in runs_dir.glob("[!.]*/run.json"))) or "none"
+                raise ConvlineError(f"no run at {folder}; the runs in {runs_dir} are: {names}")
             return cls.open(folder)
         restore_folders(runs_dir)
         trained = sorted(runs_dir.glob("[!.]*/metrics.jsonl"), key=lambda path: path.stat().st_mtime_ns)
@@ -85,35 +86,35 @@ class Run:
         return ImageSpec.from_dict(self.info["dataset"]["image"])
 
     def provenance(self) -> dict[str, Any]:
-        """What its weights were made by and mean something with: a checkpoint keeps it, for recipe.toml and run.json
-        may be changed or damaged afterwards."""
-        told = self.recipe.to_dict()
-        recipe = {key: told[key] for key in ("data", "preprocess", "model")} | {"seed": self.recipe.train.seed}
+        """The parts of recipe and dataset that give the weights their meaning. Checkpoints keep a copy, because
+        recipe.toml and run.json may be changed or damaged later."""
+        fields = self.recipe.to_dict()
+        recipe = {key: fields[key] for key in ("data", "preprocess", "model")} | {"seed": self.recipe.train.seed}
         return {"recipe": recipe, "dataset": self.info["dataset"]}
 
     def check_provenance(self, state: dict[str, Any]) -> None:
-        """Raises ConvlineError where a checkpoint's `state` was made by another recipe or dataset. Older ones do not
-        say."""
-        mine = flat(self.provenance())
-        told = flat(state.get("provenance", {}))  # what a newer convline adds to a recipe, it lacks
-        if differs := sorted(key for key, value in told.items() if mine.get(key) != value):
+        """Raises ConvlineError where the `state` of a checkpoint was trained with another recipe or dataset. The
+        checkpoints of older versions do not say."""
+        current = flat(self.provenance())
+        trained_with = flat(state.get("provenance", {}))  # without fields that newer versions have added to recipes
+        if different := sorted(key for key, value in trained_with.items() if current.get(key) != value):
             raise ConvlineError(
-                f"{self.folder} was changed since it was trained: its recipe.toml or run.json differ from what its "
-                f"checkpoint of step {state['step']} was trained by in {', '.join(differs[:3])}; put them back, or "
-                f"{REMEDY}"
+                f"{self.folder} has changed since it was trained: its recipe.toml or run.json differs from what the "
+                f"checkpoint of step {state['step']} was trained with, in {', '.join(different[:3])}; restore the "
+                f"files, or {REMEDY}"
             )
 
     @contextmanager
-    def fitting(self, state: dict[str, Any]) -> Iterator[None]:
-        """While what a checkpoint's `state` holds is loaded: raises ConvlineError where it does not fit."""
+    def loading(self, state: dict[str, Any]) -> Iterator[None]:
+        """A block that loads the `state` of a checkpoint: raises ConvlineError where it does not fit the network."""
         try:
             yield
-        # torch's ways to say that names or shapes differ; an older checkpoint may hold anything
+        # what torch raises where names, shapes or types differ
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            told = str(error).strip().splitlines()[-1].strip()
+            details = str(error).strip().splitlines()[-1].strip()
             raise ConvlineError(
-                f"the checkpoint of step {state['step']} in {self.folder} does not fit its recipe's network ({told}); "
-                f"put its recipe.toml back, or {REMEDY}"
+                f"the checkpoint of step {state['step']} in {self.folder} does not fit its recipe's network "
+                f"({details}); restore its recipe.toml, or {REMEDY}"
             ) from error
 
     @property
@@ -122,12 +123,12 @@ class Run:
 
     @property
     def summaries(self) -> Path:
-        """How the values of each layer are distributed, a point every so many steps, as in `metrics`."""
+        """The distributions of each layer's values, as points like those in `metrics`."""
         return self.folder / "summaries.jsonl"
 
     @property
     def watched(self) -> Path:
-        """What `pipeline evaluate --watch` found, a point a checkpoint, as in `metrics`."""
+        """The results of `pipeline evaluate --watch`, one point per checkpoint, like those in `metrics`."""
         return self.folder / "watched.jsonl"
 
     @property
@@ -135,8 +136,8 @@ class Run:
         return self.folder / "model.onnx"
 
     @property
-    def page(self) -> Path:
-        """What `pipeline report` wrote."""
+    def report_page(self) -> Path:
+        """The page that `pipeline report` writes."""
         return self.folder / "report.html"
 
     @property
@@ -144,20 +145,24 @@ class Run:
         return self.folder / "pictures"
 
     def dataset(self, data_dir: Path) -> Dataset:
-        """The dataset it was trained on. Raises ConvlineError where it is not the same any more."""
-        mine = self.info["dataset"]
-        dataset = Dataset.open(data_dir, mine["name"])
-        # as lists: classes in another order are others
-        if differs := [key for key in KEPT if key != "name" and dataset.meta[key] != mine[key]]:
-            raise ConvlineError(
-                f"{dataset.folder} is not the dataset that {self.folder} was trained on (its {differs[0]} "
-                f"{'differ' if differs[0].endswith('s') else 'differs'}); prepare that one again, or train with "
-                "--overwrite"
-            )
+        """The dataset that the run was trained on. Raises ConvlineError where it is not the same any more."""
+        dataset = Dataset.open(data_dir, self.info["dataset"]["name"])
+        self.check_dataset(dataset)
         return dataset
 
+    def check_dataset(self, dataset: Dataset) -> None:
+        """Raises ConvlineError where `dataset` is not the one that the run was trained on."""
+        trained_on = self.info["dataset"]
+        # classes are compared with their order
+        if different := [key for key in DATASET_FIELDS if key != "name" and dataset.meta[key] != trained_on[key]]:
+            raise ConvlineError(
+                f"{dataset.folder} is not the dataset that {self.folder} was trained on (its {different[0]} "
+                f"{'differ' if different[0].endswith('s') else 'differs'}); prepare that one again, or train with "
+                "--overwrite"
+            )
+
     def split(self, dataset: Dataset, name: str) -> Split:
-        """A split of its dataset, as its recipe cuts it."""
+        """A split of the run's dataset, with the validation split that its recipe sets."""
         return dataset.split(name, self.recipe.data.validation, self.recipe.train.seed)
 
     @contextmanager
@@ -183,11 +188,11 @@ class Run:
             yield
 
     def is_tracked(self) -> bool:
-        """Whether it was sent to MLflow, or should have been."""
+        """Whether metrics of the run were sent to MLflow, or should have been."""
         return (self.folder / "sync.json").exists()
 
     def is_current(self) -> bool:
-        """Whether the folder still holds this run, and not one that has replaced it."""
+        """Whether the folder still holds this run, not one that has replaced it."""
         try:
             return bool(read_json_object(self.folder / "run.json", REMEDY).get("id") == self.info["id"])
         except FileNotFoundError:

@@ -16,9 +16,10 @@ from convline.cpus import lower_priority
 from convline.errors import ConvlineError
 from convline.mlflow_client import tracking_uri
 from pipeline import checkpoint
+from pipeline.device import choose_device
 from pipeline.evaluate import EvaluationOptions, check_top_k
 from pipeline.metrics import evaluate
-from pipeline.network import choose_device, predictor, restored
+from pipeline.network import network_from_checkpoint, predictor
 from pipeline.run import Run
 from pipeline.tracking.points import append_point, read_points
 from pipeline.tracking.sender import Sender
@@ -45,7 +46,7 @@ def watch(
         for path in _unwatched(run, question):
             if (state := checkpoint.load(path)) is None:
                 continue
-            predict = predictor(restored(run, state, question.weights).to(device), device)
+            predict = predictor(network_from_checkpoint(run, state, question.weights).to(device), device)
             evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
             point = {"step": state["step"], "time": round(time.time(), 3), question.metric: evaluation.precision_at(1)}
             append_point(run.watched, point)

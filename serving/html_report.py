@@ -115,7 +115,7 @@ class HtmlReport:
             element("p", "Images of ", inputs, ", classified by ", display_name(self._model), "."),
             key_figures(facts),
         ]
-        return page("Classified images", [sentence, key_figures(facts)], sections)
+        return page("Classified images", head, sections)
 
     def _classes(self, tally: Tally) -> Html:
         def row(label: str, images: int) -> list[HtmlContent]:

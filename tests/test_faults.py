@@ -90,7 +90,7 @@ def test_a_signal_saves_first(
     saved = final_state(run)["step"]
     assert saved > 50
     assert errors.endswith(
-        f"stopped: runs/digits/checkpoints/step-{saved}.pt is saved, --resume goes on from step {saved}\n"
+        f"stopped: runs/digits/checkpoints/step-{saved}.pt is saved, --resume continues from step {saved}\n"
     )
     assert [point["step"] for point in points(run) if "loss" in point][-1] == (saved - 1) // 10 * 10
     cli(*TRAIN, *KILLABLE, "--resume")
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(uninterrupted: Path, tmp_path: P
     assert limited.returncode == 1
     error = limited.stderr.splitlines()[-1]
     last = list(before)[-1].name
-    assert "could not be saved: File too large" in error and f"{last} is whole" in error and "--resume" in error
+    assert "could not be saved: File too large" in error and f"{last} is intact" in error and "--resume" in error
     assert {path: path.read_bytes() for path in paths(run / "checkpoints")} == before
     cli(*TRAIN, *KILLABLE, "--resume")
     assert_same_weights(run, uninterrupted)

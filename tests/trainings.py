@@ -1,4 +1,4 @@
-"""Trainings as processes, to be interrupted and compared."""
+"""Trainings in their own processes, for tests that interrupt them and compare their weights."""
 
 import json
 import subprocess
@@ -11,9 +11,9 @@ from pipeline.checkpoint import load_newest
 from tests.conftest import command
 
 TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
-# small steps and many checkpoints: a random kill often meets a save
+# short steps and many checkpoints, so that a random kill often interrupts a save
 SETTINGS = ["train.steps=400", "train.checkpoint_every=7", "train.evaluate_every=100", "train.batch_size=16"]
-# distortions and dropout, which must be drawn again alike
+# augmentations and dropout, whose random numbers must be the same after a resumption
 SETTINGS += ["augment.random_crop=true", "augment.padding=1", "augment.flip=true", "augment.contrast=[0.5,1.5]"]
 SETTINGS += ["model.name=deep_mnist", "optimizer.learning_rate=1e-4"]
 KILLABLE = tuple(word for setting in SETTINGS for word in ("--set", setting))
@@ -32,8 +32,8 @@ def final_state(run: Path) -> dict:
 def assert_same_weights(one: Path, other: Path) -> None:
     a, b = final_state(one), final_state(other)
     assert a["step"] == b["step"]
-    for part in ("raw", "averaged"):
-        assert all(torch.equal(value, b[part][name]) for name, value in a[part].items())
+    for weights in ("raw", "averaged"):
+        assert all(torch.equal(value, b[weights][name]) for name, value in a[weights].items())
     for index, state in a["optimizer"]["state"].items():
         for name, value in state.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(b["optimizer"]["state"][index][name]))
@@ -46,7 +46,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for_steps(process: subprocess.Popen[str], steps: int) -> None:
-    """Read the log until it says that `steps` are done."""
+    """Read the log until step `steps` is logged."""
     assert process.stderr is not None
     for line in process.stderr:
         if f"step {steps}," in line:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pipeline.network import load_served
+from pipeline.network import load_network
 from pipeline.run import Run
 
 BATCH = 64
@@ -34,7 +34,7 @@ class Images(Dataset):
 def main(folder: str, run_folder: str, output: str, threads: str, limit: str = "0") -> None:
     torch.set_num_threads(int(threads))
     run = Run.open(Path(run_folder))
-    served = load_served(run)[0].eval()
+    served = load_network(run)[0].eval()
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())[: int(limit) or None]
     loader = DataLoader(Images(paths, run.spec.height or 0, run.spec.width or 0), BATCH, num_workers=int(threads))
     best, labels = [], []

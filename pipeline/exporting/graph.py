@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from convline.errors import ConvlineError
 from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
-from models.served import Served
+from models.served_network import ServedNetwork
 from serving.model import probe_images
 from serving.model_file import CONSTANT_PREFIX, MAX_PROTOBUF_BYTES
 
@@ -31,7 +31,7 @@ FLOAT_MODULES = (LocalResponseNorm,)
 FLOAT_OPERATORS = ("Softmax",)
 
 
-def to_onnx(served: Served, spec: ImageSpec) -> onnx.ModelProto:
+def to_onnx(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
     """The module as a checked ONNX model: uint8 `image` in; `probability` and `logit` out; batch dynamic.
 
     Raises ConvlineError where the exporter does not keep to the opset, or the file would be too large.
@@ -74,7 +74,7 @@ def check(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def float_nodes(model: onnx.ModelProto, served: Served) -> set[str]:
+def float_nodes(model: onnx.ModelProto, served: ServedNetwork) -> set[str]:
     """The nodes that stay in float32 in every precision: standardisation, local response normalisation, softmax."""
     modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT_MODULES))]
     return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT_OPERATORS}

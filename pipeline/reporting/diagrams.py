@@ -85,7 +85,7 @@ def network(layers: Sequence[Layer], image_shape: tuple[int, ...], classes: int)
                 _box(axes, row, layer, 0.69 + 0.27 * _width(layer) / most)
         _arrow(axes, rows - 1)
         axes.text(0.5, rows - 1, f"{classes} classes", **CENTRED)
-    told = [f"{layer.name}, {layer.kind}, returns {shape(layer.returns)}" for layer in layers[:DRAWN_LAYERS]]
+    told = [f"{layer.name}, {layer.kind}, returns {shape(layer.output_shape)}" for layer in layers[:DRAWN_LAYERS]]
     alt = f"{len(layers)} layers with weights: {'; '.join(told)}."
     caption = "Layer, kind, what it returns (channels × height × width), parameters."
     return Picture("network", "The network", figure, alt, caption)
@@ -105,7 +105,7 @@ def _box(axes: Axes, row: int, layer: Layer, width: float) -> None:
     fill = (*to_rgba(COLORS["accent"])[:3], 0.14)
     place, style = (0.5 - width / 2, row - 0.3), "round,pad=0,rounding_size=0.01"
     axes.add_patch(FancyBboxPatch(place, width, 0.6, style, facecolor=fill, edgecolor=COLORS["accent"], linewidth=0.8))
-    told = f"{_tail(layer.name)} · {layer.kind} · {shape(layer.returns)} · {count(layer.parameters)}"
+    told = f"{_tail(layer.name)} · {layer.kind} · {shape(layer.output_shape)} · {count(layer.parameters)}"
     axes.text(0.5, row, told, **CENTRED, fontsize=8)
 
 

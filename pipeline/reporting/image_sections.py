@@ -7,25 +7,14 @@ import torch
 from numpy.typing import NDArray
 
 from convline.errors import ConvlineError
-from convline.html import (
-    Html,
-    HtmlContent,
-    card,
-    cards,
-    data_uri,
-    display_name,
-    element,
-    muted,
-    tile,
-    tiles,
-)
-from pipeline.network import build_served
-from pipeline.recipe import Augment
+from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, tile, tiles
+from pipeline.network import build_network
+from pipeline.recipe import AugmentSection
 from pipeline.reporting.filters import filter_sheet, first_filters
 from pipeline.reporting.image_grid import grid, pixels
 from pipeline.reporting.report_data import ReportData
 from pipeline.tracking.points import last_value, unpacked
-from pipeline.training.augment import Distortions
+from pipeline.training.augmentations import Augmentations
 from pipeline.training.pretrained import load_pretrained
 
 SHOWN_CLASSES, EXAMPLES = 20, 6
@@ -87,7 +76,7 @@ def _outcome(data: ReportData, image: Pixels, position: int) -> Html:
 
 def first_layer(data: ReportData) -> HtmlContent:
     """The first layer's weights as images, as they began and as they ended."""
-    begun = build_served(data.run.recipe, data.run.info["dataset"])
+    begun = build_network(data.run.recipe, data.run.info["dataset"])
     networks = {"before": begun.network, "after": data.served.network}
     shown = []
     try:
@@ -114,9 +103,9 @@ def distortions(data: ReportData) -> HtmlContent:
 
 def _drawn_again(data: ReportData) -> HtmlContent:
     recipe, split = data.run.recipe, data.run.split(data.dataset, "train")
-    if recipe.augment == Augment():
+    if recipe.augment == AugmentSection():
         return muted("Training images were not distorted.")
-    distort = Distortions(recipe.augment, data.served.preprocessing, recipe.train.seed, DRAWS)
+    distort = Augmentations(recipe.augment, data.served.preprocessing, recipe.train.seed, DRAWS)
     rows: list[list[Pixels]] = []
     for step, image in enumerate(split.images[split.rows[:DISTORTED]]):
         drawn = distort(torch.from_numpy(image).repeat(DRAWS, 1, 1, 1), step)

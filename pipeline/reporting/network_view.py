@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.dataset import Dataset
-from pipeline.network import build_served
+from pipeline.network import build_network
 from pipeline.recipe import load
 from pipeline.reporting.image_grid import View
 
@@ -18,7 +18,7 @@ def seen_by(recipe: str, dataset: Dataset) -> View:
 
     Raises ConvlineError where the recipe's network does not accept the dataset.
     """
-    preprocessing = build_served(load(recipe), dataset.meta).preprocessing
+    preprocessing = build_network(load(recipe), dataset.meta).preprocessing
 
     return lambda images: visible(preprocessing(torch.from_numpy(images)))
 

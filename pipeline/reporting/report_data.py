@@ -9,9 +9,9 @@ from io import BytesIO
 from PIL import Image
 
 from convline.html import Html, card
-from models.served import Served
+from models.served_network import ServedNetwork
 from pipeline.dataset import Dataset
-from pipeline.network import Layer, layers, predictor, seen_shape
+from pipeline.network import Layer, layers, network_input_shape, predictor
 from pipeline.reporting.outcomes import Outcomes
 from pipeline.reporting.plots import Picture
 from pipeline.run import Run
@@ -24,7 +24,7 @@ class ReportData:
 
     run: Run
     dataset: Dataset
-    served: Served
+    served: ServedNetwork
     step: int
     pictures: dict[str, bytes] = field(default_factory=dict)
 
@@ -45,7 +45,7 @@ class ReportData:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        return seen_shape(self.run, self.served)
+        return network_input_shape(self.run, self.served)
 
     @cached_property
     def layers(self) -> list[Layer]:

@@ -81,8 +81,8 @@ def network(data: ReportData) -> HtmlContent:
         (
             display_name(one.name),
             one.kind,
-            shape(one.takes),
-            shape(one.returns),
+            shape(one.input_shape),
+            shape(one.output_shape),
             f"{one.parameters:,}",
             f"{one.multiply_adds:,}",
         )

@@ -11,7 +11,7 @@ from convline.console import log
 from convline.files import open_in_place
 from pipeline.run import Run
 from pipeline.tracking.sender import has_failed
-from pipeline.training.torchrun import environment_of_no_rank
+from pipeline.training.rank_environment import environment_without_rank
 
 # seconds that a finished training waits for the rest to be sent; the follower itself gives up on a server that is slow
 PATIENCE = 60
@@ -42,7 +42,7 @@ class Follower:
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    env=environment_of_no_rank(),
+                    env=environment_without_rank(),
                 )
             self._status = self._process.wait()
             if self._status >= 0 or self._is_over:  # else a signal ended it

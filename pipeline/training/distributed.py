@@ -1,6 +1,6 @@
-"""Several devices, on one machine or many: the ranks of one training, each with its share of every batch.
+"""Training on several devices or machines: the ranks, each with its share of every batch.
 
-torchrun starts them, or `--devices` (`launch.py`), and says by the environment who is who.
+torchrun starts the ranks, or `--devices` (launch.py) does; environment variables give each its number.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]  # public, without types
 from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from convline import console
 from convline.errors import ConvlineError
-from pipeline.training.torchrun import is_rank, meeting_file, restarts
+from pipeline.training.rank_environment import is_rank, meeting_file, restart_count
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)  # for a rank that is silent; one that dies is noticed at once
-AGREE_EVERY = 10  # steps between two looks at whether a rank on CUDA was asked to stop
+TIMEOUT = timedelta(minutes=30)  # for a rank that is silent; one that dies is noticed at once
+AGREE_EVERY = 10  # steps between two checks, on CUDA, whether a rank was asked to stop
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among those of its training: `rank` of `size`, `local_size` of them on this machine."""
+class RankGroup:
+    """The processes ("ranks") of one training, seen from this one: it is `rank` of `size`; on this machine it is
+    `local_rank` of `local_size`."""
 
     rank: int = 0
     size: int = 1
@@ -46,23 +47,25 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone logs and saves."""
+        """Whether this is rank 0, the only one that logs and saves."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """The part of a batch of `count` images that is this rank's."""
+        """This rank's part of a batch of `count` images."""
         each = count // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Raises ConvlineError where a batch has no even shares."""
+        """Raises ConvlineError where a batch cannot be shared evenly."""
         if batch_size % self.size:
             raise ConvlineError(
-                f"train.batch_size {batch_size} cannot be shared evenly by {self.size} ranks; choose a multiple of it"
+                f"train.batch_size {batch_size} cannot be shared evenly by {self.size} ranks; choose a multiple of "
+                f"{self.size}"
             )
 
     def distributed(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network, its gradients averaged over the ranks, its dropout masks cut from the whole batch's."""
+        """The network with gradients that are averaged over the ranks, and with each rank's part of the dropout masks
+        that one process would draw for the whole batch."""
         if self.size == 1:
             return network
         for name, layer in list(network.named_modules()):
@@ -78,11 +81,11 @@ class World:
         return tensor
 
     def mean(self, values: Sequence[Tensor]) -> list[float]:
-        """The mean over the ranks of each of some numbers."""
+        """The mean over the ranks of each of the scalars `values`."""
         return (self.sum(torch.stack([value.detach().double() for value in values])) / self.size).tolist()
 
     def any(self, flag: Tensor) -> Tensor:
-        """Whether any rank's `flag` (a boolean scalar) is true, without waiting for the device."""
+        """Whether `flag`, a boolean scalar, is true on any rank; does not wait for the device."""
         if self.size == 1:
             return flag
         flags = flag.to(torch.int32)
@@ -90,17 +93,18 @@ class World:
         return flags > 0
 
     def agreed_stop(self, step: int, device: torch.device, status: int | None) -> int | None:
-        """The exit status with which all ranks stop after `step`, if any of them was asked to."""
+        """The exit status with which all ranks stop after `step`, if any of them was asked to stop with `status`."""
         if self.size == 1 or (device.type == "cuda" and step % AGREE_EVERY):
             return status if self.size == 1 else None
-        asked = torch.tensor(status or 0)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        return int(asked) or None
+        requested = torch.tensor(status or 0)
+        dist.all_reduce(requested, dist.ReduceOp.MAX)
+        return int(requested) or None
 
     def broadcast(self, value: T) -> T:
-        """Rank 0's `value`, on every rank: what a checkpoint may hold.
+        """Rank 0's `value`, on every rank; it may hold what a checkpoint may hold.
 
-        It is read as a checkpoint is, which runs no code: whoever reaches a rank over the network can't bring any.
+        It is loaded as a checkpoint is, without running code that it might contain, so that nobody who reaches a rank
+        over the network can run code there.
         """
         if self.size == 1:
             return value
@@ -116,49 +120,57 @@ class World:
         return value if self.is_main else torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """What `action` returns on rank 0, on every rank (see `broadcast`); where it raises, every rank ends."""
+        """Run `action` on rank 0 and return its result on every rank (see `broadcast`). Where it raises, all ranks
+        end."""
         result, error = None, None
         if self.is_main:
             try:
                 result = action()
-            except Exception as problem:
-                error = problem
+            except Exception as raised:
+                error = raised
         if self.broadcast(error is not None):
             if error is not None:
                 raise error
-            sys.exit(1)  # rank 0 says why
+            sys.exit(1)  # rank 0 prints the error
         return self.broadcast(result)  # type: ignore[return-value]
+
+    def main_first(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0, then on the others; each gets its own result. Where it raises on rank 0, all ranks
+        end."""
+        results: list[T] = []
+        self.on_main(lambda: results.append(action()))
+        return results[0] if self.is_main else action()
 
 
 class SharedDropout(nn.Dropout):
-    """Dropout by this rank's part of the mask that one process would draw for the whole batch."""
+    """Dropout with this rank's part of the mask that one process would draw for the whole batch."""
 
-    def __init__(self, p: float, world: World) -> None:
+    def __init__(self, p: float, ranks: RankGroup) -> None:
         super().__init__(p)
-        self._world = world
+        self._ranks = ranks
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        whole = len(x) * self._world.size
-        mask = F.dropout(x.new_ones((whole, *x.shape[1:])), self.p)
-        return x * mask[self._world.share(whole)]
+        batch_size = len(x) * self._ranks.size
+        mask = F.dropout(x.new_ones((batch_size, *x.shape[1:])), self.p)
+        return x * mask[self._ranks.share(batch_size)]
 
 
 @contextmanager
-def join(device: str) -> Iterator[World]:
-    """Meet the other ranks that torchrun or `--devices` has started; a world of one where none has."""
+def join(device: str) -> Iterator[RankGroup]:
+    """Connect to the other ranks that torchrun or `--devices` has started; a group of one where neither has."""
     if not is_rank():
-        yield World()
+        yield RankGroup()
         return
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    world = World(*(int(os.environ[name]) for name in names))
-    console.mute(not world.is_main)
+    ranks = RankGroup(*(int(os.environ[name]) for name in names))
+    console.mute(not ranks.is_main)
     on_cuda = device != "cpu" and torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    dist.init_process_group(backend, store=_store(world), rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=_store(ranks), rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
     try:
-        yield world
+        yield ranks
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise ConvlineError("another rank of this training ended; --resume goes on from its checkpoint") from error
@@ -167,20 +179,20 @@ def join(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _store(world: World) -> Store:
-    """Where the ranks find each other."""
+def _store(ranks: RankGroup) -> Store:
+    """The key-value store by which the ranks find each other."""
     if (meeting := meeting_file()) is not None:
         _end_with_launcher()
-        store: Store = FileStore(meeting, world.size)
-        store.set_timeout(PATIENCE)
+        store: Store = FileStore(meeting, ranks.size)
+        store.set_timeout(TIMEOUT)
         return store
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-    # torchrun keeps its store when it starts ranks again: what they tell each other must not be what the dead told
-    return PrefixStore(f"attempt {restarts()}", store)
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    # torchrun keeps its store when it restarts ranks: without the prefix they would read what the dead ranks wrote
+    return PrefixStore(f"attempt {restart_count()}", store)
 
 
 def _end_with_launcher() -> None:
-    """Save and end, as by SIGTERM, where `--devices` is killed: its end of standard input is closed then."""
+    """Save and end, as on SIGTERM, when the process of `--devices` dies: this closes its end of our standard input."""
 
     def wait() -> None:
         os.read(0, 1)
@@ -191,10 +203,10 @@ def _end_with_launcher() -> None:
 
 @contextmanager
 def rank_process() -> Iterator[None]:
-    """End this rank at the end of the block, without taking Python down.
+    """Exit this rank's process at the end of the block without finalising the Python interpreter.
 
-    DistributedDataParallel keeps gloo's threads past `destroy_process_group`, and one that lets go of a tensor while
-    Python is taken down aborts the process (pytorch/pytorch#179291).
+    DistributedDataParallel keeps gloo's threads alive after `destroy_process_group`, and a thread that releases a
+    tensor during finalisation aborts the process (pytorch/pytorch#179291).
     """
     status = 0
     try:

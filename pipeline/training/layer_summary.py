@@ -1,4 +1,4 @@
-"""How the values of a network's layers are distributed: what TensorFlow's tutorials watch in TensorBoard."""
+"""Histograms of each layer's weights, gradients and activations, as TensorFlow's tutorials show them in TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from torch.overrides import TorchFunctionMode
 from pipeline.reporting.network_view import visible
 
 BINS = 40
-IMAGES = 16  # of the batch, for activations
-SAMPLE = 8  # images of the batch, to look at
-SIDE = 64  # pixels of them, at most
-LAYERS = 16  # at most
-VALUES = 2**15  # of a tensor, at most
-NONLINEAR = {"relu", "relu_", "relu6", "sigmoid", "tanh", "gelu", "silu", "elu", "leaky_relu", "hardswish"}
+ACTIVATION_IMAGES = 16  # images of the batch from which activations are computed
+SAMPLE_IMAGES = 8  # images of the batch that are kept
+MAX_SIDE = 64  # pixels per side of the images that are kept
+MAX_LAYERS = 16
+MAX_VALUES = 2**15  # per tensor
+NONLINEARITIES = {"relu", "relu_", "relu6", "sigmoid", "tanh", "gelu", "silu", "elu", "leaky_relu", "hardswish"}
 
 Distribution = dict[str, Any]
 
 
 def summarize(network: nn.Module, inputs: Tensor) -> dict[str, dict[str, Distribution]]:
-    """By layer the distributions of its "weights", "gradients" and "activations", those of the first of `inputs`,
-    float32 [batch, channels, height, width].
+    """By layer, the distributions of its "weights", "gradients" and "activations"; the latter for the first few images
+    of `inputs`, float32 [batch, channels, height, width].
 
-    The activations are what the nonlinearity after the layer makes of its output, or that itself where there is none.
-    The network is left as it was.
+    A layer's activations are the output of the nonlinearity that follows it, or its own output where none follows.
+    The network is not changed.
     """
     layers = watched_layers(network)
-    activations = _activations(network, layers, inputs[:IMAGES])
+    activations = _activations(network, layers, inputs[:ACTIVATION_IMAGES])
     return {
         name: {
             "weights": distribution(layer.weight),
@@ -46,16 +46,16 @@ def summarize(network: nn.Module, inputs: Tensor) -> dict[str, dict[str, Distrib
 
 
 def sample(inputs: Tensor) -> NDArray[np.uint8]:
-    """The first few of `inputs`, to look at; of large ones every so many pixels."""
-    stride = -(-max(inputs.shape[2:]) // SIDE)
-    return visible(inputs[:SAMPLE, :, ::stride, ::stride])
+    """The first few images of `inputs`, uint8 [n, height, width, channels]; large ones are subsampled."""
+    stride = -(-max(inputs.shape[2:]) // MAX_SIDE)
+    return visible(inputs[:SAMPLE_IMAGES, :, ::stride, ::stride])
 
 
 def watched_layers(network: nn.Module) -> dict[str, Any]:
-    """The layers with a matrix of weights, by name; of very many, evenly chosen ones."""
+    """The layers with a weight matrix or kernel, by name; where there are too many, an evenly spaced choice."""
     weighted = [(name, layer) for name, layer in network.named_modules() if _is_weighted(layer)]
-    if len(weighted) > LAYERS:
-        weighted = [weighted[round(i * (len(weighted) - 1) / (LAYERS - 1))] for i in range(LAYERS)]
+    if len(weighted) > MAX_LAYERS:
+        weighted = [weighted[round(i * (len(weighted) - 1) / (MAX_LAYERS - 1))] for i in range(MAX_LAYERS)]
     return dict(weighted)
 
 
@@ -66,73 +66,73 @@ def _is_weighted(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def distribution(values: Tensor) -> Distribution:
-    """`counts` in BINS equal bins between `lowest` and `highest`, the share of `zeros`, `mean` and `std`.
+    """`counts` in BINS equal bins between `lowest` and `highest`, the fraction of `zeros`, `mean` and `std`.
 
-    Of very many values some drawn at random, always at the same places; no counts where some are not finite.
+    Of a large tensor, a random sample that is the same every time; `zeros` alone where values are not finite.
     """
     flat = values.detach().flatten()
-    if flat.numel() > VALUES:
-        flat = flat[_places(flat.numel(), flat.device)]
+    if flat.numel() > MAX_VALUES:
+        flat = flat[_sample_positions(flat.numel(), flat.device)]
     flat = flat.float()
     lowest, highest = flat.aminmax()
     figures = torch.stack([lowest, highest, (flat == 0).float().mean(), flat.mean(), flat.std(correction=0)]).tolist()
-    told = dict(zip(("lowest", "highest", "zeros", "mean", "std"), figures, strict=True))
+    statistics = dict(zip(("lowest", "highest", "zeros", "mean", "std"), figures, strict=True))
     if not figures[1] - figures[0] < float("inf"):
-        return {"zeros": told["zeros"]}
-    return {**told, "counts": torch.histc(flat, BINS, figures[0], figures[1]).int().tolist()}
+        return {"zeros": statistics["zeros"]}
+    return {**statistics, "counts": torch.histc(flat, BINS, figures[0], figures[1]).int().tolist()}
 
 
-@lru_cache(maxsize=3 * LAYERS)
-def _places(count: int, device: torch.device) -> Tensor:
-    """VALUES of `count` places. Evenly spaced ones would fall into the same columns of every image."""
-    return torch.randint(count, (VALUES,), generator=torch.Generator().manual_seed(0)).to(device)
+@lru_cache(maxsize=3 * MAX_LAYERS)
+def _sample_positions(count: int, device: torch.device) -> Tensor:
+    """MAX_VALUES random positions below `count`. Evenly spaced ones would hit the same columns of every image."""
+    return torch.randint(count, (MAX_VALUES,), generator=torch.Generator().manual_seed(0)).to(device)
 
 
 class _Activations(TorchFunctionMode):
-    """Keeps what each layer returns, or the first nonlinearity after it."""
+    """Records the output of each layer, replaced by that of the nonlinearity that follows it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[str, Tensor] = {}
-        self._open: str | None = None  # the layer whose nonlinearity may come
+        self._current: str | None = None  # the layer whose nonlinearity may come next
 
     def hook(self, name: str | None) -> Callable[[nn.Module, Any, Tensor], None]:
-        """For the layer of that name; None for one whose activations are not wanted."""
+        """A forward hook for the layer `name`; None for a layer that is not recorded."""
 
-        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            self._open = name
+        def record(_: nn.Module, __: Any, output: Tensor) -> None:
+            self._current = name
             if name is not None:
                 self.values[name] = output
 
-        return keep
+        return record
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if self._open is not None and getattr(function, "__name__", "") in NONLINEAR:
-            output = self.values[self._open]
+        if self._current is not None and getattr(function, "__name__", "") in NONLINEARITIES:
+            output = self.values[self._current]
             if result.shape == output.shape:
-                self.values[self._open] = result
-            elif result.shape[:2] == output.shape[:2]:  # pooled first, for speed: a maximum is the same either way
-                self.values[self._open] = function(output.clone(), *args[1:], **(kwargs or {}))
-            self._open = None
+                self.values[self._current] = result
+            elif result.shape[:2] == output.shape[:2]:  # pooled before the nonlinearity, for speed
+                self.values[self._current] = function(output.clone(), *args[1:], **(kwargs or {}))
+            self._current = None
         return result
 
 
 @torch.no_grad()
 def _activations(network: nn.Module, layers: dict[str, Any], inputs: Tensor) -> dict[str, Tensor]:
-    """In inference: nothing is drawn, no statistics are moved."""
-    watch = _Activations()
+    """Activations in inference mode, so that no random numbers are drawn and no running statistics change."""
+    activations = _Activations()
     hooks = [
-        layer.register_forward_hook(watch.hook(name if name in layers else None))
+        layer.register_forward_hook(activations.hook(name if name in layers else None))
         for name, layer in network.named_modules()
         if _is_weighted(layer)
     ]
     was_training = network.training
     try:
-        with watch:
+        with activations:
             network.eval()(inputs)
     finally:
         network.train(was_training)
         for hook in hooks:
             hook.remove()
-    return watch.values
+    return activations.values

@@ -1,4 +1,7 @@
-"""All randomness of a training is a function of (seed, step): nothing random is saved, any step can be redone."""
+"""Random numbers and seeds: all randomness of a training is a function of (seed, step).
+
+So no random state is saved, and any step can be repeated.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ import hashlib
 import numpy as np
 import torch
 
-# streams of random numbers, one a use
+from pipeline.training.torch_internals import seed_generator
+
+# each use of random numbers has its own stream
 DRAW = 1
 DROPOUT = 2
-DISTORT = 3
+AUGMENT = 3
 
 
-def generator(seed: int, use: int, number: int) -> np.random.Generator:
-    """The random numbers of one use at one step (or pass)."""
-    return np.random.default_rng([seed, use, number])
+def generator(seed: int, stream: int, number: int) -> np.random.Generator:
+    """The generator of one stream at step (or pass) `number`."""
+    return np.random.default_rng([seed, stream, number])
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Make what a network draws in its forward pass, such as dropout masks, a function of (seed, step)."""
-    digest = hashlib.blake2b(f"{seed} {DROPOUT} {step}".encode(), digest_size=8).digest()  # as good, and quick
-    # torch.manual_seed takes 1.5 ms, and memory, to remember the call for every device that is not in use
-    generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
-    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    """Make the random numbers of the forward pass, such as dropout masks, a function of (seed, step)."""
+    # a hash mixes the seed as well as numpy's generator does, in microseconds
+    digest = hashlib.blake2b(f"{seed} {DROPOUT} {step}".encode(), digest_size=8).digest()
+    seed_generator(device, int.from_bytes(digest, "little") >> 1)

@@ -1,9 +1,9 @@
-"""The base of every recipe section."""
+"""The base class of every recipe section: strict types, no unknown fields."""
 
 from pydantic import BaseModel, ConfigDict
 
 
-class Section(BaseModel):
-    """Immutable; a field that is not declared is refused."""
+class RecipeSection(BaseModel):
+    """Immutable; refuses unknown fields, values of another type, and infinite numbers and NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -84,13 +84,13 @@ def test_logits_loss_and_gradients_are_tensorflows(golden: Mapping[str, np.ndarr
     # in float64: in float32 a value within rounding of a ReLU's or a pool's kink may fall on either side
     F.cross_entropy(network.double()(images.double()), labels).backward()
     for key, value in fixed.weights(name).items():
-        # the position of each of TensorFlow's values in torch's layout
-        places = to_torch(key, np.arange(value.size).reshape(value.shape), FLATTENED[name].get(key))
+        # the positions of TensorFlow's values in torch's layout
+        positions = to_torch(key, np.arange(value.size).reshape(value.shape), FLATTENED[name].get(key))
         gradient = np.empty(value.size)
-        gradient[places.ravel()] = network.get_parameter(key).grad.numpy().ravel()
+        gradient[positions.ravel()] = network.get_parameter(key).grad.numpy().ravel()
         expected = golden[f"{name}/gradient/{key}"]
-        mine = gradient if value.size <= 1000 else gradient[::101]
-        np.testing.assert_allclose(mine, expected, atol=TOLERANCE * max(1, np.abs(expected).max()), err_msg=key)
+        actual = gradient if value.size <= 1000 else gradient[::101]
+        np.testing.assert_allclose(actual, expected, atol=TOLERANCE * max(1, np.abs(expected).max()), err_msg=key)
 
 
 @pytest.mark.parametrize("side", [6, 7, 8, 9])
@@ -196,6 +196,6 @@ def test_simple_convnets_gradients_are_those_of_numpy_im2col() -> None:
     network = build("simple_convnet").double()
     F.cross_entropy(network(nchw(x)), torch.from_numpy(labels)).backward()
     for key, value in expected.items():
-        mine = network.get_parameter(key).grad.numpy()
-        theirs = to_torch(key, value, FLATTENED["simple_convnet"].get(key))
-        np.testing.assert_allclose(mine, theirs, atol=1e-12, err_msg=key)
+        actual = network.get_parameter(key).grad.numpy()
+        derived = to_torch(key, value, FLATTENED["simple_convnet"].get(key))
+        np.testing.assert_allclose(actual, derived, atol=1e-12, err_msg=key)

@@ -26,17 +26,17 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(
 ) -> None:
     inputs = arguments(height, width, dtype)
     exact_inputs = [value.detach().double().requires_grad_() for value in inputs]
-    mine, exact = winograd_conv2d(*inputs), F.conv2d(*exact_inputs, padding=2)
-    assert mine.dtype == dtype
-    assert mine.is_contiguous(memory_format=torch.channels_last)
+    result, exact = winograd_conv2d(*inputs), F.conv2d(*exact_inputs, padding=2)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    gradients = torch.autograd.grad(mine, inputs, gradient.to(dtype))
+    gradients = torch.autograd.grad(result, inputs, gradient.to(dtype))
     exact_gradients = torch.autograd.grad(exact, exact_inputs, gradient)
-    for value, true in zip((mine, *gradients), (exact, *exact_gradients), strict=True):
+    for value, true in zip((result, *gradients), (exact, *exact_gradients), strict=True):
         assert (value - true).abs().max() <= error * true.abs().max()
 
 
-def test_a_layer_that_is_large_enough_trains_by_it_and_predicts_without() -> None:
+def test_a_large_layer_trains_by_winograds_algorithm_and_predicts_by_the_plain_convolution() -> None:
     torch.manual_seed(0)
     layer, x = SameConv2d(64, 64, 5), torch.randn(2, 64, 12, 12)
     plain = F.conv2d(x, layer.weight, layer.bias, padding=2)
@@ -49,15 +49,15 @@ def test_a_layer_that_is_large_enough_trains_by_it_and_predicts_without() -> Non
         assert torch.equal(other.train()(images), other.eval()(images))
 
 
-def test_inputs_that_would_take_too_much_memory_are_convolved_plainly() -> None:
+def test_large_inputs_use_the_plain_convolution_to_save_memory() -> None:
     layer = SameConv2d(64, 32, 5)
     x = torch.randn(1, 64, 363, 364)  # 34 MB
     with torch.no_grad():
         assert torch.equal(layer.train()(x), layer.eval()(x))
 
 
-def test_a_first_use_in_inference_mode_does_not_stand_in_a_trainings_way() -> None:
-    inputs = arguments(23, 27, torch.float32)  # sides of no other test: the maps are kept
+def test_training_works_after_a_first_use_in_inference_mode() -> None:
+    inputs = arguments(23, 27, torch.float32)  # sizes that no other test uses, because the matrices are cached
     with torch.inference_mode():
         winograd_conv2d(*inputs)
     winograd_conv2d(*inputs).sum().backward()

@@ -1,7 +1,7 @@
-"""Some steps of some systems, as one of several ranks: what test_distributed.py compares.
+"""Trains a few steps as one of several ranks; test_distributed.py compares the results with those of one process.
 
-torchrun --nproc-per-node 2 tests/pipeline/ranks.py DATA_DIR OUTPUT writes an .npz, by system: the losses of 15 steps
-in float64, over all ranks, and the gradients of the first step in float32.
+torchrun --nproc-per-node 2 tests/pipeline/ranks.py DATA_DIR OUTPUT writes an .npz that holds, for each system, the
+losses of 15 steps in float64, over all ranks, and the gradients of the first step in float32.
 """
 
 import sys
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from pipeline.dataset import Dataset
+from pipeline.network import build_network
 from pipeline.recipe import load
 from pipeline.run import Run
-from pipeline.training.distributed import World, join, rank_process
-from pipeline.training.randomness import seed_step
-from pipeline.training.state import Training
+from pipeline.training.distributed import RankGroup, join, rank_process
+from pipeline.training.training_state import TrainingState
 
 SYSTEMS = {
     "cifar10, distorted": ("cifar10", "data.dataset=rgb", "train.batch_size=16"),
@@ -27,16 +27,16 @@ SYSTEMS = {
 FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
 
 
-def compute(data_dir: Path, systems: dict[str, tuple[str, ...]], world: World) -> dict[str, np.ndarray]:
+def compute(data_dir: Path, systems: dict[str, tuple[str, ...]], ranks: RankGroup) -> dict[str, np.ndarray]:
     results = {}
     for name, settings in systems.items():
-        results[f"{name}/losses"], _ = train(data_dir, settings, world, torch.float64, 15)
-        _, results[f"{name}/gradients"] = train(data_dir, settings, world, torch.float32, 1)
+        results[f"{name}/losses"], _ = train(data_dir, settings, ranks, torch.float64, 15)
+        _, results[f"{name}/gradients"] = train(data_dir, settings, ranks, torch.float32, 1)
     return results
 
 
 def train(
-    data_dir: Path, settings: tuple[str, ...], world: World, dtype: torch.dtype, steps: int
+    data_dir: Path, settings: tuple[str, ...], ranks: RankGroup, dtype: torch.dtype, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses of every step, and the gradients of the last one."""
     recipe = load(settings[0], [*settings[1:], "train.evaluate_every=0"])
@@ -46,14 +46,13 @@ def train(
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = Run.create(Path(folder) / "run", recipe, dataset)
-            training = Training.begin(run, dataset, torch.device("cpu"), world)
+            network = build_network(recipe, dataset.meta)
+            training = TrainingState.create(run, dataset, network, torch.device("cpu"), ranks)
         for step in range(steps):
-            images, labels = training.batches.draw(step)
-            inputs = training.served.preprocessing.standardized(training.distort(images, step))
-            seed_step(recipe.train.seed, step, torch.device("cpu"))
-            cross_entropy = training.forward(inputs, labels)[1]
+            images, labels = training.batches.load(step)
+            cross_entropy = training.forward(training.prepare(images, step), labels, step)[1]
             penalties = training.backward(cross_entropy)
-            losses += world.mean([cross_entropy + sum(penalties.values())])
+            losses += ranks.mean([cross_entropy + sum(penalties.values())])
             training.optimizer.step()
     finally:
         torch.set_default_dtype(torch.float32)
@@ -62,8 +61,8 @@ def train(
 
 
 if __name__ == "__main__":
-    with rank_process(), join("cpu") as world:
+    with rank_process(), join("cpu") as ranks:
         torch.set_num_threads(1)
-        results = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, world)
-        if world.is_main:
+        results = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, ranks)
+        if ranks.is_main:
             np.savez(sys.argv[2], **results)

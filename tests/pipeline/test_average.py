@@ -9,7 +9,7 @@ from pipeline.average import MovingAverage
 
 
 def numpy_average(values: list[np.ndarray], decay: float) -> np.ndarray:
-    """The design's formula, in float64; `values[0]` is the initial weight, then one after each update."""
+    """The formula in float64; `values` holds the initial weight, then the weight after each update."""
     average = values[0].astype(np.float64)
     for step, weight in enumerate(values[1:]):
         rate = min(decay, (1 + step) / (10 + step))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.dataset import Split
-from pipeline.training.batches import Batches
+from pipeline.training.batch_loader import BatchLoader
 
 CPU = torch.device("cpu")
 SAMPLINGS = ["epoch", "independent"]
@@ -20,12 +20,12 @@ def split(count: int, whole: int | None = None) -> Split:
     return Split("train", images, 3 * np.arange(whole), np.arange(0, 2 * count, 2))
 
 
-def batches(sampling: Any = "epoch", count: int = 10, batch_size: int = 4, seed: int = 0) -> Batches:
-    return Batches(split(count), sampling, batch_size, seed, CPU)
+def batches(sampling: Any = "epoch", count: int = 10, batch_size: int = 4, seed: int = 0) -> BatchLoader:
+    return BatchLoader(split(count), sampling, batch_size, seed, CPU)
 
 
-def seen(source: Batches, steps: range) -> list[int]:
-    return [int(position) for step in steps for position in source.positions(step)]
+def seen(loader: BatchLoader, steps: range) -> list[int]:
+    return [int(position) for step in steps for position in loader.positions(step)]
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (10, 5), (10, 10), (10, 3), (7, 5), (3, 1)])
@@ -36,30 +36,30 @@ def test_a_pass_sees_every_image_once_wherever_its_batches_begin(count: int, bat
         assert sorted(order[number * count : (number + 1) * count]) == list(range(count))
 
 
-def test_every_pass_has_an_order_of_its_own() -> None:
+def test_every_pass_has_its_own_order() -> None:
     order = seen(batches("epoch", 10, 10), range(20))
     assert len({tuple(order[start : start + 10]) for start in range(0, 200, 10)}) == 20
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(5, 12), (5, 5), (5, 6), (1, 4)])
 def test_a_batch_may_hold_more_than_one_pass(count: int, batch_size: int) -> None:
-    source = batches("epoch", count, batch_size)
-    order = seen(source, range(count))
+    loader = batches("epoch", count, batch_size)
+    order = seen(loader, range(count))
     assert len(order) == count * batch_size
     for start in range(0, len(order), count):
         assert sorted(order[start : start + count]) == list(range(count))
-    assert source.draw(0)[0].shape == (batch_size, 2, 3, 1)
+    assert loader.load(0)[0].shape == (batch_size, 2, 3, 1)
 
 
 def test_an_independent_draw_has_no_repeats() -> None:
-    source = batches("independent", 10, 8)
+    loader = batches("independent", 10, 8)
     for step in range(200):
-        assert len(set(source.positions(step).tolist())) == 8
+        assert len(set(loader.positions(step).tolist())) == 8
 
 
 def test_independent_draws_differ_between_steps() -> None:
-    source = batches("independent", 100, 10)
-    assert len({tuple(source.positions(step)) for step in range(200)}) == 200
+    loader = batches("independent", 100, 10)
+    assert len({tuple(loader.positions(step)) for step in range(200)}) == 200
 
 
 def test_independent_draws_see_every_image_equally_often() -> None:
@@ -75,12 +75,12 @@ def test_an_independent_draw_may_be_the_whole_split_but_not_more() -> None:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_step_sees_the_same_images_whatever_came_before(sampling: Literal["epoch", "independent"]) -> None:
-    source = batches(sampling, 100, 7)
-    through_all = [source.positions(step).tolist() for step in range(1001)]
+def test_a_step_sees_the_same_images_whichever_steps_came_before(sampling: Literal["epoch", "independent"]) -> None:
+    loader = batches(sampling, 100, 7)
+    through_all = [loader.positions(step).tolist() for step in range(1001)]
     for step in (1000, 0, 999, 14):  # 14: one of the batches that end a pass and begin the next
         assert batches(sampling, 100, 7).positions(step).tolist() == through_all[step]
-        assert source.positions(step).tolist() == through_all[step]
+        assert loader.positions(step).tolist() == through_all[step]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -90,7 +90,7 @@ def test_another_seed_sees_other_images(sampling: Literal["epoch", "independent"
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_the_randomness_of_others_does_not_matter(sampling: Literal["epoch", "independent"]) -> None:
+def test_global_random_state_does_not_matter(sampling: Literal["epoch", "independent"]) -> None:
     expected = batches(sampling).positions(5).tolist()
     np.random.seed(99)
     torch.manual_seed(99)
@@ -99,49 +99,49 @@ def test_the_randomness_of_others_does_not_matter(sampling: Literal["epoch", "in
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_images_and_labels_are_those_of_the_rows_drawn(sampling: Literal["epoch", "independent"]) -> None:
-    source = batches(sampling, 10, 6)
+    loader = batches(sampling, 10, 6)
     for step in range(20):
-        images, labels = source.draw(step)
+        images, labels = loader.load(step)
         assert (images.dtype, images.shape) == (torch.uint8, (6, 2, 3, 1))
         assert (labels.dtype, labels.shape) == (torch.int64, (6,))
         # position p of the split is row 2 p, whose label is 6 p
-        assert images[:, 1, 2, 0].tolist() == [2 * position for position in source.positions(step)]
-        assert labels.tolist() == [6 * position for position in source.positions(step)]
+        assert images[:, 1, 2, 0].tolist() == [2 * position for position in loader.positions(step)]
+        assert labels.tolist() == [6 * position for position in loader.positions(step)]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_rows_that_are_not_in_the_split_are_never_drawn(sampling: Literal["epoch", "independent"]) -> None:
-    source = batches(sampling, 10, 6)
-    drawn = {int(image[0, 0, 0]) for step in range(50) for image in source.draw(step)[0]}
+    loader = batches(sampling, 10, 6)
+    drawn = {int(image[0, 0, 0]) for step in range(50) for image in loader.load(step)[0]}
     assert drawn == set(range(0, 20, 2))
 
 
 def mapped(folder: Path, count: int, side: int) -> Split:
-    """A split of noise in a file that is mapped, as `Dataset.split` opens it."""
+    """A split of noise in a memory-mapped file, as `Dataset.split` opens it."""
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8))
     return Split("train", np.load(folder / "images.npy", mmap_mode="c"), np.arange(count), np.arange(count))
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_streamed_batches_are_those_that_are_held(tmp_path: Path, sampling: Literal["epoch", "independent"]) -> None:
-    there = mapped(tmp_path, 50, 8)
-    held = Batches(there, sampling, 8, 0, CPU)
-    streamed = Batches(there, sampling, 8, 0, CPU, memory_limit=50 * 8 * 8 * 3 - 1)
-    assert "held on cpu" in held.whereabouts
-    assert "streamed" in streamed.whereabouts
-    for step in [*range(20), 5, 6, 7, 40, 0]:  # in order, back, on and ahead
-        for mine, theirs in zip(streamed.draw(step), held.draw(step), strict=True):
-            assert torch.equal(mine, theirs)
+def test_streamed_batches_equal_those_held_in_memory(tmp_path: Path, sampling: Literal["epoch", "independent"]) -> None:
+    source = mapped(tmp_path, 50, 8)
+    held = BatchLoader(source, sampling, 8, 0, CPU)
+    streamed = BatchLoader(source, sampling, 8, 0, CPU, memory_limit=50 * 8 * 8 * 3 - 1)
+    assert "held on cpu" in held.description
+    assert "streamed" in streamed.description
+    for step in [*range(20), 5, 6, 7, 40, 0]:  # in order, backwards, forwards and skipping
+        for one, other in zip(streamed.load(step), held.load(step), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_streaming_keeps_no_pages_of_the_file(tmp_path: Path) -> None:
-    there = mapped(tmp_path, 400, 256)  # 79 MB
-    # of small batches: the kernel may bring in up to 4 MB with each image that is touched
-    streamed = Batches(there, "epoch", 2, 0, CPU, memory_limit=0)
+    source = mapped(tmp_path, 400, 256)  # 79 MB
+    # small batches, because the kernel may read up to 4 MB around each image
+    streamed = BatchLoader(source, "epoch", 2, 0, CPU, memory_limit=0)
     largest = 0
     for step in range(200):
-        streamed.draw(step)
+        streamed.load(step)
         found = re.search(rf"{tmp_path}/images.npy\n.*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text(), re.DOTALL)
         assert found
         largest = max(largest, int(found[1]) * 1024)
-    assert largest < there.images.nbytes / 4
+    assert largest < source.images.nbytes / 4

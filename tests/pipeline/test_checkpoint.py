@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged: none is loaded with other contents, and who goes on from an older one is told."""
+"""Damaged checkpoints: never loaded with wrong contents, and the user is told when an older one is used."""
 
 import json
 import random
@@ -13,13 +13,13 @@ import torch
 from convline.errors import ConvlineError
 from pipeline import checkpoint
 from pipeline.checkpoint import load, load_newest, paths, save
-from pipeline.network import load_served
+from pipeline.network import load_network
 from pipeline.run import Run
 from tests.pipeline.helpers import refused
 
 
 def state(seed: int = 0) -> dict[str, Any]:
-    """As a training saves it: tensors of several types and shapes, and plain values."""
+    """A state like that of a training: tensors of several types and shapes, and plain values."""
     torch.manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.25)
@@ -30,7 +30,7 @@ def state(seed: int = 0) -> dict[str, Any]:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Of the same types and values, at any depth."""
+    """Whether types and values are the same, at any depth."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -41,7 +41,7 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def flips(content: bytes, count: int) -> Iterator[bytes]:
-    """`content` with one bit changed, at places drawn by a seed."""
+    """`content` with one bit flipped, at `count` random positions."""
     draw = random.Random(count)
     for _ in range(count):
         flipped = bytearray(content)
@@ -59,24 +59,26 @@ def test_no_flipped_bit_of_a_checkpoint_loads_other_contents(tmp_path: Path, cou
         loaded = load(path)
         refusals += loaded is None
         assert loaded is None or is_same(loaded, whole)
-    assert refusals > 0.9 * count  # the rest met the mark that says where the digest stands
+    assert refusals > 0.9 * count  # the others hit the prefix of the checksum, which is not verified without it
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_no_flipped_bit_of_a_checkpoint_without_a_digest_escapes_as_an_exception(tmp_path: Path, count: int) -> None:
+def test_no_flipped_bit_of_a_checkpoint_without_a_checksum_raises_an_unexpected_exception(
+    tmp_path: Path, count: int
+) -> None:
     path = tmp_path / "step-7.pt"
     torch.save({"format": 1, "step": 7, **state()}, path)
     assert load(path) is not None
     for flipped in flips(path.read_bytes(), count):
         path.write_bytes(flipped)
-        with suppress(ConvlineError):  # a newer format, as it were
+        with suppress(ConvlineError):  # the flipped bit may change the format number
             load(path)
 
 
-def test_a_checkpoint_cut_anywhere_is_whole_or_none(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_intact_or_skipped(tmp_path: Path) -> None:
     path = save(tmp_path, 7, state())
     whole, content = load(path), path.read_bytes()
-    for length in [*range(0, len(content), 61), *range(len(content) - checkpoint.SEALED - 3, len(content))]:
+    for length in [*range(0, len(content), 61), *range(len(content) - checkpoint.CHECKSUM_LENGTH - 3, len(content))]:
         path.write_bytes(content[:length])
         loaded = load(path)
         assert loaded is None or is_same(loaded, whole)
@@ -89,37 +91,39 @@ def test_what_a_checkpoint_holds_is_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04", b"sha256:" + b"0" * 64])
-def test_what_is_no_checkpoint_is_skipped(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_skipped(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "step-7.pt").write_bytes(content)
     assert load(tmp_path / "step-7.pt") is None
 
 
 @pytest.mark.parametrize("other", [[1], {"format": "1"}, {"format": 1}, {"format": 1, "step": 7, "raw": 1}])
-def test_a_file_of_torch_that_is_no_checkpoint_is_skipped(tmp_path: Path, other: object) -> None:
+def test_a_torch_file_that_is_not_a_checkpoint_is_skipped(tmp_path: Path, other: object) -> None:
     torch.save(other, tmp_path / "step-7.pt")
     assert load(tmp_path / "step-7.pt") is None
 
 
 def damage(path: Path) -> None:
-    """One bit, in the middle."""
+    """Flip a bit in the middle."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def test_an_older_checkpoint_is_taken_with_both_steps_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_older_checkpoint_is_used_and_both_steps_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in (10, 20, 30):
         save(tmp_path, step, state(step))
     damage(tmp_path / "step-30.pt")
     newest = load_newest(tmp_path)
     assert newest is not None and newest["step"] == 20
-    told = capsys.readouterr().err
-    assert "step-30.pt is damaged and skipped" in told
-    assert "of step 30, is lost: that of step 20 is taken instead" in told
+    logged = capsys.readouterr().err
+    assert "step-30.pt is damaged and skipped" in logged
+    assert "of step 30, is lost; using the one of step 20 instead" in logged
 
 
-def test_what_was_just_saved_is_kept_where_newer_ones_are_damaged(tmp_path: Path) -> None:
-    """A training that begins again below three torn checkpoints."""
+def test_a_new_checkpoint_is_kept_beside_damaged_ones_of_later_steps(tmp_path: Path) -> None:
+    """A training that starts again, at a step below those of three damaged checkpoints."""
     for step in (10, 20, 30):
         damage(save(tmp_path, step, state()))
     for step in (5, 6, 7, 8):
@@ -131,7 +135,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_exported(own_project: Pa
     run = Run.open(own_project / "runs/digits")
     damage(run.folder / "checkpoints/step-300.pt")
     with refused("every checkpoint in", "--resume"):
-        load_served(run)
+        load_network(run)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ def test_a_recipe_changed_after_training_does_not_reach_the_weights(
     assert change[0] in text
     path.write_text(text.replace(*change))
     with refused(named, "step 300"):
-        load_served(Run.open(path.parent))
+        load_network(Run.open(path.parent))
 
 
 def test_statistics_changed_in_run_json_do_not_reach_the_weights(own_project: Path) -> None:
@@ -160,7 +164,7 @@ def test_statistics_changed_in_run_json_do_not_reach_the_weights(own_project: Pa
     path.write_text(json.dumps(info))
     run = Run.open(path.parent)
     with refused("dataset.mean", "step 300"):
-        load_served(run)
+        load_network(run)
     with refused("its mean differ"):
         run.dataset(own_project / "data")
 
@@ -174,8 +178,8 @@ def test_classes_in_another_order_in_run_json_are_refused(own_project: Path) -> 
         Run.open(path.parent)
 
 
-def test_weights_that_do_not_fit_the_recipe_are_a_sentence(own_project: Path) -> None:
-    """Of a checkpoint that is older than what says which recipe it is of."""
+def test_weights_that_do_not_fit_the_recipe_are_refused(own_project: Path) -> None:
+    """For a checkpoint of an older version, which does not record its recipe."""
     path = own_project / "runs/digits/checkpoints/step-300.pt"
     older = torch.load(path, weights_only=True)
     del older["provenance"]
@@ -183,4 +187,4 @@ def test_weights_that_do_not_fit_the_recipe_are_a_sentence(own_project: Path) ->
     recipe = own_project / "runs/digits/recipe.toml"
     recipe.write_text(recipe.read_text().replace("hidden_size = ", "hidden_size = 1"))
     with refused("does not fit its recipe's network", "size mismatch"):
-        load_served(Run.open(recipe.parent))
+        load_network(Run.open(recipe.parent))

@@ -1,4 +1,4 @@
-"""Several ranks, by real processes of torchrun and of `--devices` that talk over gloo."""
+"""Several ranks: real processes, started by torchrun and `--devices`, that communicate over gloo."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pipeline.checkpoint import load_newest
-from pipeline.training.distributed import World
+from pipeline.training.distributed import RankGroup
 from pipeline.training.launch import first_to_end
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
@@ -50,7 +50,7 @@ def shared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np
 
 @pytest.mark.parametrize("system", ranks.SYSTEMS)
 def test_two_ranks_compute_what_one_does(data: Path, shared: dict[str, np.ndarray], system: str) -> None:
-    alone = ranks.compute(data, {system: ranks.SYSTEMS[system]}, World())
+    alone = ranks.compute(data, {system: ranks.SYSTEMS[system]}, RankGroup())
     np.testing.assert_allclose(shared[f"{system}/losses"], alone[f"{system}/losses"], rtol=1e-10)
     gradients = alone[f"{system}/gradients"]
     assert np.abs(shared[f"{system}/gradients"] - gradients).max() <= 1e-5 * np.abs(gradients).max()
@@ -58,7 +58,7 @@ def test_two_ranks_compute_what_one_does(data: Path, shared: dict[str, np.ndarra
 
 @pytest.mark.slow
 def test_two_ranks_of_64_images_compute_what_one_of_128_does(data: Path, tmp_path: Path) -> None:
-    shared, alone = by_two_ranks(data, tmp_path / "two.npz", "--full"), ranks.compute(data, ranks.FULL, World())
+    shared, alone = by_two_ranks(data, tmp_path / "two.npz", "--full"), ranks.compute(data, ranks.FULL, RankGroup())
     np.testing.assert_allclose(shared["cifar10 of 128/losses"], alone["cifar10 of 128/losses"], rtol=1e-10)
 
 
@@ -89,7 +89,7 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},  # nobody is there
+        env={**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"},  # nothing listens there
     )
 
 
@@ -137,18 +137,18 @@ def test_a_rank_that_dies_ends_the_job_soon_and_it_resumes(tmp_path: Path, rank:
 @pytest.mark.parametrize(
     ("statuses", "first"),
     [
-        ([1, -signal.SIGKILL], 1),  # 0 ended because 1 was gone
+        ([1, -signal.SIGKILL], 1),  # 0 failed because 1 was gone
         ([-signal.SIGSEGV, 1], 0),
         ([None, 1], 1),  # 0 runs
-        ([0, 1], 1),  # 0 was done
+        ([0, 1], 1),  # 0 had finished
     ],
 )
-def test_the_rank_that_is_named_took_the_others_with_it(statuses: list[int | None], first: int) -> None:
+def test_the_named_rank_is_the_one_that_failed_first(statuses: list[int | None], first: int) -> None:
     assert first_to_end(statuses) == first
 
 
 def stop(process: subprocess.Popen[str], beyond: int) -> None:
-    """Ask a job to stop after a step; it must save, and say by its exit status that it was asked."""
+    """Ask a job to stop after step `beyond`; it must save and exit with the status of SIGTERM."""
     try:
         wait_for_a_step(process, beyond)
         process.send_signal(signal.SIGTERM)
@@ -164,7 +164,7 @@ def listening(processes: list[psutil.Process]) -> list[str]:
     return [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
 
 
-def test_nothing_of_a_job_listens_but_on_loopback_and_its_ranks_end_with_their_launcher(tmp_path: Path) -> None:
+def test_a_job_listens_on_loopback_only_and_its_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     process = start(tmp_path, "--tracking", "mlflow")
     try:
         wait_for_a_step(process)
@@ -179,7 +179,7 @@ def test_nothing_of_a_job_listens_but_on_loopback_and_its_ranks_end_with_their_l
     assert load_newest(tmp_path / "runs/digits/checkpoints")["step"] > 40  # they saved
 
 
-def test_a_rank_that_dies_is_started_again_where_restarts_are_allowed(tmp_path: Path) -> None:
+def test_a_dead_rank_is_restarted_where_restarts_are_allowed(tmp_path: Path) -> None:
     process = start(tmp_path, "--max-restarts", 1)
     try:
         wait_for_a_step(process)
@@ -195,31 +195,31 @@ def test_a_rank_that_dies_is_started_again_where_restarts_are_allowed(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("--devices", 999), "--devices 999: there are"),
         (("--devices", 2, "--set", "train.batch_size=65"), "train.batch_size 65 cannot be shared evenly by 2 ranks"),
         (("--devices", 2, "--set", "train.stepz=65"), "train.stepz"),
     ],
 )
-def test_what_cannot_be_shared_is_refused_in_one_sentence(
-    cli: Cli, tmp_path: Path, options: tuple[object, ...], told: str
+def test_settings_that_ranks_cannot_share_are_refused_in_one_sentence(
+    cli: Cli, tmp_path: Path, options: tuple[object, ...], message: str
 ) -> None:
     error = cli(*TRAIN, *options, status=1).stderr
-    assert error.count("error: ") == 1 and told in error
+    assert error.count("error: ") == 1 and message in error
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_process_of_a_rank_ends_with_its_status_before_python_is_taken_down() -> None:
+def test_the_process_of_a_rank_ends_with_its_status_without_finalising_python() -> None:
     script = """
 import atexit, sys
 from pipeline.training.distributed import rank_process
 
-class Left:
+class Leftover:
     def __del__(self):
-        print("taken down")
+        print("finalised")
 
-left = Left()
+leftover = Leftover()
 with rank_process():
     atexit.register(print, "at exit")
     sys.exit(3)

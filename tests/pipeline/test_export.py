@@ -16,11 +16,11 @@ from torch import nn
 
 from convline.errors import ConvlineError
 from convline.images import ImageSpec
-from models.served import Served
+from models.served_network import ServedNetwork
 from pipeline import export
 from pipeline.checkpoint import load_newest, save
 from pipeline.exporting.graph import to_onnx
-from pipeline.network import load_served, predictor
+from pipeline.network import load_network, predictor
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
 from pipeline.run import Run
@@ -90,7 +90,7 @@ def test_the_file_holds_the_averaged_weights_and_not_the_raw_ones(project: Path,
     images = np.load(project / "data/digits/test.images.npy")
     served = open_model(model).run(images)[1]
     cpu = torch.device("cpu")
-    averaged, raw = (predictor(load_served(run, which)[0], cpu)(images)[1] for which in ("averaged", "raw"))
+    averaged, raw = (predictor(load_network(run, which)[0], cpu)(images)[1] for which in ("averaged", "raw"))
     assert np.abs(served - averaged).max() < 1e-4
     assert np.abs(served - raw).max() > 1e-2
 
@@ -101,7 +101,7 @@ def test_preprocessing_is_inside_and_matches_numpy(project: Path) -> None:
     meta = json.loads((project / "data/digits/meta.json").read_text())
     assert meta["mean"] == pytest.approx([images.mean()])
     assert meta["std"] == pytest.approx([images.std()])
-    served, _ = load_served(Run.open(project / "runs/digits"))
+    served, _ = load_network(Run.open(project / "runs/digits"))
     seen = served.preprocessing(torch.from_numpy(images[:5].astype(np.uint8)))
     expected = (images[:5] - images.mean()) / images.std()
     np.testing.assert_allclose(seen.numpy()[:, 0], expected[..., 0], atol=1e-5)
@@ -122,7 +122,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def changed(served: Served, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def changed(served: ServedNetwork, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Replace a parameter or buffer."""
     module, _, name = part.rpartition(".")
     owner = served.get_submodule(module)
@@ -131,16 +131,16 @@ def changed(served: Served, part: str, change: Callable[[torch.Tensor], torch.Te
         tensor.copy_(change(tensor.detach().clone()))
 
 
-def swap_channels(served: Served) -> None:
+def swap_channels(served: ServedNetwork) -> None:
     cropped = served.preprocessing.cropped
     served.preprocessing.cropped = lambda images: cropped(images).flip(3)
 
 
-def move_crop(served: Served) -> None:
+def move_crop(served: ServedNetwork) -> None:
     served.preprocessing.cropped = lambda images: images[:, 3:11, 2:10]
 
 
-def swap_classes(served: Served) -> None:
+def swap_classes(served: ServedNetwork) -> None:
     network = served.network
     served.network = nn.Sequential(network, Reorder())
 
@@ -155,11 +155,11 @@ class AddNan(nn.Module):
         return torch.where(logit >= logit.amax(1, keepdim=True), torch.nan, logit)
 
 
-def inject_nan(served: Served) -> None:
+def inject_nan(served: ServedNetwork) -> None:
     served.network = nn.Sequential(served.network, AddNan())
 
 
-MUTATIONS: dict[str, Callable[[Served], None]] = {
+MUTATIONS: dict[str, Callable[[ServedNetwork], None]] = {
     "one weight": lambda served: changed(served, "network.conv1.weight", lambda w: w.index_fill(0, torch.tensor(5), 0)),
     "one bias": lambda served: changed(served, "network.fc.bias", lambda b: b + torch.tensor([0, 0.05, 0])),
     "standardisation": lambda served: changed(served, "preprocessing.mean", lambda mean: mean + 1),
@@ -178,7 +178,7 @@ def test_what_changes_between_pytorch_and_the_file_is_caught(
     run = Run.open(photographs / "runs/photographs")
     before = {path.name: path.read_bytes() for path in (run.model, run.folder / "parity.json")}
 
-    def unfaithful(served: Served, spec: ImageSpec) -> onnx.ModelProto:
+    def unfaithful(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
         copied = copy.deepcopy(served)
         MUTATIONS[mutation](copied)
         return to_onnx(copied, spec)
@@ -202,7 +202,7 @@ def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
     save(run.folder / "checkpoints", 300, state)
     before = run.model.read_bytes()
 
-    def unfaithful(served: Served, spec: ImageSpec) -> onnx.ModelProto:
+    def unfaithful(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
         copied = copy.deepcopy(served)
         changed(copied, "network.fc2.bias", lambda bias: bias + 0.01 * torch.eye(10)[3])
         return to_onnx(copied, spec)

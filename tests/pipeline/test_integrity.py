@@ -16,7 +16,7 @@ import pytest
 from convline.errors import ConvlineError
 from pipeline.compare import Compared
 from pipeline.dataset import Dataset
-from pipeline.network import load_served
+from pipeline.network import load_network
 from pipeline.preparing import integrity
 from pipeline.preprocess import preprocess
 from pipeline.reporting import sections
@@ -234,7 +234,7 @@ def run_json(project: Path) -> None:
 
 
 def recipe_toml(project: Path) -> None:
-    load_served(Run.open(project / "runs/digits"))
+    load_network(Run.open(project / "runs/digits"))
 
 
 def figures(project: Path) -> None:

@@ -14,7 +14,7 @@ from convline.errors import ConvlineError
 from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.preprocessing import Preprocessing
-from models.served import Served
+from models.served_network import ServedNetwork
 from pipeline import export
 from pipeline.exporting.float16 import to_float16
 from pipeline.exporting.graph import check, float_nodes, to_onnx
@@ -91,13 +91,15 @@ def test_the_cost_is_counted_alike_in_every_precision(files: dict[str, Path], pr
     assert lower["memory_bytes"]["weights"] < 0.6 * full["memory_bytes"]["weights"]
 
 
-def cifar10() -> tuple[Served, ImageSpec]:
+def cifar10() -> tuple[ServedNetwork, ImageSpec]:
     """The network with every kind of layer that must stay float32, as it is initialised."""
     from models import build
 
     torch.manual_seed(0)
     network = build("cifar10", (3, 24, 24), 10, conv_std=0.05)
-    return Served(Preprocessing((32, 32), 24, "per-image"), network).eval().requires_grad_(False), ImageSpec(32, 32, 3)
+    return ServedNetwork(Preprocessing((32, 32), 24, "per-image"), network).eval().requires_grad_(False), ImageSpec(
+        32, 32, 3
+    )
 
 
 def images(count: int = 64) -> Iterator[np.ndarray]:
@@ -142,7 +144,7 @@ def test_float16_casts_only_where_the_precision_changes() -> None:
     assert len(half.graph.node) == len(full.graph.node) + 6
 
 
-def transformer() -> tuple[Served, ImageSpec]:
+def transformer() -> tuple[ServedNetwork, ImageSpec]:
     """Two layers of a vision transformer; products of activations, a softmax in each layer."""
     from torchvision.models import VisionTransformer
 
@@ -151,7 +153,7 @@ def transformer() -> tuple[Served, ImageSpec]:
         image_size=16, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
     )
     torch.nn.init.normal_(network.heads.head.weight)
-    served = Served(Preprocessing((16, 16), standardize="scale"), network)
+    served = ServedNetwork(Preprocessing((16, 16), standardize="scale"), network)
     return served.eval().requires_grad_(False), ImageSpec(16, 16, 3)
 
 
@@ -184,7 +186,7 @@ class Normalized(torch.nn.Module):
 
 
 def test_constants_that_float16_cannot_hold_stay_float32() -> None:
-    served = Served(Preprocessing((8, 8)), Normalized()).eval().requires_grad_(False)
+    served = ServedNetwork(Preprocessing((8, 8)), Normalized()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
     half = to_float16(full, float_nodes(full, served))
     seen = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
@@ -246,7 +248,7 @@ class Outlier(torch.nn.Module):
 
 
 def test_layers_that_cost_too_much_are_left_in_float_and_no_others() -> None:
-    served = Served(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
+    served = ServedNetwork(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
     seen = np.random.default_rng(0).integers(0, 256, (256, 8, 8, 3), np.uint8)
     reference, _ = open_session(full.SerializeToString(), "cpu")
@@ -287,7 +289,7 @@ def test_int8_is_refused_where_nothing_helps() -> None:
         def cost(self, _: onnx.ModelProto) -> float:
             return 1.0
 
-    served = Served(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
+    served = ServedNetwork(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
     seen = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(ConvlineError, match="int8 costs this network too much accuracy"):

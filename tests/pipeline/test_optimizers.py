@@ -13,8 +13,10 @@ from pipeline import recipe
 from pipeline.dataset import Dataset
 from pipeline.export import export
 from pipeline.train import train
-from pipeline.training.optimizers import AdaGrad, Adam, Cosine, Exponential, Linear, Sgd, update
+from pipeline.training.optimizers import AdaGrad, Adam, Sgd
 from pipeline.training.randomness import seed_step
+from pipeline.training.schedules import Cosine, Exponential, Linear
+from pipeline.training.torch_internals import update_weights
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
@@ -72,26 +74,27 @@ def adam(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference: Callable) -> None:
     start, gradients = fixed.average_values()
     gradients = gradients.astype(np.float64)
-    gradients[:, 0] *= 1e-7  # where an epsilon inside the root, or 1e-10, would show
+    gradients[:, 0] *= 1e-7  # so small that an epsilon inside the root, or of 1e-10, would show
     weight = nn.Parameter(torch.from_numpy(start.astype(np.float64)))
     optimizer = section.build([weight])
     for gradient in gradients:
         weight.grad = torch.from_numpy(gradient)
-        update(optimizer, section.learning_rate)
+        update_weights(optimizer, section.learning_rate)
     expected = reference(start.astype(np.float64), gradients)
     np.testing.assert_allclose(weight.detach().numpy(), expected, atol=1e-9)
 
 
-def test_an_optimiser_does_without_torchs_compiler() -> None:
-    """Whose import takes 2 s and 160 MB."""
+def test_an_optimiser_does_not_import_torchs_compiler() -> None:
+    """Its import takes 2 s and 160 MB."""
     script = """if True:
         import sys, torch
-        from pipeline.training.optimizers import AdaGrad, Adam, Sgd, update
+        from pipeline.training.optimizers import AdaGrad, Adam, Sgd
+        from pipeline.training.torch_internals import update_weights
         for section, name in ((Sgd, "sgd"), (Adam, "adam"), (AdaGrad, "adagrad")):
             weight = torch.nn.Parameter(torch.ones(2))
             optimizer = section(name=name, learning_rate=0.1).build([weight])
             weight.grad = torch.ones(2)
-            update(optimizer, 0.1)
+            update_weights(optimizer, 0.1)
             optimizer.load_state_dict(optimizer.state_dict())
             assert weight[0] < 1, name
         assert "torch._dynamo" not in sys.modules
@@ -101,8 +104,8 @@ def test_an_optimiser_does_without_torchs_compiler() -> None:
 
 def test_the_staircase_is_tensorflows(golden: dict[str, np.ndarray]) -> None:  # noqa: F811
     schedule = Exponential(name="exponential", rate=0.1, every=100)
-    mine = [0.1 * schedule.factor(step, 400) for step in range(0, 401, 25)]
-    np.testing.assert_allclose(mine, golden["staircase"], rtol=1e-6)
+    actual = [0.1 * schedule.factor(step, 400) for step in range(0, 401, 25)]
+    np.testing.assert_allclose(actual, golden["staircase"], rtol=1e-6)
 
 
 def test_a_smooth_exponential_meets_the_staircase_at_its_steps() -> None:
@@ -149,7 +152,7 @@ def test_the_loss_adds_half_the_squared_weights_of_the_named_layers(cli: Cli, tm
 
 
 def test_l2_pulls_the_named_weights_towards_zero(cli: Cli, tmp_path: Path) -> None:
-    """By its gradient, coefficient * weight, beside that of the cross-entropy."""
+    """By the gradient coefficient * weight, in addition to that of the cross-entropy."""
     settings = (
         "--steps",
         1,
@@ -171,7 +174,7 @@ def test_l2_pulls_the_named_weights_towards_zero(cli: Cli, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["mlp", "slides_convnet", "deep_mnist", "cifar10", "cifar10_local"])
 def test_every_shipped_network_trains_and_exports(project: Path, tmp_path: Path, name: str) -> None:
-    """A few steps on images that it accepts: the graph, the names and the proof."""
+    """A few steps on images that it accepts, then the export and its parity check."""
     settings = ["train.steps=3", "train.evaluate_every=0", f"model.name={name}"]
     run = train(recipe.load("digits", settings), tmp_path / name, project / "data", tracking=False)
     assert export(run, Dataset.open(project / "data", "digits")).proofs[0].passed

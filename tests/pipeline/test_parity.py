@@ -11,12 +11,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from models.served import Served
+from models.served_network import ServedNetwork
 from pipeline import export
 from pipeline.exporting.boundary_images import PAIRS, BoundaryImages
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.tolerances import TOLERANCES, Batch, Parity, Tolerance
-from pipeline.network import Predict, load_served, predictor
+from pipeline.network import Predict, load_network, predictor
 from pipeline.parity import compare, split_batches
 from pipeline.run import Run
 from tests.conftest import run_command
@@ -241,9 +241,9 @@ def test_the_range_counts_for_its_own_image_and_is_never_less_than_the_usual_one
 
 
 @pytest.fixture(scope="module")
-def saturated(project: Path) -> Served:
+def saturated(project: Path) -> ServedNetwork:
     """The network of digits, trained, with logits a hundred times as large: no probability is between 0 and 1."""
-    served, _ = load_served(Run.open(project / "runs/digits"))
+    served, _ = load_network(Run.open(project / "runs/digits"))
     with torch.no_grad():
         for tensor in served.network.fc2.parameters():
             tensor.mul_(100)
@@ -259,7 +259,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("part", [None, *WRONG])
-def test_what_a_saturated_softmax_hides_is_caught(project: Path, saturated: Served, part: str | None) -> None:
+def test_what_a_saturated_softmax_hides_is_caught(project: Path, saturated: ServedNetwork, part: str | None) -> None:
     run = Run.open(project / "runs/digits")
     exported = copy.deepcopy(saturated)
     if part is not None:

@@ -34,7 +34,7 @@ def own(tmp_path: Path) -> Path:
     return path
 
 
-def at(loaded: recipe.Recipe, dotted: str) -> object:
+def field(loaded: recipe.Recipe, dotted: str) -> object:
     return recipe.flat(loaded.to_dict())[dotted]
 
 
@@ -125,22 +125,22 @@ def test_a_resolved_recipe_states_the_defaults_of_its_network() -> None:
 )
 def test_an_override_sets_any_field(override: str, value: object) -> None:
     loaded = load("digits", [override])
-    given = at(loaded, override.split("=")[0].strip())
-    assert given == value and type(given) is type(value)
+    value_set = field(loaded, override.split("=")[0].strip())
+    assert value_set == value and type(value_set) is type(value)
     assert load("digits") != loaded
 
 
 def test_a_flag_is_overridden() -> None:
     overrides = ["optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.nesterov=true"]
-    assert at(load("digits", overrides), "optimizer.nesterov") is True
+    assert field(load("digits", overrides), "optimizer.nesterov") is True
 
 
 def test_the_last_of_two_overrides_holds() -> None:
     assert load("digits", ["train.steps=5", "train.steps=7"]).train.steps == 7
 
 
-def test_an_override_may_open_a_section(own: Path) -> None:
-    assert at(load(str(own), ["schedule.name=cosine", "schedule.floor=0.1"]), "schedule.floor") == 0.1
+def test_an_override_may_add_a_section(own: Path) -> None:
+    assert field(load(str(own), ["schedule.name=cosine", "schedule.floor=0.1"]), "schedule.floor") == 0.1
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_an_unknown_name_is_refused_with_those_that_are_accepted(
         ("model.filters=many", "integer"),
     ],
 )
-def test_an_ill_typed_value_is_refused_with_what_would_do(override: str, accepted: str) -> None:
+def test_an_invalid_value_is_refused_with_what_is_accepted(override: str, accepted: str) -> None:
     with refused(f"{override.split('=')[0]}:", accepted):
         load("digits", [override])
 
@@ -213,13 +213,13 @@ def test_a_value_of_another_type_is_not_converted(override: str) -> None:
         load("digits", [override])
 
 
-def test_a_list_is_no_name_of_a_network() -> None:
+def test_a_list_is_not_a_network_name() -> None:
     with refused("model", "digits_convnet"):
         load("digits", ["model.name=[1]"])
 
 
 @pytest.mark.parametrize("override", ["train.steps", "steps=5", "=5", "train.=5", ".steps=5", ""])
-def test_an_override_that_is_no_assignment_is_refused_with_how_to_write_it(override: str) -> None:
+def test_an_override_that_is_not_an_assignment_is_refused_with_how_to_write_it(override: str) -> None:
     with refused("--set", "section.field=value"):
         load("digits", [override])
 
@@ -257,7 +257,7 @@ def test_another_network_drops_the_options_of_the_old_one() -> None:
     assert load("simple-convnet", ["model.name=softmax_regression"]).model.options == {}
 
 
-def test_a_recipe_of_ones_own_is_named_by_its_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_recipe_is_named_by_its_file(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own.parent)
     loaded = load("own.toml")
     assert (loaded.name, loaded.data.dataset) == ("own", "pets")
@@ -270,13 +270,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[train\nsteps = 5", b"[train]\nsteps = \xff\xfe", b"a = 1\na = 2"])
-def test_a_file_that_is_no_toml_is_named(own: Path, content: bytes) -> None:
+def test_a_file_that_is_not_toml_is_named(own: Path, content: bytes) -> None:
     own.write_bytes(content)
     with refused(str(own), "TOML"):
         load(str(own))
 
 
-def test_an_unknown_recipe_is_refused_with_what_was_meant() -> None:
+def test_an_unknown_recipe_is_refused_with_a_similar_name() -> None:
     with refused("'digit'", "did you mean digits?", *recipe.names()):
         load("digit")
 
@@ -300,7 +300,7 @@ def test_a_recipe_does_not_change() -> None:
         "published.seconds=7",
     ],
 )
-def test_what_only_observes_is_no_difference(override: str) -> None:
+def test_fields_that_do_not_influence_the_weights_are_not_a_difference(override: str) -> None:
     changed = load("digits", [override])
     assert changed != load("digits")
     assert differences(load("digits"), changed) == []
@@ -310,7 +310,7 @@ def test_what_only_observes_is_no_difference(override: str) -> None:
     "override",
     ["train.steps=7", "data.validation=7", "model.filters=7", "optimizer.beta1=0.7", "preprocess.crop=7"],
 )
-def test_what_changes_the_training_is_a_difference_either_way(override: str) -> None:
+def test_fields_that_influence_the_weights_are_a_difference(override: str) -> None:
     one, other = load("digits"), load("digits", [override])
     assert differences(one, other) == differences(other, one) == [override.split("=")[0]]
 
@@ -320,7 +320,7 @@ def test_every_difference_is_named() -> None:
     assert differences(load("digits"), changed) == ["schedule.floor", "schedule.name", "train.seed"]
 
 
-def test_a_figure_published_on_other_images_is_not_kept() -> None:
+def test_a_figure_published_for_another_dataset_is_dropped() -> None:
     assert load("cifar10", ["train.steps=5"]).published.precision_at_1 == 0.86
     assert load("cifar10", ['data.dataset="pets"']).published.precision_at_1 is None
 
@@ -348,14 +348,14 @@ def test_a_recipe_is_shown_as_it_is_written(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("warmup", [100, 2000])
-def test_a_warm_up_that_the_training_does_not_outlast_is_refused(warmup: int) -> None:
+def test_a_warm_up_as_long_as_the_training_is_refused(warmup: int) -> None:
     settings = ["train.steps=100", "schedule.name=linear"]
     assert load("digits", [*settings, "schedule.warmup=99"]).train.steps == 100
     with refused(f"schedule.warmup {warmup}", "train.steps 100"):
         load("digits", [*settings, f"schedule.warmup={warmup}"])
 
 
-def test_what_is_wrong_with_a_recipe_is_found_without_torch() -> None:
+def test_mistakes_in_a_recipe_are_found_without_importing_torch() -> None:
     """Instead of a timed test: importing torch takes seconds, torchvision more."""
     settings = ("train.stepz=1", "optimizer.name=nope", "schedule.x=1", "train.steps=0", "model.filterz=3")
     settings += ("model.name=lenet", "model.name=torchvision/resnet19", "schedule.warmup=9")

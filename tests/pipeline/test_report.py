@@ -200,7 +200,12 @@ def test_calibration_is_the_distance_of_confidence_from_hits() -> None:
 
 def test_layers_tell_their_shapes_and_costs() -> None:
     first, last = layers(network(), (1, 8, 8))
-    assert (first.kind, first.takes, first.returns, first.parameters) == ("conv 3×3", (1, 8, 8), (4, 6, 6), 40)
+    assert (first.kind, first.input_shape, first.output_shape, first.parameters) == (
+        "conv 3×3",
+        (1, 8, 8),
+        (4, 6, 6),
+        40,
+    )
     assert (first.multiply_adds, last.multiply_adds, last.kind) == (9 * 4 * 36, 144 * 3, "linear")
 
 

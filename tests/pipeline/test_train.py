@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+import models
 from convline.errors import ConvlineError
 from pipeline.checkpoint import load_newest, paths, step_of
 from pipeline.recipe import load
 from pipeline.run import Run
 from pipeline.train import train
-from pipeline.training.monitor import sparkline
-from pipeline.training.threads import usual_threads
+from pipeline.training.progress_log import sparkline
+from pipeline.training.threads import default_threads
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline.helpers import refused
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
@@ -63,7 +64,7 @@ def test_smoothed_loss_is_the_moving_average_of_every_step(cli: Cli, tmp_path: P
         assert point["smoothed_loss"] == pytest.approx(smoothed, rel=1e-5)
 
 
-def test_training_into_an_existing_run_needs_a_decision(own_project: Path) -> None:
+def test_training_into_an_existing_run_needs_resume_or_overwrite(own_project: Path) -> None:
     before = {p: p.read_bytes() for p in (own_project / "runs").rglob("*") if p.is_file()}
     result = run_command(own_project, *TRAIN, status=1)
     assert "--resume" in result.stderr
@@ -93,13 +94,29 @@ STAIRS = (*SHORT, "schedule.rate=0.5", "schedule.every=7")
 
 
 def trained(project: Path, run: Path, steps: int, *settings: str, **options: Any) -> Path:
-    """In this process."""
+    """The folder of a run that is trained in this process."""
     recipe = load("digits", [*(settings or STAIRS), f"train.steps={steps}"])
     return train(recipe, run, project / "data", "cpu", tracking=False, **options).folder
 
 
+def test_the_network_is_built_once_before_the_first_step(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def counted(name: str, *arguments: Any, **options: Any) -> torch.nn.Module:
+        built.append(name)
+        return models.build(name, *arguments, **options)
+
+    monkeypatch.setattr("pipeline.network.build", counted)
+    trained(project, tmp_path / "run", 2)
+    assert built == ["digits_convnet"]
+    trained(project, tmp_path / "run", 4, resume=True)
+    assert built == 2 * ["digits_convnet"]
+
+
 def stopped(project: Path, run: Path, at: int, steps: int, *settings: str) -> None:
-    """As a training of `steps` that was killed after the checkpoint `at`."""
+    """A run like one of `steps` steps that was killed after the checkpoint of step `at`."""
     trained(project, run, steps, *settings)
     for path in paths(run / "checkpoints"):
         if step_of(path) > at:
@@ -107,13 +124,13 @@ def stopped(project: Path, run: Path, at: int, steps: int, *settings: str) -> No
 
 
 @pytest.mark.parametrize("before", [12, 30])
-def test_a_run_goes_on_to_another_number_of_steps_as_if_it_had_been_that_from_the_start(
+def test_a_run_continued_to_another_number_of_steps_equals_one_of_that_number(
     project: Path, tmp_path: Path, before: int
 ) -> None:
     if before == 12:
-        trained(project, tmp_path / "resumed", before)  # finished, and goes on
+        trained(project, tmp_path / "resumed", before)  # finished, then continued
     else:
-        stopped(project, tmp_path / "resumed", 18, before)  # and ends sooner
+        stopped(project, tmp_path / "resumed", 18, before)  # now ends sooner
     resumed = trained(project, tmp_path / "resumed", 24, resume=True)
     assert_same_weights(resumed, trained(project, tmp_path / "whole", 24))
     assert tomllib.loads((resumed / "recipe.toml").read_text())["train"]["steps"] == 24
@@ -122,20 +139,23 @@ def test_a_run_goes_on_to_another_number_of_steps_as_if_it_had_been_that_from_th
     assert "training_seconds" in points(resumed)[-1]
 
 
-def test_a_run_whose_learning_rates_depend_on_the_steps_does_not_go_on_to_others(project: Path, tmp_path: Path) -> None:
+def test_a_run_whose_learning_rates_depend_on_the_number_of_steps_keeps_that_number(
+    project: Path, tmp_path: Path
+) -> None:
     run, cosine = tmp_path / "run", (*SHORT[:3], "schedule.name=cosine")
     trained(project, run, 12, *cosine)
     with refused("12 steps", "24", "schedule 'cosine'", "--overwrite", unchanged=run):
         trained(project, run, 24, *cosine, resume=True)
     with refused("has trained 12 steps already", unchanged=run):
         trained(project, run, 11, *cosine, resume=True)
+    # the learning rates of the warm-up do not depend on the number of steps
     warming_up = (*SHORT[:3], "schedule.name=linear", "schedule.warmup=10")
     stopped(project, tmp_path / "warming-up", 9, 12, *warming_up)
-    resumed = trained(project, tmp_path / "warming-up", 20, *warming_up, resume=True)  # up to there all the same
+    resumed = trained(project, tmp_path / "warming-up", 20, *warming_up, resume=True)
     assert_same_weights(resumed, trained(project, tmp_path / "warmed-up", 20, *warming_up))
 
 
-def test_threads_are_the_checkpoints_unless_they_are_asked_for(
+def test_a_resumed_training_keeps_its_number_of_threads_unless_threads_is_given(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.get_num_threads()
@@ -147,22 +167,22 @@ def test_threads_are_the_checkpoints_unless_they_are_asked_for(
         assert final_state(trained(project, run, 12, resume=True))["threads"] == 2
         assert "--threads" not in capsys.readouterr().err
         assert final_state(trained(project, run, 15, resume=True, threads=1))["threads"] == 1
-        assert "--threads 1: there were 2 before" in capsys.readouterr().err
+        assert "--threads 1: the checkpoint was trained with 2" in capsys.readouterr().err
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
-    ("told", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+    ("variables", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
 )
-def test_threads_look_for_work_a_moment_unless_the_user_says_how_long(told: dict[str, str], spins: str) -> None:
-    """By what libgomp itself says when it is loaded."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+def test_idle_threads_spin_briefly_unless_the_user_sets_how_long(variables: dict[str, str], spins: str) -> None:
+    """By what libgomp itself prints when it is loaded."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     load = "import ctypes, pathlib, importlib.util as u, pipeline; "
     load += "ctypes.CDLL(str(next(pathlib.Path(u.find_spec('torch').origin).parent.rglob('libgomp*.so*'))))"
     loaded = subprocess.run(
         [sys.executable, "-c", load],
-        env={**kept, **told, "OMP_DISPLAY_ENV": "verbose"},
+        env={**inherited, **variables, "OMP_DISPLAY_ENV": "verbose"},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -181,9 +201,9 @@ def test_threads_look_for_work_a_moment_unless_the_user_says_how_long(told: dict
         ({"OMP_NUM_THREADS": "3,2"}, 2, 3),
         ({"OMP_NUM_THREADS": "0"}, 1, 8),
         ({"OMP_NUM_THREADS": "many"}, 1, 8),
-        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 2, 4),  # torchrun's doing
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 2, 4),  # set by torchrun
         ({"OMP_NUM_THREADS": "2", "TORCHELASTIC_RUN_ID": "x"}, 2, 2),
-        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, 1),  # torchrun does not with one rank
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, 1),  # torchrun does not set it for a single rank
         ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "CONVLINE_MEETING_FILE": "y"}, 2, 1),  # --devices
     ],
 )
@@ -195,7 +215,7 @@ def test_omp_num_threads_counts_where_the_user_has_set_it(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert usual_threads(ranks) == threads
+    assert default_threads(ranks) == threads
 
 
 def test_resuming_on_another_dataset_is_refused(own_project: Path) -> None:
@@ -220,7 +240,7 @@ def test_two_trainings_into_one_run_are_refused(tmp_path: Path, cli: Cli) -> Non
     process = start(tmp_path)
     try:
         wait_for_steps(process, 10)
-        process.send_signal(signal.SIGSTOP)  # else it might end before the others begin
+        process.send_signal(signal.SIGSTOP)  # otherwise it might end before the others start
         assert "being trained by another process" in cli(*TRAIN, *KILLABLE, "--resume", status=1).stderr
         assert "being trained by another process" in cli(*TRAIN, *KILLABLE, "--overwrite", status=1).stderr
     finally:
@@ -228,7 +248,7 @@ def test_two_trainings_into_one_run_are_refused(tmp_path: Path, cli: Cli) -> Non
         process.communicate()
 
 
-def test_a_loss_that_explodes_stops_the_run_and_spares_the_checkpoint(cli: Cli, tmp_path: Path) -> None:
+def test_a_loss_that_diverges_stops_the_run_and_keeps_the_checkpoint(cli: Cli, tmp_path: Path) -> None:
     settings = ["optimizer.name=sgd", "optimizer.learning_rate=1e18", "train.checkpoint_every=1", "train.log_every=50"]
     result = cli(*TRAIN, *(a for s in settings for a in ("--set", s)), status=1)
     assert "stopped being finite at step" in result.stderr
@@ -255,7 +275,7 @@ def test_a_dataset_without_a_source_is_explained(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu:0", "meta", "mps", "gpu", "cuda:99"])
-def test_a_device_that_is_not_offered_is_refused(cli: Cli, tmp_path: Path, device: str) -> None:
+def test_an_unknown_or_missing_device_is_refused(cli: Cli, tmp_path: Path, device: str) -> None:
     assert f"--device {device}" in cli(*TRAIN, "--device", device, status=1).stderr
     assert not (tmp_path / "runs").exists()
 
@@ -270,7 +290,7 @@ def test_an_update_that_overflows_is_never_saved(cli: Cli, tmp_path: Path, optio
 @pytest.mark.parametrize(
     "setting", ["model.filters=0", "model.filters=-1", "optimizer.nesterov=true", "train.seed=99999999999999999999"]
 )
-def test_values_that_cannot_be_built_are_refused_before_anything_is_written(
+def test_values_that_no_network_or_optimiser_accepts_are_refused_before_anything_is_written(
     cli: Cli, tmp_path: Path, setting: str
 ) -> None:
     sgd = ("--set", "optimizer.name=sgd") if "nesterov" in setting else ()
@@ -280,13 +300,13 @@ def test_values_that_cannot_be_built_are_refused_before_anything_is_written(
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "", "a/b", "x.onnx", "-x"])
-def test_a_run_is_named_as_a_folder(cli: Cli, tmp_path: Path, name: str) -> None:
-    assert "invalid run name" in cli(*TRAIN, f"--run={name}", status=1).stderr
+def test_a_run_name_must_be_a_plain_folder_name(cli: Cli, tmp_path: Path, name: str) -> None:
+    assert "is no name for a run" in cli(*TRAIN, f"--run={name}", status=1).stderr
     assert not list(tmp_path.glob("**/run.json"))
 
 
-def test_a_dataset_prepared_again_meanwhile_does_not_reach_a_training(tmp_path: Path, cli: Cli, samples: Path) -> None:
-    """The splits are opened once: the map keeps the files that training began with."""
+def test_preparing_a_dataset_again_does_not_affect_a_running_training(tmp_path: Path, cli: Cli, samples: Path) -> None:
+    """The splits are opened once: the memory maps keep the files with which the training started."""
     cli("pipeline", "preprocess", "digits")
     process = start(tmp_path)
     wait_for_steps(process, 10)
@@ -295,7 +315,7 @@ def test_a_dataset_prepared_again_meanwhile_does_not_reach_a_training(tmp_path: 
     assert process.returncode == 0, errors
 
 
-def test_a_torn_last_checkpoint_is_trained_again(own_project: Path) -> None:
+def test_steps_since_a_truncated_checkpoint_are_trained_again(own_project: Path) -> None:
     last = own_project / "runs/digits/checkpoints/step-300.pt"
     os.truncate(last, last.stat().st_size // 2)
     run_command(own_project, *TRAIN, "--steps", 300, "--resume")
@@ -340,7 +360,7 @@ def test_a_compiled_network_trains_as_the_eager_one_does(cli: Cli, tmp_path: Pat
 
 @pytest.mark.slow
 def test_memory_stays_bounded_on_cifar10(cli: Cli, tmp_path: Path, test_data: Path) -> None:
-    """Most of it is torch itself. All images are seen, the whole test split is evaluated."""
+    """The training sees all images and evaluates the whole test split. Most of the memory is torch itself."""
     cli("pipeline", "preprocess", "cifar10-jpg", "--source", test_data / "cifar10-jpg.tar.gz")
     settings = ("--dataset", "cifar10-jpg", "--steps", 450, "--set", "train.evaluate_every=150")
     training = command("pipeline", "train", "cifar10", *settings, "--tracking", "none")
@@ -358,16 +378,16 @@ def test_a_terminal_shows_the_loss_as_it_falls(tmp_path: Path) -> None:
     with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=follower, env=environment) as process:
         os.close(follower)
         shown = b""
-        with suppress(OSError):  # how Linux tells that the last process has closed a terminal
+        with suppress(OSError):  # how Linux reports that the last process has closed the terminal
             while data := os.read(leader, 4096):
                 shown += data
         os.close(leader)
-    told = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert process.returncode == 0 and "300/300 steps" in told and "images/s" in told
-    assert re.search("loss [▁▂▃▄▅▆▇█]{20,30} [0-9.e-]+ · [0-9,]+ images/s · test 0.9", told)
+    output = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert process.returncode == 0 and "300/300 steps" in output and "images/s" in output
+    assert re.search("loss [▁▂▃▄▅▆▇█]{20,30} [0-9.e-]+ · [0-9,]+ images/s · test 0.9", output)
 
 
-def test_a_sparkline_has_a_bar_a_value() -> None:
+def test_a_sparkline_has_one_bar_per_value() -> None:
     assert (sparkline([7.0]), sparkline([0, 1, 7]), sparkline([1, float("nan")])) == ("▁", "▁▂█", "")
 
 

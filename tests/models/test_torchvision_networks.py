@@ -1,4 +1,4 @@
-"""Networks of torchvision by name; that one trains and exports, the test of the README's recipe shows."""
+"""Networks of torchvision by name. The test of the README's recipe trains and exports one."""
 
 import inspect
 import subprocess
@@ -12,8 +12,9 @@ from torchvision.models import resnet18
 
 import models
 from convline.errors import ConvlineError
-from models.signatures import torchvision_weights
-from pipeline.recipe import Model, load
+from models.option_reader import torchvision_weights
+from pipeline.network import build_network, check_trains
+from pipeline.recipe import ModelSection, load
 from pipeline.training.pretrained import load_pretrained
 from tests.conftest import Cli, run_command
 
@@ -34,7 +35,7 @@ def photographs(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_a_classifier_of_torchvision_has_its_own_names_and_our_classes() -> None:
+def test_a_classifier_of_torchvision_has_its_own_layer_names_and_our_classes() -> None:
     network = models.build("torchvision/resnet18", (3, 32, 32), 7)
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     assert network.state_dict().keys() == resnet18().state_dict().keys()
@@ -53,23 +54,34 @@ def test_every_family_of_torchvision_trains_and_exports(samples: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "told"),
+    ("name", "shape", "message"),
     [
         ("resnet18", (1, 32, 32), "--channels 3"),
         ("vit_b_16", (3, 32, 48), "square"),
         ("vit_b_16", (3, 33, 33), "divisible"),
     ],
 )
-def test_images_that_a_network_does_not_take_are_refused(name: str, shape: tuple[int, int, int], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_images_that_a_network_cannot_take_are_refused(name: str, shape: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         models.build(f"torchvision/{name}", shape, 10)
 
 
-def test_what_only_a_forward_pass_finds_is_refused_before_anything_is_written(photographs: Path) -> None:
+def test_a_size_that_only_a_forward_pass_refuses_is_refused_before_anything_is_written(photographs: Path) -> None:
     options = ("--dataset", "rgb32", "--run", "small", "--set", "model.name=torchvision/alexnet", "--tracking", "none")
     error = run_command(photographs, "pipeline", "train", "digits", *options, status=1).stderr
     assert "torchvision/alexnet does not accept the dataset rgb32, whose images are 32x32x3" in error
     assert not (photographs / "runs/small").exists()
+
+
+def test_checking_that_a_network_trains_leaves_it_as_it_was_initialised() -> None:
+    recipe = load("digits", ["model.name=torchvision/resnet18", "train.batch_size=4"])
+    image = {"height": 32, "width": 32, "channels": 3}
+    meta = {"name": "rgb32", "image": image, "classes": ["a", "b"], "mean": [99.0] * 3, "std": [9.0] * 3}
+    network = build_network(recipe, meta)
+    initial = {name: value.clone() for name, value in network.state_dict().items()}
+    check_trains(network, recipe, meta, 4)
+    assert network.training
+    assert all(torch.equal(initial[name], value) for name, value in network.state_dict().items())
 
 
 def test_batches_too_small_to_be_normalised_are_refused_before_anything_is_written(photographs: Path) -> None:
@@ -82,22 +94,22 @@ def test_batches_too_small_to_be_normalised_are_refused_before_anything_is_writt
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
-        ("model.weights=IMAGENET", "has no weights 'IMAGENET'; there are none, default, IMAGENET1K_V1"),
-        ("model.name=torchvision/resnet19", "there is no network 'torchvision/resnet19'; there are cifar10,"),
+        ("model.weights=IMAGENET", "has no weights 'IMAGENET'; use one of none, default, IMAGENET1K_V1"),
+        ("model.name=torchvision/resnet19", "there is no network 'torchvision/resnet19'; use one of cifar10,"),
         ("model.name=torchvision/fcn_resnet50", "there is no network"),
         ("model.depth=3", "model accepts name, weights"),
     ],
 )
-def test_a_name_or_option_that_torchvision_lacks_is_refused(setting: str, told: str) -> None:
-    with pytest.raises(ConvlineError, match=told):
+def test_a_name_or_option_that_torchvision_lacks_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ConvlineError, match=message):
         load("digits", ["model.name=torchvision/resnet18", setting])
 
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
-    """Weights of resnet18 where torch keeps what it has fetched, so that no network is needed."""
+    """Weights of resnet18 in the cache of torch, so that the test works offline."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
     weights = resnet18().state_dict()
@@ -109,13 +121,13 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.T
 def test_pretrained_weights_fill_all_but_the_last_layer(cached: dict[str, torch.Tensor], weights: str) -> None:
     network = models.build("torchvision/resnet18", (3, 32, 32), 10)
     before = network.fc.weight.clone()
-    load_pretrained(network, Model.model_validate({"name": "torchvision/resnet18", "weights": weights}))
-    mine = network.state_dict()
-    assert all(torch.equal(mine[key], value) for key, value in cached.items() if not key.startswith("fc."))
+    load_pretrained(network, ModelSection.model_validate({"name": "torchvision/resnet18", "weights": weights}))
+    loaded = network.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in cached.items() if not key.startswith("fc."))
     assert torch.equal(network.fc.weight, before)
 
 
-def test_weights_that_cannot_be_fetched_stop_the_training_in_one_sentence(
+def test_weights_that_cannot_be_downloaded_stop_the_training_in_one_sentence(
     photographs: Path, cli: Cli, tmp_path: Path
 ) -> None:
     settings = ["model.name=torchvision/resnet18", "model.weights=default"]
@@ -130,20 +142,20 @@ def test_weights_that_cannot_be_fetched_stop_the_training_in_one_sentence(
 
 @pytest.mark.parametrize("content", [b"", b"noise" * 999], ids=["empty", "noise"])
 @pytest.mark.usefixtures("cached")
-def test_a_damaged_file_of_weights_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_weights_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     path.write_bytes(content)
-    model = Model.model_validate({"name": "torchvision/resnet18", "weights": "default"})
+    model = ModelSection.model_validate({"name": "torchvision/resnet18", "weights": "default"})
     with pytest.raises(ConvlineError, match=f"delete {path}"):
         load_pretrained(models.build("torchvision/resnet18", (3, 32, 32), 10), model)
 
 
 @pytest.mark.usefixtures("cached")
 def test_weights_that_differ_beyond_the_last_layer_are_refused() -> None:
-    model = Model.model_validate({"name": "torchvision/resnet18", "weights": "default"})
+    model = ModelSection.model_validate({"name": "torchvision/resnet18", "weights": "default"})
     network = models.build("torchvision/resnet18", (3, 32, 32), 1000)
     network.conv1 = torch.nn.Conv2d(3, 8, 7)
-    with pytest.raises(ConvlineError, match=r"do not fit, different is conv1\.weight"):
+    with pytest.raises(ConvlineError, match=r"do not fit the network: conv1\.weight"):
         load_pretrained(network, model)
 
 
@@ -154,15 +166,15 @@ def test_torchvision_is_imported_only_for_its_own_networks() -> None:
 
 def test_networks_of_torchvision_and_their_weights_are_known_without_importing_it() -> None:
     names = torchvision.models.list_models(torchvision.models)
-    theirs = {name: [weight.name for weight in torchvision.models.get_model_weights(name)] for name in names}
-    assert len(theirs) > 50
-    assert {name: torchvision_weights(name) for name in theirs} == theirs
+    expected = {name: [weight.name for weight in torchvision.models.get_model_weights(name)] for name in names}
+    assert len(expected) > 50
+    assert {name: torchvision_weights(name) for name in expected} == expected
     with pytest.raises(KeyError):
-        torchvision_weights("fasterrcnn_resnet50_fpn")  # no classifier
+        torchvision_weights("fasterrcnn_resnet50_fpn")  # not a classifier
 
 
 @pytest.mark.parametrize("name", [*models.NETWORKS, "torchvision/resnet18"])
 def test_the_options_of_a_network_are_those_of_its_signature(name: str) -> None:
-    parameters = inspect.signature(models.find(name), eval_str=True).parameters
+    parameters = inspect.signature(models.builder(name), eval_str=True).parameters
     options = {key: value for key, value in parameters.items() if value.kind is value.KEYWORD_ONLY}
     assert models.options(name) == options

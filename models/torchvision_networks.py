@@ -1,4 +1,4 @@
-"""The classifiers of `torchvision.models`, by name: "resnet18"."""
+"""Networks of torchvision by name, such as "resnet18": every classifier of `torchvision.models`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-# networks that must be told the size of their images
-SIZED: dict[str, Callable[[int], dict[str, Any]]] = {
+# families that need the size of their images as an argument
+IMAGE_SIZE_ARGUMENTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "vit": lambda side: {"image_size": side},
     "maxvit": lambda side: {"input_size": (side, side)},
 }
-# networks with a second head for training: without it, so that forward returns logits
-TWO_HEADED = ("googlenet", "inception")
+# families with an auxiliary head for training; built without it, so that forward returns the logits alone
+WITH_AUXILIARY_HEAD = ("googlenet", "inception")
 
 
-def find(name: str) -> Callable[..., nn.Module]:
-    """The function that builds a classifier of the installed torchvision. Raises KeyError for none of them."""
+def builder(name: str) -> Callable[..., nn.Module]:
+    """The function that builds this classifier of the installed torchvision. Raises KeyError for an unknown name."""
     from torchvision import models
 
     if name not in models.list_models(module=models):
@@ -27,9 +27,10 @@ def find(name: str) -> Callable[..., nn.Module]:
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights: str = "none") -> nn.Module:
-    """`weights` names what a training begins from (see `models.weights_of`); whoever trains loads them.
+    """The network, freshly initialised. `weights` names the pretrained weights that its training starts from (see
+    `models.weights_of`); pipeline/training/pretrained.py loads them.
 
-    Raises ValueError for images that the network does not take.
+    Raises ValueError for images that the network does not accept.
     """
     from torchvision import models
 
@@ -38,12 +39,12 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights
         raise ValueError("networks of torchvision take RGB images; prepare the dataset with --channels 3")
     family = name.partition("_")[0]
     arguments: dict[str, Any] = {}
-    if family in SIZED:
+    if family in IMAGE_SIZE_ARGUMENTS:
         if height != width:
             raise ValueError("it takes square images only")
-        arguments = SIZED[family](height)
-    if family in TWO_HEADED:
-        # their weights were trained on images scaled otherwise, which the network undoes
+        arguments = IMAGE_SIZE_ARGUMENTS[family](height)
+    if family in WITH_AUXILIARY_HEAD:
+        # their pretrained weights expect another scaling of the images; transform_input converts to it
         arguments = {"aux_logits": False, "init_weights": True, "transform_input": weights != "none"}
     try:
         network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)

@@ -1,3 +1,5 @@
+"""The module that is exported to ONNX and served: preprocessing, network and softmax in one."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -5,8 +7,8 @@ from torch import Tensor, nn
 from models.preprocessing import Preprocessing
 
 
-class Served(nn.Module):
-    """The module that is exported: preprocessing, network and softmax."""
+class ServedNetwork(nn.Module):
+    """`preprocessing`, `network` and softmax, one after the other."""
 
     def __init__(self, preprocessing: Preprocessing, network: nn.Module) -> None:
         super().__init__()

@@ -1,0 +1,115 @@
+"""Loads training batches as whole tensors, from device memory or streamed from disk, and shuffles.
+
+Which images a step sees is a function of (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.dataset import Split
+from pipeline.device import copy_to_device, free_memory
+from pipeline.training.randomness import DRAW, generator
+
+PREFETCHED = 3  # batches that are read from disk ahead of time
+
+Batch = tuple[Tensor, Tensor]
+
+
+class BatchLoader:
+    """Batches of a training split on `device`; of each batch only this process's `share`.
+
+    `sampling` "epoch": shuffled passes over the split, one after the other; a batch may end one and begin the next.
+    "independent": each step draws anew, without repeats within a batch. Where the images take more than `memory_limit`
+    bytes (default: half of the device's free memory), they are not held on the device: a thread reads them from disk,
+    some steps ahead. Raises ValueError where sampling is independent and a batch is larger than the split.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        sampling: Literal["epoch", "independent"],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        share: slice = slice(None),
+        memory_limit: int | None = None,
+    ) -> None:
+        if sampling == "independent" and batch_size > len(split):
+            raise ValueError(f"batch_size {batch_size} exceeds the {len(split)} training images")
+        self._split = split
+        self._device = device
+        self._sampling = sampling
+        self._batch_size = batch_size
+        self._seed = seed
+        self._share = share
+        self._permutations: dict[int, NDArray[np.int64]] = {}
+        limit = free_memory(device) // 2 if memory_limit is None else memory_limit
+        is_held = split.images.nbytes <= limit
+        self._held = _ImagesOnDevice(split, device) if is_held else None
+        self._reader = ThreadPoolExecutor(1)
+        self._prefetched: deque[tuple[int, Future[Batch]]] = deque()
+        where = f"held on {device}" if is_held else f"streamed from disk: they are more than {limit / 1e6:,.0f} MB"
+        self.description = f"{split.images.nbytes / 1e6:,.0f} MB of training images, {where}"
+
+    def load(self, step: int) -> Batch:
+        """The images, uint8 [share, height, width, channels], and labels, int64 [share], of `step`."""
+        if self._held is not None:
+            return self._held.take(self._rows(step))
+        if self._prefetched and self._prefetched[0][0] != step:
+            self._prefetched.clear()
+        for later in range(step + len(self._prefetched), step + PREFETCHED + 1):
+            self._prefetched.append((later, self._reader.submit(self._read, later)))
+        images, labels = self._prefetched.popleft()[1].result()
+        return copy_to_device(images, self._device), copy_to_device(labels, self._device)
+
+    def _read(self, step: int) -> Batch:
+        """The batch of `step`, read from disk; in pinned memory for an accelerator."""
+        rows = self._rows(step)
+        batch = torch.from_numpy(self._split.images.take(rows, 0)), torch.from_numpy(self._split.labels.take(rows, 0))
+        self._split.release_memory()
+        return batch if self._device.type == "cpu" else (batch[0].pin_memory(), batch[1].pin_memory())
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
+        """The rows of the prepared arrays in this process's share of `step`."""
+        return self._split.rows[self.positions(step)[self._share]]
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """The positions in the split of all images that `step` sees, int64 [batch]."""
+        count = len(self._split)
+        if self._sampling == "independent":
+            return generator(self._seed, DRAW, step).choice(count, self._batch_size, replace=False)
+        epoch, start = divmod(step * self._batch_size, count)
+        if start + self._batch_size <= count:
+            return self._permutation(epoch)[start : start + self._batch_size]
+        # the batch continues in the next pass, or in several where it is larger than the split
+        offsets = np.arange(start, start + self._batch_size)
+        passes = range(offsets[-1] // count + 1)
+        return np.concatenate([self._permutation(epoch + k)[offsets[offsets // count == k] % count] for k in passes])
+
+    def _permutation(self, epoch: int) -> NDArray[np.int64]:
+        """The order of the images in one pass over the split; the last two passes are cached."""
+        if epoch not in self._permutations:
+            self._permutations = {k: order for k, order in self._permutations.items() if k == epoch - 1}
+            self._permutations[epoch] = generator(self._seed, DRAW, epoch).permutation(len(self._split))
+        return self._permutations[epoch]
+
+
+class _ImagesOnDevice:
+    """All images and labels of a split on the device; on the CPU they stay in the memory-mapped file."""
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self._images = torch.from_numpy(split.images).to(device)
+        self._labels = torch.from_numpy(split.labels).to(device)
+        self._device = device
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        index = copy_to_device(torch.from_numpy(rows), self._device)
+        return self._images.index_select(0, index), self._labels.index_select(0, index)
