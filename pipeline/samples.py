@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from convline.errors import ConvlineError
 from convline.files import atomic_write, name_on_disk
 from pipeline.dataset import Dataset, Split
-from pipeline.reporting.image_grid import View, grid, pixels
+from pipeline.reporting.image_grid import View, grid, to_pil
 
 SHEET_COLUMNS = 10  # images a class on the contact sheet
 SOFTWARE = "convline samples"  # by which a contact sheet is known, and may be replaced
@@ -73,7 +73,7 @@ def _keep(path: Path, content: bytes) -> None:
 
 def _png(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
-    pixels(image).save(buffer, "PNG")
+    to_pil(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -84,4 +84,4 @@ def contact_sheet(
     labels = split.labels[split.rows[positions]]
     rows = [split.rows[positions][labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
     images = [split.images[own] if view is None else view(split.images[own]) for own in rows]
-    return grid([(label, list(map(pixels, own))) for label, own in zip(dataset.classes, images, strict=True)])
+    return grid([(label, list(map(to_pil, own))) for label, own in zip(dataset.classes, images, strict=True)])

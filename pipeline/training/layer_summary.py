@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.reporting.network_view import visible
+from pipeline.reporting.network_input import to_visible
 
 BINS = 40
 IMAGES = 16  # of the batch, for activations
@@ -48,7 +48,7 @@ def summarize(network: nn.Module, inputs: Tensor) -> dict[str, dict[str, Distrib
 def sample(inputs: Tensor) -> NDArray[np.uint8]:
     """The first few of `inputs`, to look at; of large ones every so many pixels."""
     stride = -(-max(inputs.shape[2:]) // SIDE)
-    return visible(inputs[:SAMPLE, :, ::stride, ::stride])
+    return to_visible(inputs[:SAMPLE, :, ::stride, ::stride])
 
 
 def watched_layers(network: nn.Module) -> dict[str, Any]:
