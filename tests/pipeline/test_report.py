@@ -258,7 +258,8 @@ def test_activations_are_those_of_the_whole_layer_where_it_is_pooled_first() -> 
 def test_a_report_names_the_precision_of_the_exported_file(project_copy: Path, precision: str) -> None:
     run_command(project_copy, "pipeline", "export", "digits", "--precision", precision)
     run_command(project_copy, "pipeline", "report", "digits")
-    assert any(f"in {precision}, on cpu" in text for text in check(mine / "runs/digits/report.html").texts("td"))
+    page = check(project_copy / "runs/digits/report.html")
+    assert any(f"in {precision}, on cpu" in text for text in page.texts("td"))
 
 
 def test_images_without_a_finite_confidence_are_left_out_of_calibration() -> None:
