@@ -1,9 +1,10 @@
-"""The offline stages of convline, one module each, in this order:
+"""The offline stages of convline, one module for each command, in this order:
 
     download ─► preprocess ─► train ─► average ─► evaluate ─► export ─► parity ─► classify
     archives    uint8 arrays  raw weights + EMA   precision@k  .onnx     proof     folder → table
 
-The last one is `serving`. `recipe` says what to run; the folders hold the machinery, and import no stage.
+`classify` is in the package `serving`. A recipe (`recipe`) says what to train. The folders (`preparing`, `training`,
+`exporting`, `reporting`, `tracking`) hold the parts that the stages are made of, and never import a stage.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""The command line of the pipeline: a few lines a command, heavy imports inside them."""
+"""The commands and options of `pipeline`; heavy modules are imported inside the commands, so that --help is fast."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,24 +13,23 @@ from convline import console
 from convline.errors import ConvlineError
 from pipeline.training.rank_environment import is_rank
 
-if TYPE_CHECKING:
-    from pipeline.run import Run
-
 app = typer.Typer(
-    help="Train image classifiers, export the averaged weights to ONNX, and prove that both are the same model.",
+    help="Train image classifiers, export the averaged weights to ONNX, and prove that the file equals the network.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="digits, mnist, …, or a name of your own.")]
-RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="Name or path; default: trained last.")]
-DataDir = Annotated[Path, typer.Option(help="Where datasets are.")]
-RunsDir = Annotated[Path, typer.Option(help="Where runs are.")]
+DatasetArgument = Annotated[str, typer.Argument(metavar="DATASET", help="digits, mnist, …, or your own name.")]
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="Name or path; default: the run trained last.")
+]
+DataDir = Annotated[Path, typer.Option(help="The folder of datasets.")]
+RunsDir = Annotated[Path, typer.Option(help="The folder of runs.")]
 Mirrors = Annotated[list[str] | None, typer.Option("--mirror", help="http(s) or file URL to try first; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-SplitOption = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which images.")]
+SplitOption = Annotated[Literal["train", "validation", "test"], typer.Option(help="Which images to use.")]
 Tracking = Literal["mlflow", "none"]
 
 DATA = Path("data")
@@ -39,7 +38,7 @@ RUNS = Path("runs")
 
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
-    """`--debug` is taken out of the arguments by `console.main`; here it is only documented."""
+    """`console.main` handles `--debug` and removes it from the arguments; here it is only documented."""
 
 
 @app.command()
@@ -48,12 +47,12 @@ def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors
     from pipeline.download import download as fetch
     from pipeline.preparing.official_datasets import known_datasets
 
-    table = known_datasets()
-    if dataset not in table:
-        raise ConvlineError(f"{dataset} has no official archives here; there are {', '.join(table)}")
-    if not table[dataset].files:
+    datasets = known_datasets()
+    if dataset not in datasets:
+        raise ConvlineError(f"no official archives of {dataset} are known; choose one of {', '.join(datasets)}")
+    if not datasets[dataset].files:
         console.log(f"{dataset} is embedded: there is nothing to download")
-    for path in fetch(table[dataset], data_dir, mirror or []):
+    for path in fetch(datasets[dataset], data_dir, mirror or []):
         print(path)
 
 
@@ -64,15 +63,15 @@ def preprocess(
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
     fit: Annotated[
-        Literal["crop", "stretch", "pad"], typer.Option(help="crop: cut off what is too long; pad: black beside it.")
+        Literal["crop", "stretch", "pad"], typer.Option(help="crop: cut off the longer side; pad: add black borders.")
     ] = "crop",
     resample: Annotated[
-        Literal["bilinear", "bicubic", "lanczos", "box"], typer.Option(help="The filter that resizes.")
+        Literal["bilinear", "bicubic", "lanczos", "box"], typer.Option(help="The filter for resizing.")
     ] = "bilinear",
     jpeg: Annotated[
-        Literal["full", "reduced"], typer.Option(help="reduced: decode large JPEGs smaller, faster; compared first.")
+        Literal["full", "reduced"], typer.Option(help="reduced: decode large JPEGs at a smaller size; faster.")
     ] = "full",
-    allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Go on beyond 1% unusable files.")] = False,
+    allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Allow more than 1% unusable files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare an existing dataset again.")] = False,
     data_dir: DataDir = DATA,
     mirror: Mirrors = None,
@@ -97,10 +96,10 @@ def preprocess(
 def samples(
     dataset: DatasetArgument,
     split: SplitOption = "test",
-    count: Annotated[int, typer.Option(min=1, help="Images in all.")] = 100,
+    count: Annotated[int, typer.Option(min=1, help="Number of images, over all classes.")] = 100,
     output: Annotated[Path | None, typer.Option(help="Folder; default samples/DATASET.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Also a sheet of what the network of this recipe sees, as DIR.seen.png.")
+        str | None, typer.Option(help="Also write DIR.seen.png: the images as the network of this recipe sees them.")
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open the contact sheet.")] = False,
     data_dir: DataDir = DATA,
@@ -113,9 +112,9 @@ def samples(
     folder = output or Path("samples") / dataset
     view = None
     if recipe is not None:
-        from pipeline.reporting.network_view import seen_by
+        from pipeline.reporting.network_input import network_view
 
-        view = seen_by(recipe, opened)
+        view = network_view(recipe, opened)
     sheets = write_samples(opened, opened.split(split), count, folder, view)
     print(folder, *sheets, sep="\n")
     if show:
@@ -123,16 +122,16 @@ def samples(
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Show this one.")] = None) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe.")] = None) -> None:
     """List the shipped recipes, or show one."""
     if name is not None:
         from pipeline.recipe import read
 
         print(read(name), end="")
         return
-    from pipeline.reporting.recipe_list import HEADER, overview
+    from pipeline.reporting.recipe_list import HEADER, recipe_rows
 
-    for recipe, dataset, network, parameters, products, published in [HEADER, *overview()]:
+    for recipe, dataset, network, parameters, products, published in [HEADER, *recipe_rows()]:
         print(f"{recipe:25}{dataset:10}{network:20}{parameters:>10}{products:>15}{published:>11}")
 
 
@@ -141,21 +140,21 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a path to a .toml.")],
     dataset: Annotated[str | None, typer.Option(help="Train on another dataset.")] = None,
     run: Annotated[str | None, typer.Option(help="Name of the run; default: the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Short for --set train.steps=N.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Short for --set train.seed=N.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The same as --set train.steps=N.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same as --set train.seed=N.")] = None,
     device: Device = "auto",
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any field.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change any field.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     tracking: Annotated[Tracking, typer.Option(help="Where metrics are sent.")] = "mlflow",
-    devices: Annotated[int, typer.Option(min=1, help="Share the work among N devices of this machine.")] = 1,
-    max_restarts: Annotated[int, typer.Option(min=0, help="Of --devices, when a rank dies.")] = 0,
+    devices: Annotated[int, typer.Option(min=1, help="Split each batch among N devices of this machine.")] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="With --devices: if a rank dies.")] = 0,
     threads: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="Of each rank, on the CPU; default: OMP_NUM_THREADS, or an even share."),
     ] = None,
     memory_limit: Annotated[
-        int | None, typer.Option(min=0, metavar="BYTES", help="Stream training images beyond it from disk.")
+        int | None, typer.Option(min=0, metavar="BYTES", help="Stream training images from disk if they are larger.")
     ] = None,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
@@ -166,8 +165,8 @@ def train(
     from pipeline.dataset import check_name
     from pipeline.recipe import load
 
-    shorts = {"data.dataset": dataset, "train.steps": steps, "train.seed": seed}
-    given = [f"{key}={json.dumps(value)}" for key, value in shorts.items() if value is not None]
+    options = {"data.dataset": dataset, "train.steps": steps, "train.seed": seed}
+    given = [f"{key}={json.dumps(value)}" for key, value in options.items() if value is not None]
     loaded = load(recipe, [*(overrides or []), *given])
     folder = runs_dir / check_name(loaded.name if run is None else run, "run")
     if devices > 1 and not is_rank():
@@ -193,36 +192,36 @@ def train(
 @app.command()
 def evaluate(
     run: RunArgument = None,
-    precision_at_1: Annotated[bool, typer.Option("--precision-at-1", help="Print that line only.")] = False,
-    top_k: Annotated[int, typer.Option(min=1, help="Also precision @ K.")] = 1,
+    precision_at_1: Annotated[bool, typer.Option("--precision-at-1", help="Print only precision @ 1.")] = False,
+    top_k: Annotated[int, typer.Option(min=1, help="Also print precision @ 2 to K.")] = 1,
     split: SplitOption = "test",
-    weights: Annotated[Literal["averaged", "raw"], typer.Option(help="Which weights.")] = "averaged",
+    weights: Annotated[Literal["averaged", "raw"], typer.Option(help="Which weights to evaluate.")] = "averaged",
     onnx: Annotated[bool, typer.Option("--onnx", help="Evaluate the exported file instead.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N images only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    watch: Annotated[bool, typer.Option("--watch", help="Each new checkpoint, until the training ends.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Of --watch: seconds between two looks.")] = 30.0,
-    tracking: Annotated[Tracking, typer.Option(help="Of --watch: where precision @ 1 is sent.")] = "mlflow",
+    watch: Annotated[bool, typer.Option("--watch", help="Evaluate each checkpoint as it is written.")] = False,
+    interval: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two checks.")] = 30.0,
+    tracking: Annotated[Tracking, typer.Option(help="With --watch: where precision @ 1 is sent.")] = "mlflow",
     as_json: Json = False,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """precision @ k of a run, on images it has not seen."""
+    """Measure precision @ k of a run, by default on test images."""
     from pipeline.evaluate import EvaluationOptions, evaluate_run, table
     from pipeline.run import Run
-    from pipeline.watch import watch as follow
+    from pipeline.watch import watch as watch_run
 
     if watch and onnx:
-        raise typer.BadParameter("--watch looks at checkpoints, --onnx at the exported file; give one of them")
-    question = EvaluationOptions(split, weights, onnx, limit, device, batch_size, top_k)
-    found = Run.find(runs_dir, run)
+        raise typer.BadParameter("--watch evaluates checkpoints, --onnx the exported file; give one of them")
+    options = EvaluationOptions(split, weights, onnx, limit, device, batch_size, top_k)
+    opened = Run.find(runs_dir, run)
     if watch:
-        for answer in follow(found, data_dir, question, interval, tracking == "mlflow"):
-            line = f"step {answer['step']}: precision @ 1 = {answer['precision_at_1']:.3f}"
-            print(console.as_json(answer) if as_json else line, flush=True)
+        for report in watch_run(opened, data_dir, options, interval, tracking == "mlflow"):
+            line = f"step {report['step']}: precision @ 1 = {report['precision_at_1']:.3f}"
+            print(console.as_json(report) if as_json else line, flush=True)
         return
-    report = evaluate_run(found, data_dir, question)
+    report = evaluate_run(opened, data_dir, options)
     if as_json:
         print(console.as_json(report, indent=2))
     elif precision_at_1:
@@ -236,52 +235,55 @@ def export(
     run: RunArgument = None,
     output: Annotated[Path | None, typer.Option(help="Default: model.onnx in the run.")] = None,
     precision: Annotated[
-        Literal["fp32", "fp16", "int8"], typer.Option(help="Of weights and activations; gated on accuracy.")
+        Literal["fp32", "fp16", "int8"], typer.Option(help="Of weights and activations; accuracy is checked.")
     ] = "fp32",
     register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Add it to MLflow's registry, too; the best is `champion`.")
+        str | None, typer.Option(metavar="NAME", help="Also add it to MLflow's registry; the best is `champion`.")
     ] = None,
-    tracking: Annotated[Tracking, typer.Option(help="Where a run that is tracked is sent, with its proof.")] = "mlflow",
+    tracking: Annotated[Tracking, typer.Option(help="Where the file is sent if its run is tracked.")] = "mlflow",
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Export the averaged weights to ONNX; published only if they equal PyTorch's."""
+    """Export the averaged weights to ONNX; the file is published only if its outputs equal PyTorch's."""
     from pipeline.dataset import check_name
-    from pipeline.export import export as publish
+    from pipeline.export import export as export_run
     from pipeline.run import Run
+    from pipeline.sync import sync_if_tracked
 
     if register is not None:
         check_name(register, "model")
-    found = Run.find(runs_dir, run)
-    exported = publish(found, found.dataset(data_dir), output, precision)
+    opened = Run.find(runs_dir, run)
+    exported = export_run(opened, opened.dataset(data_dir), output, precision)
     print(exported.table())
     if register is not None:
-        from pipeline.register import register as add_version
+        from pipeline.register import register as register_file
 
-        print(add_version(exported.path, found, register))
+        print(register_file(exported.path, opened, register))
     elif tracking == "mlflow":
-        _send_tracked(found)
+        sync_if_tracked(opened)
     print(exported.path)
 
 
 @app.command()
 def parity(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN|MODEL.onnx]", help="Default: trained last.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Compare on these images, not on the test split.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN|MODEL.onnx]", help="Default: the run trained last.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Compare on these images instead of the test split.")] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="MODEL.onnx", help="Compare with this file, not with the checkpoint.")
+        Path | None, typer.Option(metavar="MODEL.onnx", help="Compare with this file instead of the checkpoint.")
     ] = None,
     as_json: Json = False,
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Prove an exported file again: against its checkpoint, or against another file."""
-    from pipeline.parity import prove_again, require
+    """Compare an exported file again with its checkpoint, or with another file."""
+    from pipeline.parity import prove_again, require_passed
 
     path, result = prove_again(run, runs_dir, data_dir, images, against)
     if as_json:
         print(console.as_json(result.to_dict(), indent=2), flush=True)
-    require(result, path)
+    require_passed(result, path)
     if not as_json:
         print(f"{result.sentence()}\n{result.table()}")
 
@@ -290,19 +292,20 @@ def parity(
 def report(
     run: RunArgument = None,
     tracking: Annotated[
-        Tracking, typer.Option(help="Where a run that is tracked is sent, with its pictures.")
+        Tracking, typer.Option(help="Where the page and its plots are sent if the run is tracked.")
     ] = "mlflow",
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Write one page on a run, report.html, with its pictures."""
-    from pipeline.report import report as write
+    """Write a page about a run, report.html, and its plots and images as PNG."""
+    from pipeline.report import report as write_report
     from pipeline.run import Run
+    from pipeline.sync import sync_if_tracked
 
-    found = Run.find(runs_dir, run)
-    page = write(found, found.dataset(data_dir))
+    opened = Run.find(runs_dir, run)
+    page = write_report(opened, opened.dataset(data_dir))
     if tracking == "mlflow":
-        _send_tracked(found)
+        sync_if_tracked(opened)
     print(page)
 
 
@@ -310,48 +313,36 @@ def report(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Names or paths.")],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page; default: compare.html with the runs.")
+        Path | None, typer.Option(metavar="FILE.html", help="The page; default: compare.html in the folder of runs.")
     ] = None,
     as_json: Json = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Several runs side by side: a table, and a page with their curves on the same axes."""
-    from pipeline.compare import compare as put_side_by_side
-    from pipeline.compare import text
+    """Compare runs: print a table, and write a page with their curves on the same axes."""
+    from pipeline.compare import compare as compare_runs
+    from pipeline.compare import text_table
     from pipeline.run import Run
 
     page = output or runs_dir / "compare.html"
-    figures = put_side_by_side([Run.find(runs_dir, run) for run in runs], page)
-    print(console.as_json(figures, indent=2) if as_json else f"{text(figures)}\n{page}")
+    figures = compare_runs([Run.find(runs_dir, run) for run in runs], page)
+    print(console.as_json(figures, indent=2) if as_json else f"{text_table(figures)}\n{page}")
 
 
 @app.command()
 def sync(
-    runs: Annotated[list[str] | None, typer.Argument(help="Names or paths; default: trained last.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Until the training ends.")] = False,
+    runs: Annotated[list[str] | None, typer.Argument(help="Names or paths; default: the run trained last.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Continue until the training ends.")] = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Send metrics and files of runs to MLflow: what the server lacks, no more."""
+    """Send to MLflow the metrics and files of runs that it does not have yet."""
     from pipeline.run import Run
-    from pipeline.sync import sync as send
+    from pipeline.sync import sync as sync_run
 
     if follow and runs and len(runs) > 1:
-        raise typer.BadParameter("--follow follows one run")
+        raise typer.BadParameter("--follow works on one run only")
     names: list[str | None] = [*runs] if runs else [None]
     for run in [Run.find(runs_dir, name) for name in names]:
-        print(send(run, follow), flush=True)
-
-
-def _send_tracked(run: Run) -> None:
-    """To MLflow what is new of a run that was sent there before; a server that fails is a warning."""
-    if not run.is_tracked():
-        return
-    from pipeline.sync import sync as send
-
-    try:
-        send(run)
-    except ConvlineError as error:
-        console.log(f"warning: {error}")
+        print(sync_run(run, follow), flush=True)
 
 
 def _image_size(text: str | None) -> tuple[int, int] | None:
@@ -365,7 +356,7 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def run() -> None:
-    """The console script `pipeline`."""
+    """Run the command line; the entry point of the console script `pipeline`."""
     if is_rank():
         from pipeline.training.distributed import rank_process
 

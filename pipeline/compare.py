@@ -1,4 +1,4 @@
-"""`pipeline compare`: several runs side by side, as a table and as curves on the same axes."""
+"""`pipeline compare`: several runs side by side, as a table with a row for each run and as curves on the same axes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write
 from convline.html import card, cards, display_name, element, page, table
 from pipeline.network import build_network, count_parameters, multiply_adds, network_input_shape
-from pipeline.reporting.curves import draw_curves, series
-from pipeline.reporting.findings import read_findings
-from pipeline.reporting.plots import Picture
+from pipeline.reporting.learning_curves import line_plots, metric_series
+from pipeline.reporting.plots import Plot
+from pipeline.reporting.result_files import read_result_file
 from pipeline.reporting.sections import duration
 from pipeline.run import Run
 from pipeline.tracking.points import Point, last_value, read_points
 
 HEADER = ("run", "network", "dataset", "steps", "time", "train", "validation", "test", "parameters", "multiply-adds")
 NOTE = (
-    "Precision @ 1 is that of the averaged weights: on the whole test split where ",
+    "Precision @ 1 is that of the averaged weights: on the whole test split if ",
     element("code", "pipeline evaluate"),
-    " was run at the end, else on as many images as the recipe's evaluate_limit says.",
+    " was run after training, otherwise on the number of images in the recipe's evaluate_limit.",
 )
-LAST = ("precision_at_1", "validation_precision_at_1", "train_precision_at_1", "training_seconds", "elapsed")
+LAST_VALUES = ("precision_at_1", "validation_precision_at_1", "train_precision_at_1", "training_seconds", "elapsed")
 CURVES = (
     ("precision", "Precision @ 1 on test", "precision @ 1", "precision_at_1"),
     ("validation-precision", "Precision @ 1 on validation", "precision @ 1", "validation_precision_at_1"),
@@ -36,25 +36,25 @@ CURVES = (
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A run with its points."""
+class ComparedRun:
+    """A run with the points of its metrics.jsonl."""
 
     run: Run
     points: list[Point]
 
-    def figures(self) -> dict[str, Any]:
-        """What is compared: precision @ 1 of the averaged weights (None where it was not looked at), `seconds` of
-        training, `multiply_adds` for one image."""
+    def key_figures(self) -> dict[str, Any]:
+        """The figures of the table: among them precision @ 1 of the averaged weights on each split (None if it was not
+        measured), `seconds` of training, and `multiply_adds` for one image."""
         served = build_network(self.run.recipe, self.run.info["dataset"])
         steps = max((point.step for point in self.points), default=0)
-        evaluated = self._evaluated(steps)
-        test, validation, train, trained, elapsed = (last_value(self.points, key) for key in LAST)
+        evaluated = self._evaluated_precision(steps)
+        test, validation, train, training_seconds, elapsed = (last_value(self.points, key) for key in LAST_VALUES)
         return {
             "run": self.run.name,
             "network": self.run.recipe.model.name,
             "dataset": self.run.recipe.data.dataset,
             "steps": steps,
-            "seconds": trained or elapsed,
+            "seconds": training_seconds or elapsed,
             "train_precision_at_1": train,
             "validation_precision_at_1": validation,
             "precision_at_1": test if evaluated is None else evaluated,
@@ -62,32 +62,32 @@ class Compared:
             "multiply_adds": multiply_adds(served.network, network_input_shape(self.run, served)),
         }
 
-    def _evaluated(self, step: int) -> float | None:
-        """What `pipeline evaluate` found on the whole test split, if that is of the last step."""
-        evaluation = read_findings(self.run.folder / "evaluation.json")
-        found = evaluation.get("precision_at_1")
-        return found if evaluation.get("step") == step and isinstance(found, float) else None
+    def _evaluated_precision(self, step: int) -> float | None:
+        """precision @ 1 on the whole test split from `pipeline evaluate`, if it evaluated the weights of `step`."""
+        evaluation = read_result_file(self.run.folder / "evaluation.json")
+        precision = evaluation.get("precision_at_1")
+        return precision if evaluation.get("step") == step and isinstance(precision, float) else None
 
 
 def compare(runs: Sequence[Run], output: Path) -> list[dict[str, Any]]:
-    """The figures of each run; the page `output` has them too, with the curves.
+    """Write the page `output` with the figures and curves of all runs, and return the figures.
 
-    Raises ConvlineError for an output that is no page.
+    Raises ConvlineError if `output` does not end in .html.
     """
     if output.suffix != ".html":
         raise ConvlineError(f"--output {output}: name a file that ends in .html")
-    compared = [Compared(run, list(read_points(run.metrics))) for run in runs]
-    figures = [one.figures() for one in compared]
-    shown = [card(one.title, one.svg()) for one in overlays(compared)]
-    named = [(*map(display_name, cells[:3]), *cells[3:]) for cells in map(row, figures)]
-    sections = [("The runs", table(HEADER, named, "The runs")), ("Curves", cards(*shown))]
+    compared = [ComparedRun(run, list(read_points(run.metrics))) for run in runs]
+    figures = [one.key_figures() for one in compared]
+    plots = [card(plot.title, plot.svg()) for plot in comparison_plots(compared)]
+    rows = [(*map(display_name, cells[:3]), *cells[3:]) for cells in map(table_row, figures)]
+    sections = [("The runs", table(HEADER, rows, "The runs")), ("Curves", cards(*plots))]
     with atomic_write(output, "w", encoding="utf-8") as file:
         file.write(page("Runs compared", element("p", NOTE), sections))
     return figures
 
 
-def row(figures: dict[str, Any]) -> list[str]:
-    """As text, under HEADER."""
+def table_row(figures: dict[str, Any]) -> list[str]:
+    """The figures of a run as text, in the columns of HEADER."""
     shares = (figures[key] for key in ("train_precision_at_1", "validation_precision_at_1", "precision_at_1"))
     return [
         *(figures[key] for key in ("run", "network", "dataset")),
@@ -99,20 +99,23 @@ def row(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def overlays(compared: Sequence[Compared]) -> list[Picture]:
-    """Each metric that some run has, with a line a run."""
-    return draw_curves(
-        (key, title, [(one.run.name, *series(one.points, metric)) for one in compared], label)
+def comparison_plots(compared: Sequence[ComparedRun]) -> list[Plot]:
+    """A plot for each metric that some run has, with a line for each run."""
+    return line_plots(
+        (key, title, [(one.run.name, *metric_series(one.points, metric)) for one in compared], label)
         for key, title, label, metric in CURVES
     )
 
 
-def text(figures: Sequence[dict[str, Any]]) -> str:
-    """A table for a terminal: names at the left, numbers at the right of their columns."""
-    rows = [HEADER, *map(row, figures)]
+def text_table(figures: Sequence[dict[str, Any]]) -> str:
+    """The table for a terminal: names aligned left, numbers aligned right."""
+    rows = [HEADER, *map(table_row, figures)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [
-        [cell.ljust(w) if n < 3 else cell.rjust(w) for n, (cell, w) in enumerate(zip(r, widths, strict=True))]
-        for r in rows
+        [
+            cell.ljust(width) if column < 3 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
     ]
     return "\n".join("  ".join(cells).rstrip() for cells in aligned)

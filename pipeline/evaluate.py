@@ -1,4 +1,4 @@
-"""precision@k, and what lies behind it: figures for each class and the confusion matrix."""
+"""`pipeline evaluate`: precision @ k of a run or its ONNX file, precision and recall of each class, evaluation.json."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from pipeline.run import Run
 from serving.model import open_model
 from serving.session import Provider
 
-CLASS_WIDTH = 24  # characters of a class's name in a table
+CLASS_COLUMN = 24  # characters for the names of classes in the table
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What to evaluate: which split, weights and how many images (`limit`: the first N), on what."""
+    """What to evaluate and how.
+
+    `split` is "train", "validation" or "test"; `weights` are "averaged" or "raw"; `onnx` evaluates the exported file;
+    `limit` takes only the first images; precision is measured at 1 to `top_k`.
+    """
 
     split: str = "test"
     weights: str = "averaged"
@@ -34,58 +38,60 @@ class EvaluationOptions:
 
     @property
     def metric(self) -> str:
-        """What the answer is called among the points of a run that is watched."""
-        which = [
+        """The name of precision @ 1 in watched.jsonl."""
+        parts = [
             self.weights if self.weights != "averaged" else "",
             self.split if self.split != "test" else "",
             f"first_{self.limit}" if self.limit else "",
         ]
-        return "_".join(filter(None, ["watched", *which, "precision_at_1"]))
+        return "_".join(filter(None, ["watched", *parts, "precision_at_1"]))
 
 
-def evaluate_run(run: Run, data_dir: Path, question: EvaluationOptions) -> dict[str, Any]:
-    """Answer a question about a run; a whole split's answer about averaged weights is kept as evaluation.json.
+def evaluate_run(run: Run, data_dir: Path, options: EvaluationOptions) -> dict[str, Any]:
+    """Evaluate a run and return the report. That of averaged weights on the whole test split is also written to the
+    run's evaluation.json.
 
-    Raises ConvlineError where the run has no such weights, file or split.
+    Raises ConvlineError if the run does not have the weights, the file or the split.
     """
-    check_top_k(run, question)
-    split = run.split(run.dataset(data_dir), question.split)
-    predict, origin = _subject(run, question)
-    evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
-    report = {"run": run.name, "split": question.split, **origin, **evaluation.to_dict(question.top_k)}
-    if question.limit is None and question.split == "test" and origin["weights"] == "averaged":
+    check_top_k(run, options)
+    split = run.split(run.dataset(data_dir), options.split)
+    predict, origin = _predictor(run, options)
+    evaluation = evaluate(predict, split, run.classes, options.limit, options.batch_size)
+    report = {"run": run.name, "split": options.split, **origin, **evaluation.to_dict(options.top_k)}
+    if options.limit is None and options.split == "test" and origin["weights"] == "averaged":
         with atomic_write(run.folder / "evaluation.json", "w") as file:
             json.dump(report, file, indent=2)
     return report
 
 
-def check_top_k(run: Run, question: EvaluationOptions) -> None:
-    """Raises ConvlineError for more classes than the run knows."""
-    if question.top_k > len(run.classes):
-        raise ConvlineError(f"--top-k {question.top_k}: {run.folder} knows {len(run.classes)} classes; ask for fewer")
+def check_top_k(run: Run, options: EvaluationOptions) -> None:
+    """Raises ConvlineError if `top_k` is larger than the run's number of classes."""
+    if options.top_k > len(run.classes):
+        count = len(run.classes)
+        raise ConvlineError(f"--top-k {options.top_k}: {run.folder} has only {count} classes; choose a smaller K")
 
 
-def _subject(run: Run, question: EvaluationOptions) -> tuple[Predict, dict[str, Any]]:
-    """What is evaluated, as a function, and what it is."""
-    if question.onnx:
-        if question.weights == "raw":
+def _predictor(run: Run, options: EvaluationOptions) -> tuple[Predict, dict[str, Any]]:
+    """The network or ONNX file to evaluate, as a function, and for the report its weights, step and engine."""
+    if options.onnx:
+        if options.weights == "raw":
             raise ConvlineError("the ONNX file holds averaged weights; leave out --weights raw")
-        choose_device(question.device)
-        provider: Provider = "auto" if question.device == "auto" else "cpu" if question.device == "cpu" else "cuda"
+        choose_device(options.device)  # raises ConvlineError for a device that does not exist
+        provider: Provider = "auto" if options.device == "auto" else "cpu" if options.device == "cpu" else "cuda"
         model = open_model(run.model, provider)
         return model.run, {
             "weights": model.metadata["weights"],
             "step": model.metadata["run"]["step"],
             "engine": f"onnxruntime, {model.provider}",
         }
-    served, step = load_network(run, question.weights)
-    device = choose_device(question.device)
-    origin = {"weights": question.weights, "step": step, "engine": f"PyTorch, {device}"}
+    served, step = load_network(run, options.weights)
+    device = choose_device(options.device)
+    origin = {"weights": options.weights, "step": step, "engine": f"PyTorch, {device}"}
     return predictor(served.to(device), device), origin
 
 
 def table(report: dict[str, Any]) -> str:
-    """A report for a person."""
+    """A report as text for the terminal."""
     lines = [
         f"{report['run']}: {report['split']}, {report['weights']} weights of step {report['step']}, {report['engine']}"
     ]
@@ -94,10 +100,10 @@ def table(report: dict[str, Any]) -> str:
         for key, value in report.items()
         if key.startswith("precision_at_")
     ]
-    lines.append(f"{'class':{CLASS_WIDTH}}{'images':>8}{'precision':>11}{'recall':>8}")
+    lines.append(f"{'class':{CLASS_COLUMN}}{'images':>8}{'precision':>11}{'recall':>8}")
     for name, figures in report["classes"].items():
         precision, recall = (f"{v:.3f}" if v is not None else "-" for v in (figures["precision"], figures["recall"]))
         lines.append(
-            f"{elide_middle(name, CLASS_WIDTH - 1):{CLASS_WIDTH}}{figures['count']:>8}{precision:>11}{recall:>8}"
+            f"{elide_middle(name, CLASS_COLUMN - 1):{CLASS_COLUMN}}{figures['count']:>8}{precision:>11}{recall:>8}"
         )
     return "\n".join(lines)

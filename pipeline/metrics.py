@@ -1,4 +1,4 @@
-"""Hits and misses over a split: precision@k, figures for each class, the confusion matrix."""
+"""Metrics over a split: precision @ k, precision and recall of each class, counts of the confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ BATCH_SIZE = 256
 
 @dataclass
 class Evaluation:
-    """Counts over a split: `confusion` int64 [classes, classes], rows true, columns predicted;
-    `ranks` int64 [classes + 1], how often the true class came out first, second, … (last: NaN)."""
+    """Counts over a split. `confusion`, int64 [classes, classes]: rows are true classes, columns predicted ones.
+    `ranks`, int64 [classes + 1]: how often the true class had the largest logit, the second largest, …; the last entry
+    counts images with NaN."""
 
     classes: Sequence[str]
     confusion: NDArray[np.int64] = field(init=False)
@@ -30,7 +31,7 @@ class Evaluation:
         self.ranks = np.zeros(count + 1, np.int64)
 
     def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
-        """Take in a batch: float32 [n, classes] and int64 [n]."""
+        """Count a batch: logits float32 [n, classes], labels int64 [n]."""
         np.add.at(self.confusion, (labels, logits.argmax(1)), 1)
         np.add.at(self.ranks, ranks(logits, labels), 1)
 
@@ -61,21 +62,21 @@ class Evaluation:
 
 
 def ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each true class among the logits, 0 for the largest, int64 [n].
+    """The rank of each true class among the logits, 0 for the largest, int64 [n].
 
-    Of equal logits the earlier class is first, as in argmax: a network that knows nothing scores no more
-    than chance. A row with a NaN has place `classes`, behind every class.
+    Of equal logits the earlier class ranks first, as in argmax: a network whose logits are all equal is no better than
+    chance. In a row with a NaN, the rank is the number of classes.
     """
-    own = np.take_along_axis(logits, labels[:, None], 1)
+    true_logits = np.take_along_axis(logits, labels[:, None], 1)
     earlier = np.arange(logits.shape[1]) < labels[:, None]
-    places = ((logits > own) | ((logits == own) & earlier)).sum(1)
-    return np.where(np.isnan(logits).any(1), logits.shape[1], places)
+    larger = ((logits > true_logits) | ((logits == true_logits) & earlier)).sum(1)
+    return np.where(np.isnan(logits).any(1), logits.shape[1], larger)
 
 
 def evaluate(
     predict: Predict, split: Split, classes: Sequence[str], limit: int | None = None, batch_size: int = BATCH_SIZE
 ) -> Evaluation:
-    """Run the first `limit` images of a split, every one once, through `predict`."""
+    """Evaluate `predict` on the first `limit` images of a split, or on all of them."""
     evaluation = Evaluation(classes)
     for images, labels in split.take(limit).batches(batch_size):
         evaluation.add(predict(images)[1], labels)

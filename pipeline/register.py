@@ -1,4 +1,4 @@
-"""A published file -> a version in MLflow's registry; the alias `champion` goes to the best."""
+"""`export --register`: add an exported file to MLflow's model registry; the alias `champion` marks the best version."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ SERVING_LIBRARIES = ("mlflow", "onnx", "onnxruntime", "numpy")
 
 
 def register(path: Path, run: Run, name: str) -> str:
-    """Log a published file, with signature and example, as a new version of `name`; says what it did.
+    """Log a published file, with signature and example, as a new version of `name`; returns a message about the result.
 
-    The alias `champion` moves to it unless the champion's precision@1 on the same test split is better, or was measured
-    on another one. Raises ConvlineError where MLflow is missing or does not take it; the file stays published.
+    The alias `champion` moves to the new version unless the champion's precision @ 1 is better, or was measured on
+    another test split. Raises ConvlineError if MLflow is not installed or refuses the file, which stays published.
     """
     uri = tracking_uri()
     sender = Sender(run, uri)
     mlflow_run = sender.finish()
     model = open_model(path, "cpu")
     with explain_mlflow_errors(uri, f"did not register {path}, which is published, as {name}"):
-        version = _log(model, path, labels_path(path, run), mlflow_run, name, uri)
+        version = _log_version(model, path, labels_path(path, run), mlflow_run, name, uri)
         if read_registered(f"models:/{name}/{version}") != path.read_bytes():
-            raise ConvlineError(f"version {version} of {name} is not the file {path}: MLflow changed it")
-        said = _crown(model, name, version, uri)
-    sender.finish()  # logging took the run up again
-    return said
+            raise ConvlineError(f"version {version} of {name} differs from the file {path}: MLflow changed it")
+        message = _update_champion(model, name, version, uri)
+    sender.finish()  # logging set the status of the run to RUNNING
+    return message
 
 
-def _log(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, name: str, uri: str) -> str:
-    """The new version's number. MLflow's server answers with scores alone: class names go beside the model."""
+def _log_version(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, name: str, uri: str) -> str:
+    """Log the model; returns the new version's number. MLflow's server responds with scores alone, so class names are
+    logged beside the model."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     spec, classes = model.spec, list(model.classes)
-    # without it MLflow's server feeds JSON as int64, which the file refuses
+    # without this signature, MLflow's server passes JSON as int64, which the model does not accept
     images = TensorSpec(np.dtype("uint8"), (-1, spec.height, spec.width, spec.channels), "image")
     scores = [TensorSpec(np.dtype("float32"), (-1, len(classes)), output) for output in ("probability", "logit")]
     mlflow.set_tracking_uri(uri)
@@ -57,7 +58,7 @@ def _log(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, name: str,
             signature=ModelSignature(Schema([images]), Schema(scores)),
             input_example={"image": probe_images(spec)[:1]},
             pip_requirements=[f"{library}=={_version(library)}" for library in SERVING_LIBRARIES],
-            onnx_execution_providers=["CPUExecutionProvider"],  # what it was proven on
+            onnx_execution_providers=["CPUExecutionProvider"],  # the provider that parity was proven on
             save_as_external_data=False,
             metadata={"classes": classes},
             extra_files=[str(labels.resolve())],
@@ -66,9 +67,9 @@ def _log(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, name: str,
 
 
 def _tags(model: OnnxModel) -> dict[str, str]:
-    """What versions are compared by, and where they came from."""
+    """Tags of a version: the figures by which versions are compared, and the run it was exported from."""
     evaluation, parity = model.metadata["evaluation"], model.metadata["parity"]
-    told = {
+    tags = {
         "precision_at_1": repr(evaluation["precision_at_1"]),
         "test_fingerprint": evaluation["fingerprint"],
         "precision": parity["precision"],
@@ -76,27 +77,27 @@ def _tags(model: OnnxModel) -> dict[str, str]:
         "step": str(model.metadata["run"]["step"]),
         "sha256": model.sha256,
     }
-    return {PREFIX + key: value for key, value in told.items()}
+    return {PREFIX + key: value for key, value in tags.items()}
 
 
-def _crown(model: OnnxModel, name: str, version: str, uri: str) -> str:
-    """Move the alias, or not."""
+def _update_champion(model: OnnxModel, name: str, version: str, uri: str) -> str:
+    """Move the alias `champion` to the new version, unless the champion stays; returns the message for the user."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri, uri)
-    mine = model.metadata["evaluation"]
-    done = f"registered {name} version {version} (precision @ 1 {mine['precision_at_1']:.4f})"
-    holder = client.get_registered_model(name).aliases.get(CHAMPION)
-    if holder is not None:
-        tags = client.get_model_version(name, holder).tags
-        theirs = tags.get(PREFIX + "precision_at_1")
-        if theirs is None or tags.get(PREFIX + "test_fingerprint") != mine["fingerprint"]:
-            return f"{done}; {CHAMPION} stays version {holder}, which was not measured on this test split"
-        if mine["precision_at_1"] < float(theirs):
-            return f"{done}; {CHAMPION} stays version {holder} ({float(theirs):.4f})"
-        done = f"{done}; {CHAMPION} was version {holder} ({float(theirs):.4f})"
+    evaluation = model.metadata["evaluation"]
+    message = f"registered {name} version {version} (precision @ 1 {evaluation['precision_at_1']:.4f})"
+    champion = client.get_registered_model(name).aliases.get(CHAMPION)
+    if champion is not None:
+        tags = client.get_model_version(name, champion).tags
+        champion_precision = tags.get(PREFIX + "precision_at_1")
+        if champion_precision is None or tags.get(PREFIX + "test_fingerprint") != evaluation["fingerprint"]:
+            return f"{message}; {CHAMPION} stays version {champion}, which was not measured on this test split"
+        if evaluation["precision_at_1"] < float(champion_precision):
+            return f"{message}; {CHAMPION} stays version {champion} ({float(champion_precision):.4f})"
+        message = f"{message}; {CHAMPION} was version {champion} ({float(champion_precision):.4f})"
     client.set_registered_model_alias(name, CHAMPION, version)
-    return f"{done}; {CHAMPION} is version {version} now"
+    return f"{message}; {CHAMPION} is version {version} now"
 
 
 def _version(library: str) -> str:

@@ -1,4 +1,4 @@
-"""`pipeline report`: one self-contained page on a run, and the same pictures as PNG."""
+"""`pipeline report`: one self-contained HTML page about a run, and its plots and images as PNG. Lists its sections."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pipeline.dataset import Dataset
 from pipeline.device import choose_device
 from pipeline.network import load_network
 from pipeline.reporting import image_sections, sections
-from pipeline.reporting.plots import save
+from pipeline.reporting.plots import save_pngs
 from pipeline.reporting.report_data import ReportData
 from pipeline.run import Run
 
 SECTIONS: dict[str, Sequence[Callable[[ReportData], HtmlContent]]] = {
-    "What was trained": (sections.trained, image_sections.dataset),
+    "What was trained": (sections.training, image_sections.dataset_images),
     "The network": (sections.network,),
-    "Learning curves": (sections.learning,),
-    "Right and wrong": (sections.judged,),
-    "Images worth a look": (image_sections.judged,),
+    "Learning curves": (sections.learning_curves,),
+    "Right and wrong": (sections.accuracy,),
+    "Images worth a look": (image_sections.notable_predictions,),
     "First layer": (image_sections.first_layer,),
-    "Layers over training": (sections.insides,),
-    "Distortions": (image_sections.distortions,),
+    "Layers over training": (sections.layer_statistics,),
+    "Augmentations": (image_sections.distortions,),
     "Parity and provenance": (sections.provenance,),
 }
 
@@ -31,14 +31,13 @@ SECTIONS: dict[str, Sequence[Callable[[ReportData], HtmlContent]]] = {
 def report(run: Run, dataset: Dataset) -> Path:
     """Write the run's report.html, and its pictures as pictures/<name>.png; returns the page.
 
-    The averaged weights are evaluated on the whole test split. Raises ConvlineError where the run has no checkpoint
-    yet.
+    The averaged weights are evaluated on the whole test split. Raises ConvlineError if the run has no checkpoint yet.
     """
     served, step = load_network(run)
     data = ReportData(run, dataset, served.to(choose_device("auto")), step)
-    shown_sections = [(title, [show(data) for show in parts]) for title, parts in SECTIONS.items()]
-    text = page(f"{run.name}: an image classifier", sections.head(data), shown_sections)
-    save(run.pictures, data.pictures)
+    contents = [(title, [section(data) for section in parts]) for title, parts in SECTIONS.items()]
+    text = page(f"{run.name}: an image classifier", sections.head(data), contents)
+    save_pngs(run.pictures, data.pngs)
     with atomic_write(run.report_page, "w", encoding="utf-8") as file:
         file.write(text)
     return run.report_page

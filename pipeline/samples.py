@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from convline.errors import ConvlineError
 from convline.files import atomic_write, name_on_disk
 from pipeline.dataset import Dataset, Split
-from pipeline.reporting.image_grid import View, grid, pixels
+from pipeline.reporting.image_grid import View, grid, to_pil
 
 SHEET_COLUMNS = 10  # images per class on the contact sheet
 SOFTWARE = "convline samples"  # PNG text that marks contact sheets, which may be replaced
@@ -64,7 +64,7 @@ def _round_robin(split: Split, classes: int) -> NDArray[np.int64]:
 def _write_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an image, unless the file holds it already. Raises ConvlineError where it holds something else."""
     buffer = io.BytesIO()
-    pixels(image).save(buffer, "PNG")
+    to_pil(image).save(buffer, "PNG")
     content = buffer.getvalue()
     if not path.exists():
         with atomic_write(path) as file:
@@ -81,4 +81,4 @@ def contact_sheet(
     labels = split.labels[rows]
     rows_of_classes = [rows[labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
     images = [split.images[of_class] if view is None else view(split.images[of_class]) for of_class in rows_of_classes]
-    return grid([(label, list(map(pixels, shown))) for label, shown in zip(dataset.classes, images, strict=True)])
+    return grid([(label, list(map(to_pil, shown))) for label, shown in zip(dataset.classes, images, strict=True)])

@@ -1,4 +1,4 @@
-"""`pipeline evaluate --watch`: an answer for each checkpoint of a training, as it appears."""
+"""`pipeline evaluate --watch`: evaluate each checkpoint of a running training as soon as it is written."""
 
 from __future__ import annotations
 
@@ -26,50 +26,51 @@ from pipeline.tracking.sender import Sender
 
 
 def watch(
-    run: Run, data_dir: Path, question: EvaluationOptions, interval: float, tracking: bool
+    run: Run, data_dir: Path, options: EvaluationOptions, interval: float, tracking: bool
 ) -> Iterator[dict[str, Any]]:
-    """Answer the question for each checkpoint of a training as it appears, until the training has ended.
+    """Evaluate each checkpoint of a training as it is written, until the training has ended; yields the results.
 
-    The answers are kept as points of watched.jsonl, and sent to MLflow where `tracking` asks for it. It takes one
-    thread of the CPU (unless another device is asked for), and of one that is busy a tenth.
+    The results are added to watched.jsonl, and sent to MLflow if `tracking` is true. Unless another device is chosen,
+    it uses one CPU thread, with a low priority: a tenth of a busy CPU.
     """
-    check_top_k(run, question)
+    check_top_k(run, options)
     lower_priority()
     torch.set_num_threads(1)
-    device = choose_device("cpu" if question.device == "auto" else question.device)
-    split = run.split(run.dataset(data_dir), question.split)
+    device = choose_device("cpu" if options.device == "auto" else options.device)
+    split = run.split(run.dataset(data_dir), options.split)
     sender = Sender(run, tracking_uri()) if tracking else None
     idle = 0
-    while idle < 2:  # a training that begins again after a rank died is idle for a moment
-        # asked first: a checkpoint that comes after the answer is seen next time
+    while idle < 2:  # a training that restarts after a rank died is idle for a moment
+        # checked before the checkpoints: one that is written in between is evaluated in the next round
         idle = 0 if run.is_training() else idle + 1
-        for path in _unwatched(run, question):
+        for path in _unevaluated_checkpoints(run, options):
             if (state := checkpoint.load(path)) is None:
                 continue
-            predict = predictor(network_from_checkpoint(run, state, question.weights).to(device), device)
-            evaluation = evaluate(predict, split, run.classes, question.limit, question.batch_size)
-            point = {"step": state["step"], "time": round(time.time(), 3), question.metric: evaluation.precision_at(1)}
+            predict = predictor(network_from_checkpoint(run, state, options.weights).to(device), device)
+            evaluation = evaluate(predict, split, run.classes, options.limit, options.batch_size)
+            point = {"step": state["step"], "time": round(time.time(), 3), options.metric: evaluation.precision_at(1)}
             append_point(run.watched, point)
-            yield {"run": run.name, "step": state["step"], **evaluation.to_dict(question.top_k)}
+            yield {"run": run.name, "step": state["step"], **evaluation.to_dict(options.top_k)}
             if sender is not None:
-                with suppress(BlockingIOError):  # else it is being sent already
-                    _attempt(partial(sender.send_points, wait=False))
+                with suppress(BlockingIOError):  # another process is sending
+                    _log_failure(partial(sender.send_points, wait=False))
         if idle < 2:
             time.sleep(interval)
     if sender is not None:
-        _attempt(sender.send_points)
-        _attempt(sender.finish)
+        _log_failure(sender.send_points)
+        _log_failure(sender.finish)
 
 
-def _attempt(send: Callable[[], object]) -> None:
+def _log_failure(send: Callable[[], object]) -> None:
+    """Call `send`; if it raises ConvlineError, log a warning."""
     try:
         send()
     except ConvlineError as error:
         log(f"warning: {error}")
 
 
-def _unwatched(run: Run, question: EvaluationOptions) -> list[Path]:
-    """The checkpoints that there is no answer for yet, oldest first."""
-    answered = {point.step for point in read_points(run.watched) if question.metric in point.values}
-    there = checkpoint.paths(run.folder / "checkpoints")
-    return [path for path in there if checkpoint.step_of(path) not in answered]
+def _unevaluated_checkpoints(run: Run, options: EvaluationOptions) -> list[Path]:
+    """The checkpoints that have not been evaluated with these options, oldest first."""
+    evaluated = {point.step for point in read_points(run.watched) if options.metric in point.values}
+    paths = checkpoint.paths(run.folder / "checkpoints")
+    return [path for path in paths if checkpoint.step_of(path) not in evaluated]

@@ -1,1 +1,1 @@
-"""From a trained network to an ONNX graph in float32, float16 or int8, and how far two models may differ."""
+"""Convert a trained network to an ONNX graph in float32, float16 or int8, and compare it with PyTorch's outputs."""

@@ -1,7 +1,7 @@
-"""The served module as an ONNX graph: checked, lean, and free of the machine that made it.
+"""Export the served module (preprocessing, network, softmax) from PyTorch to a float32 ONNX graph, and check it.
 
-Nodes are named after their module ("network.conv1/Conv"), weights as in PyTorch; what is computed once and never
-trained is named `constant.…`.
+Nodes are named after their module ("network.conv1/Conv"), weights as in PyTorch. Constants that are not trained are
+named `constant.…`. Nothing in the graph names the machine that exported it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.served_network import ServedNetwork
 from serving.model import probe_images
-from serving.model_file import CONSTANT_PREFIX, MAX_PROTOBUF_BYTES
+from serving.model_file import CONSTANT_PREFIX
 
 OPSET = 20
-# in float32 whatever the precision
-FLOAT_MODULES = (LocalResponseNorm,)
-FLOAT_OPERATORS = ("Softmax",)
+LARGEST = 2**31 - 1  # bytes that a single file of protocol buffers can hold
+CONSTANT = "constant."
+# these stay in float32 in every precision
+FLOAT32_MODULES = (LocalResponseNorm,)
+FLOAT32_OPERATORS = ("Softmax",)
 
 
 def to_onnx(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
     """The module as a checked ONNX model: uint8 `image` in; `probability` and `logit` out; batch dynamic.
 
-    Raises ConvlineError where the exporter does not keep to the opset, or the file would be too large.
+    Raises ConvlineError where the exporter uses another opset, or the file would be too large.
     """
     shapes = {"image": {0: torch.export.Dim("batch")}}
     program = torch.export.export(served, (torch.from_numpy(probe_images(spec)),), dynamic_shapes=shapes)
     program = program.run_decompositions({torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d})
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # the exporter's own deprecation warnings
         exported = torch.onnx.export(
             program,
             (),
@@ -54,7 +56,7 @@ def to_onnx(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
         )
     assert exported is not None
     model: onnx.ModelProto = exported.model_proto
-    _name(model, served)
+    _rename(model, served)
     _strip(model)
     check(model)
     return model
@@ -67,17 +69,17 @@ def check(model: onnx.ModelProto) -> None:
         raise ConvlineError(
             f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt"
         )
-    if (size := model.ByteSize()) > MAX_PROTOBUF_BYTES:
+    if (size := model.ByteSize()) > LARGEST:
         raise ConvlineError(
-            f"the network takes {size} bytes, an ONNX file holds {MAX_PROTOBUF_BYTES}; choose a smaller one"
+            f"the network takes {size} bytes, an ONNX file holds at most {LARGEST}; choose a smaller network"
         )
     onnx.checker.check_model(model, full_check=True)
 
 
-def float_nodes(model: onnx.ModelProto, served: ServedNetwork) -> set[str]:
+def float32_nodes(model: onnx.ModelProto, served: ServedNetwork) -> set[str]:
     """The nodes that stay in float32 in every precision: standardisation, local response normalisation, softmax."""
-    modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT_MODULES))]
-    return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT_OPERATORS}
+    modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT32_MODULES))]
+    return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT32_OPERATORS}
 
 
 def _module_of(node: onnx.NodeProto) -> str:
@@ -85,14 +87,14 @@ def _module_of(node: onnx.NodeProto) -> str:
 
 
 def _adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
-    """To one value it is a mean; PyTorch's own decomposition adds a gather over computed indices."""
+    """A pool to a size of 1x1 is a mean; PyTorch's own decomposition adds a gather over computed indices."""
     if tuple(size) == (1, 1):
         return x.mean((2, 3), keepdim=True)
     return torch.ops.aten._adaptive_avg_pool2d(x, size)
 
 
-def _name(model: onnx.ModelProto, served: nn.Module) -> None:
-    """Nodes after their modules, and constants as such."""
+def _rename(model: onnx.ModelProto, served: nn.Module) -> None:
+    """Name nodes after their modules, and constants `constant.…`."""
     seen: Counter[str] = Counter()
     for node in model.graph.node:
         scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "['', '']")
@@ -110,7 +112,7 @@ def _name(model: onnx.ModelProto, served: nn.Module) -> None:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove stack traces and module paths: they name the exporting machine's files."""
+    """Remove stack traces and module paths: they contain file names of the exporting machine."""
     graph = model.graph
     for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         item.doc_string = ""

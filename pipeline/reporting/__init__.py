@@ -1,1 +1,1 @@
-"""What the report of a run shows, and the pictures and tables that other commands share with it."""
+"""The sections of a run's HTML report, and the plots, image grids and tables that other commands share with it."""

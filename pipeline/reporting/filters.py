@@ -1,4 +1,4 @@
-"""The weights of a network's first layer as images."""
+"""The filters (weights) of a network's first layer as images."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-SHOWN = 64  # filters, at most
-SIDE = 640  # pixels of a sheet, about
+SHOWN_FILTERS = 64
+SHEET_WIDTH = 640  # pixels, about
 
 
 def first_filters(network: nn.Module, image_shape: tuple[int, int, int]) -> NDArray[np.float32] | None:
-    """float32 [filters, channels, height, width]: a convolution's kernels, or what a linear layer weights the image
-    (channels, height, width) with; None where the first layer is neither."""
+    """float32 [filters, channels, height, width]: the kernels of a convolution, or the weights of a linear layer in the
+    shape of the image (channels, height, width); None if the first layer is neither."""
     first = next((layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))), None)
     if first is None:
         return None
-    weight = first.weight.detach().cpu().float().numpy()[:SHOWN]
+    weight = first.weight.detach().cpu().float().numpy()[:SHOWN_FILTERS]
     if weight.ndim == 2:
         if weight.shape[1] != math.prod(image_shape):
             return None
@@ -28,14 +28,15 @@ def first_filters(network: nn.Module, image_shape: tuple[int, int, int]) -> NDAr
 
 
 def filter_sheet(weights: NDArray[np.float32]) -> Image.Image:
-    """All filters side by side on nothing, each scaled to its own range; in colour where they have three channels."""
+    """All filters in a grid with transparent gaps, each scaled to its own range; in colour if they have three
+    channels."""
     if weights.shape[1] not in (1, 3):
         weights = weights.mean(1, keepdims=True)
     lowest, highest = (reduce(weights, (1, 2, 3), keepdims=True) for reduce in (np.min, np.max))
     scaled = (255 * (weights - lowest) / np.maximum(highest - lowest, 1e-12)).astype(np.uint8).transpose(0, 2, 3, 1)
     count, height, width, channels = scaled.shape
     columns = math.ceil(math.sqrt(count))
-    scale = max(1, SIDE // (columns * width))
+    scale = max(1, SHEET_WIDTH // (columns * width))
     gap = max(2, scale)
     step_x, step_y = width * scale + gap, height * scale + gap
     sheet = Image.new("RGBA", (columns * step_x - gap, math.ceil(count / columns) * step_y - gap))

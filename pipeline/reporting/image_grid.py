@@ -1,4 +1,4 @@
-"""Images in rows, as one picture."""
+"""Arrange images in labelled rows of one image: contact sheets and grids."""
 
 from __future__ import annotations
 
@@ -11,43 +11,42 @@ from PIL import Image, ImageDraw, ImageFont
 
 from convline.html import elide_middle
 
-TILE = 48  # pixels, at least
+SMALLEST_TILE = 48  # pixels
 MARGIN = 4
 LABEL_WIDTH = 110
 
-View = Callable[
-    [NDArray[np.uint8]], NDArray[np.uint8]
-]  # of images [n, height, width, channels], as a network sees them
+# from images [n, height, width, channels] to images as a network sees them
+View = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
-def pixels(image: NDArray[np.uint8]) -> Image.Image:
-    """uint8 [height, width, 1 or 3] to look at."""
+def to_pil(image: NDArray[np.uint8]) -> Image.Image:
+    """A Pillow image of uint8 [height, width, 1 or 3]."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of images, each with its label at the left; small images are enlarged."""
-    there = [image for _, images in rows for image in images]
-    width, height = (max(image.size[axis] for image in there) for axis in (0, 1))
-    scale = max(1, -(-TILE // max(height, width)))
+    """One image of all rows, each with its label at the left; small images are enlarged."""
+    every_image = [image for _, images in rows for image in images]
+    width, height = (max(image.size[axis] for image in every_image) for axis in (0, 1))
+    scale = max(1, -(-SMALLEST_TILE // max(height, width)))
     tile_width, tile_height = width * scale + MARGIN, height * scale + MARGIN
     is_labelled = any(label for label, _ in rows)
-    left = LABEL_WIDTH if is_labelled else MARGIN
+    first_column = LABEL_WIDTH if is_labelled else MARGIN
     font = _font() if is_labelled else None
     columns = max(len(images) for _, images in rows)
-    sheet = Image.new("RGB", (left + columns * tile_width, len(rows) * tile_height), "white")
+    sheet = Image.new("RGB", (first_column + columns * tile_width, len(rows) * tile_height), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (label, images) in enumerate(rows):
         top = number * tile_height
         draw.text((MARGIN, top + tile_height // 2 - 6), elide_middle(label, 16), fill="black", font=font)
         for column, image in enumerate(images):
             enlarged = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left + column * tile_width, top + MARGIN // 2))
+            sheet.paste(enlarged, (first_column + column * tile_width, top + MARGIN // 2))
     return sheet
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """One that has more scripts than Pillow's own."""
+    """DejaVu Sans, which supports more scripts than Pillow's own font."""
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", 11)

@@ -1,4 +1,4 @@
-"""What every picture has in common: how it is drawn by matplotlib, for a page and as PNG."""
+"""What all plots share: colours, matplotlib style, and drawing as SVG for an HTML page and as PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from convline.files import atomic_write
 from convline.html import Html, elide_middle
 
-# by name those of convline/page.css, where each has another value in the dark
+# named as in convline/page.css, which has other values for dark mode
 COLORS = {
     "ink": "#1c2024",
     "muted": "#5c6570",
@@ -51,27 +51,28 @@ STYLE: Any = {
 }
 NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 LONGEST_LABEL = 14  # characters of a class's name beside an axis
+CENTRED: Any = {"ha": "center", "va": "center"}  # of a text
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure with what it shows: `alt` says in words what is to be seen."""
+class Plot:
+    """A matplotlib figure with its texts; `name` is its file name, `alt` describes it for those who cannot see it."""
 
     name: str
     title: str
     figure: Figure
     alt: str
     caption: str = ""
-    wide: bool = False
+    is_wide: bool = False
 
     def svg(self) -> Html:
-        """As an element whose colours follow the page's."""
+        """An `svg` element whose colours are those of the page, in light and dark mode."""
         with _drawing():
             text = StringIO()
             self.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         drawn = text.getvalue()
         drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
-        for name, color in COLORS.items():  # as values of attributes, not in texts
+        for name, color in COLORS.items():  # only where they are values of attributes, not in text
             drawn = re.sub(rf"([:\"] ?){color}(?=[;\"])", rf"\1var(--{name})", drawn)
         opening, rest = drawn.split(">", 1)
         size = re.search(r'viewBox="[^"]*"', opening)
@@ -80,7 +81,7 @@ class Picture:
         return Html(f'<svg {size.group()} {NAMESPACES} role="img" aria-label="{alt}"><title>{alt}</title>{rest}')
 
     def png(self) -> bytes:
-        """The same on white."""
+        """A PNG file with a white background."""
         with _drawing():
             buffer = BytesIO()
             self.figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
@@ -90,33 +91,33 @@ class Picture:
 @contextmanager
 def _drawing() -> Iterator[None]:
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has more of them
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has fonts with more glyphs
         yield
 
 
 @contextmanager
-def axes_of(width: float = 4.4, height: float = 2.9, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """A figure of so many inches: on a phone a page shows 4 inches side by side in their full size."""
+def new_axes(width: float = 4.4, height: float = 2.9, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A new figure, width and height in inches, and its axes [rows, columns]. A phone shows 4 inches in full size."""
     with _drawing():
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def short(name: str, longest: int = LONGEST_LABEL) -> str:
-    """A name for an axis or a legend: what has a width, and of a long one its two ends."""
-    kept = "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp"))
-    return elide_middle(kept, longest)
+def short_label(name: str, longest: int = LONGEST_LABEL) -> str:
+    """A name for an axis or a legend: without control and format characters, and with its middle elided if long."""
+    printable = "".join(c for c in name if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp"))
+    return elide_middle(printable, longest)
 
 
-def save(folder: Path, pictures: Mapping[str, bytes]) -> None:
-    """PNG by name, each whole or not at all."""
-    for name, png in pictures.items():
+def save_pngs(folder: Path, pngs: Mapping[str, bytes]) -> None:
+    """Write `folder`/<name>.png for each name, atomically; the folder is created if there is something to write."""
+    for name, png in pngs.items():
         folder.mkdir(exist_ok=True)
         with atomic_write(folder / f"{name}.png") as file:
             file.write(png)
 
 
-def shade(color: str) -> LinearSegmentedColormap:
-    """From nothing to a colour, so that it fits any background."""
+def transparent_colormap(color: str) -> LinearSegmentedColormap:
+    """From transparent to a colour of COLORS, so that it fits any background."""
     red, green, blue, _ = to_rgba(COLORS[color])
     return LinearSegmentedColormap.from_list(color, [(red, green, blue, 0), (red, green, blue, 0.85)])

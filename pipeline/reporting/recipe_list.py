@@ -1,4 +1,4 @@
-"""The shipped recipes at a glance: what `pipeline recipes` prints."""
+"""The list of shipped recipes that `pipeline recipes` prints, with parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pipeline.recipe import Recipe, load, names
 HEADER = ("recipe", "dataset", "network", "parameters", "multiply-adds", "published")
 
 
-def overview() -> Iterator[tuple[str, ...]]:
+def recipe_rows() -> Iterator[tuple[str, ...]]:
     """A row for each shipped recipe, under HEADER; multiply-adds are for one image."""
     for recipe in map(load, names()):
-        shape, classes = _images(recipe)
+        shape, classes = _input_shape_and_classes(recipe)
         network = build(recipe.model.name, shape, classes, **recipe.model.options)
         figure = recipe.published.precision_at_1
         yield (
@@ -28,8 +28,8 @@ def overview() -> Iterator[tuple[str, ...]]:
         )
 
 
-def _images(recipe: Recipe) -> tuple[tuple[int, int, int], int]:
-    """Shape (channels, height, width) that the network sees, and the number of classes."""
+def _input_shape_and_classes(recipe: Recipe) -> tuple[tuple[int, int, int], int]:
+    """The shape (channels, height, width) of the network's input, and the number of classes."""
     dataset = known_datasets()[recipe.data.dataset]
     height, width, channels = dataset.image
     side = recipe.preprocess.crop

@@ -1,4 +1,4 @@
-"""A run with what a report needs of it."""
+"""The data that the sections of a report share: run, network, logged points, predictions on test."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from convline.html import Html, card
 from models.served_network import ServedNetwork
 from pipeline.dataset import Dataset
 from pipeline.network import Layer, layers, network_input_shape, predictor
-from pipeline.reporting.outcomes import Outcomes
-from pipeline.reporting.plots import Picture
+from pipeline.reporting.plots import Plot
+from pipeline.reporting.predictions import SplitPredictions
 from pipeline.run import Run
 from pipeline.tracking.points import Point, read_points
 
 
 @dataclass
 class ReportData:
-    """`served` has the averaged weights of `step`. `pictures` collects what was shown, as PNG by name."""
+    """`served` has the averaged weights of `step`. `pngs` collects what the report shows, as PNG files by name."""
 
     run: Run
     dataset: Dataset
     served: ServedNetwork
     step: int
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pngs: dict[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -37,11 +37,11 @@ class ReportData:
         return list(read_points(self.run.summaries))
 
     @cached_property
-    def outcomes(self) -> Outcomes:
+    def test_predictions(self) -> SplitPredictions:
         """Of the whole test split."""
         test = self.run.split(self.dataset, "test")
         device = next(self.served.parameters()).device
-        return Outcomes.of(predictor(self.served, device), test, self.run.classes)
+        return SplitPredictions.compute(predictor(self.served, device), test, self.run.classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -51,13 +51,13 @@ class ReportData:
     def layers(self) -> list[Layer]:
         return layers(self.served.network, self.image_shape)
 
-    def card(self, picture: Picture) -> Html:
-        """A picture to be shown, and kept."""
-        self.pictures[picture.name] = picture.png()
-        return card(picture.title, picture.svg(), picture.caption, picture.wide)
+    def plot_card(self, plot: Plot) -> Html:
+        """A plot as part of the page; it is added to `pngs`."""
+        self.pngs[plot.name] = plot.png()
+        return card(plot.title, plot.svg(), plot.caption, plot.is_wide)
 
-    def keep(self, name: str, image: Image.Image) -> None:
-        """An image of what is shown as tiles."""
+    def add_png(self, name: str, image: Image.Image) -> None:
+        """Add an image to `pngs`, for images that the page shows as tiles."""
         buffer = BytesIO()
         image.save(buffer, "PNG")
-        self.pictures[name] = buffer.getvalue()
+        self.pngs[name] = buffer.getvalue()

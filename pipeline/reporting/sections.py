@@ -1,4 +1,4 @@
-"""What a report shows of a run in words, figures and curves, section by section."""
+"""The sections of a report with tables, figures and plots: head, training, network, accuracy, parity, provenance."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from convline.html import (
     table,
 )
 from pipeline.network import count_parameters
-from pipeline.reporting import diagrams
-from pipeline.reporting.curves import training_curves
-from pipeline.reporting.findings import read_findings
-from pipeline.reporting.layer_plots import layer_pictures
+from pipeline.reporting.calibration_plot import calibration_plot
+from pipeline.reporting.confusion_matrix import confusion_matrix
+from pipeline.reporting.layer_plots import layer_plots
+from pipeline.reporting.learning_curves import training_curves
+from pipeline.reporting.network_diagram import network_diagram, shape_text, short_count
 from pipeline.reporting.report_data import ReportData
+from pipeline.reporting.result_files import read_result_file
 from pipeline.tracking.points import Point, last_value
 from serving.model import open_model
 
-CONFUSED = 10  # pairs of classes
+CONFUSED_PAIRS = 10  # of classes
 
 
 def head(data: ReportData) -> HtmlContent:
     recipe = data.run.recipe
     seconds = last_value(data.points, "training_seconds")
     speeds = [point.values["images_per_second"] for point in data.points if "images_per_second" in point.values]
-    told: list[tuple[str, HtmlContent]] = [
-        ("precision @ 1 on test", f"{data.outcomes.evaluation.precision_at(1):.2%}"),
+    figures: list[tuple[str, HtmlContent]] = [
+        ("precision @ 1 on test", f"{data.test_predictions.evaluation.precision_at(1):.2%}"),
         ("parameters", f"{count_parameters(data.served.network):,}"),
-        ("multiply-adds an image", diagrams.count(sum(layer.multiply_adds for layer in data.layers))),
+        ("multiply-adds an image", short_count(sum(layer.multiply_adds for layer in data.layers))),
         ("steps", f"{data.step:,}"),
         *([("training", duration(seconds))] if seconds is not None else []),
         *([("images/s, median", f"{median(speeds):,.0f}")] if speeds else []),
     ]
     network, dataset = display_name(recipe.model.name), display_name(recipe.data.dataset)
-    return [
-        element("p", "The network ", network, " on the dataset ", dataset, "; averaged weights."),
-        key_figures(told),
-    ]
+    sentence = element("p", "The network ", network, " on the dataset ", dataset, "; averaged weights.")
+    return [sentence, key_figures(figures)]
 
 
 def duration(seconds: float) -> str:
@@ -59,10 +59,10 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def trained(data: ReportData) -> HtmlContent:
+def training(data: ReportData) -> HtmlContent:
     run, train = data.run, data.run.recipe.train
     image = run.spec
-    told = [
+    rows = [
         ("images", f"{image.height}×{image.width} pixels, {'grey' if image.channels == 1 else 'colour'}"),
         *((split, f"{sum(counts.values()):,} images") for split, counts in data.dataset.meta["counts"].items()),
         ("classes", f"{len(run.classes):,}"),
@@ -71,50 +71,51 @@ def trained(data: ReportData) -> HtmlContent:
         ("schedule", run.recipe.schedule.name),
     ]
     recipe = element("details", element("summary", "The whole recipe"), element("pre", run.recipe.to_toml()))
-    return [key_value_table(told, "What was trained"), recipe]
+    return [key_value_table(rows, "What was trained"), recipe]
 
 
 def network(data: ReportData) -> HtmlContent:
-    picture = diagrams.network(data.layers, data.image_shape, len(data.run.classes))
-    shape = diagrams.shape
+    diagram = network_diagram(data.layers, data.image_shape, len(data.run.classes))
     rows = [
         (
-            display_name(one.name),
-            one.kind,
-            shape(one.input_shape),
-            shape(one.output_shape),
-            f"{one.parameters:,}",
-            f"{one.multiply_adds:,}",
+            display_name(layer.name),
+            layer.kind,
+            shape_text(layer.input_shape),
+            shape_text(layer.output_shape),
+            f"{layer.parameters:,}",
+            f"{layer.multiply_adds:,}",
         )
-        for one in data.layers
+        for layer in data.layers
     ]
     header = ("layer", "kind", "takes", "returns", "parameters", "multiply-adds")
-    return cards(data.card(picture), card("Its layers", table(header, rows, "Layers"), wide=True))
+    return cards(data.plot_card(diagram), card("Its layers", table(header, rows, "Layers"), wide=True))
 
 
-def learning(data: ReportData) -> HtmlContent:
-    return cards(*map(data.card, training_curves(data.points)))
+def learning_curves(data: ReportData) -> HtmlContent:
+    return cards(*map(data.plot_card, training_curves(data.points)))
 
 
-def judged(data: ReportData) -> HtmlContent:
-    outcomes, classes = data.outcomes, data.run.classes
-    of_classes = table(
+def accuracy(data: ReportData) -> HtmlContent:
+    """Confusion matrix, calibration, precision and recall of each class, most confused classes."""
+    predictions, classes = data.test_predictions, data.run.classes
+    class_counts_table = table(
         ("class", "images", "precision", "recall"),
         [
-            (display_name(label), f"{told['count']:,}", _share(told["precision"]), _share(told["recall"]))
-            for label, told in outcomes.evaluation.to_dict()["classes"].items()
+            (display_name(label), f"{counts['count']:,}", _share(counts["precision"]), _share(counts["recall"]))
+            for label, counts in predictions.evaluation.to_dict()["classes"].items()
         ],
         "Precision and recall of each class",
     )
     pairs = [
-        (display_name(classes[true]), display_name(classes[other]), f"{n:,}")
-        for true, other, n in outcomes.confused(CONFUSED)
+        (display_name(classes[truth]), display_name(classes[predicted]), f"{count:,}")
+        for truth, predicted, count in predictions.confused(CONFUSED_PAIRS)
     ]
-    confused = table(("true", "taken for", "images"), pairs, "Most often confused") if pairs else muted("Nothing was.")
+    header = ("truth", "predicted", "images")
+    confused = table(header, pairs, "Most often confused") if pairs else muted("No classes were confused.")
     return cards(
-        data.card(diagrams.confusion(outcomes.evaluation.confusion, classes)),
-        data.card(diagrams.calibration(*outcomes.calibration())),
-        card("Precision and recall of each class", of_classes),
+        data.plot_card(confusion_matrix(predictions.evaluation.confusion, classes)),
+        data.plot_card(calibration_plot(*predictions.calibration())),
+        card("Precision and recall of each class", class_counts_table),
         card("Most often confused", confused),
     )
 
@@ -123,25 +124,27 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def insides(data: ReportData) -> HtmlContent:
+def layer_statistics(data: ReportData) -> HtmlContent:
     if not data.summaries:
-        return muted("The run has no summaries: train.summary_every in its recipe is 0, or it is older than they are.")
-    told = "The stronger the colour, the more values; the first step is at the left, the last one at the right."
-    return [muted(told), cards(*map(data.card, layer_pictures(data.summaries)))]
+        return muted(
+            "The run has no summaries: train.summary_every in its recipe is 0, or an older convline trained it."
+        )
+    legend = "A stronger colour stands for more values; the first step is at the left, the last one at the right."
+    return [muted(legend), cards(*map(data.plot_card, layer_plots(data.summaries)))]
 
 
 def provenance(data: ReportData) -> HtmlContent:
     run = data.run
-    told: list[tuple[str, HtmlContent]] = [
+    rows: list[tuple[str, HtmlContent]] = [
         ("run", run.info["id"]),
         ("dataset", [display_name(run.info["dataset"]["name"]), ", fingerprint ", run.info["dataset"]["fingerprint"]]),
         ("seed", str(run.recipe.train.seed)),
         *([("trained", _period(data.points))] if data.points else []),
     ]
     if run.recipe.published.source:
-        told += [("source", run.recipe.published.source), ("published", _share(run.recipe.published.precision_at_1))]
-    told += _exported(data)
-    return [key_value_table(told, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(data)]
+        rows += [("source", run.recipe.published.source), ("published", _share(run.recipe.published.precision_at_1))]
+    rows += _model_file(data)
+    return [key_value_table(rows, "Provenance"), element("h3", "Parity of ONNX and PyTorch"), _parity(data)]
 
 
 def _period(points: Sequence[Point]) -> str:
@@ -149,59 +152,59 @@ def _period(points: Sequence[Point]) -> str:
     return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
 
 
-def _exported(data: ReportData) -> list[tuple[str, HtmlContent]]:
-    """What the run's model.onnx is, and whether it is of the weights that the report is on."""
+def _model_file(data: ReportData) -> list[tuple[str, HtmlContent]]:
+    """The hash, versions and step of the run's model.onnx, and whether the report is about the same step."""
     path = data.run.model
     if not path.exists():
         return []
-    told: list[tuple[str, HtmlContent]] = [("model.onnx", f"SHA-256 {sha256(path)}")]
+    rows: list[tuple[str, HtmlContent]] = [("model.onnx", f"SHA-256 {sha256(path)}")]
     try:
         metadata = open_model(path, "cpu").metadata
     except ConvlineError as error:
-        return [*told, ("cannot be used", str(error))]
+        return [*rows, ("cannot be used", str(error))]
     step = metadata["run"]["step"]
-    is_older = "" if step == data.step else f", not of step {data.step:,} as this page: export the run again"
+    mismatch = "" if step == data.step else f"; this page is about step {data.step:,}: export the run again"
     versions = ", ".join(f"{library} {version}" for library, version in metadata["versions"].items())
-    return [*told, ("made by", versions), ("its weights", f"of step {step:,}{is_older}")]
+    return [*rows, ("made by", versions), ("its weights", f"of step {step:,}{mismatch}")]
 
 
 def _tolerance(proof: dict[str, Any]) -> str:
-    """fp16 and int8 are judged by precision @ 1 alone."""
+    """The tolerance of |Δprobability|; fp16 and int8 have none."""
     return "" if proof["tolerance"] is None else f", tolerance {proof['tolerance']:g}"
 
 
-def _of_range(proof: dict[str, Any]) -> str:
-    """What older proofs do not say; fp16 and int8 are judged by precision @ 1 alone."""
+def _relative_difference(proof: dict[str, Any]) -> str:
+    """The largest |Δlogit| as a share of the range; empty for fp16, int8 and files of an older convline."""
     if proof.get("logit_tolerance") is None:
         return ""
     return (
         f", {proof['relative_logit_difference']['largest']:.2g} of the range of an image's logits, tolerance "
-        f"{proof['logit_tolerance']:g} (with {proof['blends']:,} blends near the decision boundary)"
+        f"{proof['logit_tolerance']:g} (with {proof['blends']:,} boundary images)"
     )
 
 
 def _parity(data: ReportData) -> Html:
-    proof = read_findings(data.run.folder / "parity.json")
+    proof = read_result_file(data.run.folder / "parity.json")
     export = element("code", "pipeline export")
     if not (proof and data.run.model.exists()):
-        return muted(["The run is not exported yet: ", export, " writes the file, and proves that it is this network."])
+        return muted(["The run is not exported yet: ", export, " writes the file and proves that it is this network."])
     try:
-        return key_value_table(_proven(proof), "Parity of ONNX and PyTorch")
+        return key_value_table(_parity_rows(proof), "Parity of ONNX and PyTorch")
     except (KeyError, TypeError, ValueError, AttributeError):
-        return muted(["The proof, parity.json, is damaged: ", export, " makes it again."])
+        return muted(["The proof, parity.json, is damaged: ", export, " writes it again."])
 
 
-def _proven(proof: dict[str, Any]) -> list[tuple[str, HtmlContent]]:
-    """What parity.json says, for a table."""
+def _parity_rows(proof: dict[str, Any]) -> list[tuple[str, HtmlContent]]:
+    """What parity.json says, as rows of a table."""
     logit, probability, precision = proof["logit_difference"], proof["probability_difference"], proof["precision_at_1"]
-    told: list[tuple[str, HtmlContent]] = [
+    rows: list[tuple[str, HtmlContent]] = [
         ("passed", "yes" if proof["passed"] else "no"),
         ("compared", f"{proof['images']:,} images, in {proof.get('precision', 'fp32')}, on {proof['provider']}"),
-        ("largest |Δlogit|", f"{logit['largest']:.2g}{_of_range(proof)}"),
+        ("largest |Δlogit|", f"{logit['largest']:.2g}{_relative_difference(proof)}"),
         ("largest |Δprobability|", f"{probability['largest']:.2g}{_tolerance(proof)}"),
-        ("other top-1", f"{proof['top1_differences']:,} images"),
+        ("different top-1", f"{proof['top1_differences']:,} images"),
         ("precision @ 1", f"{precision['pytorch']:.4f} PyTorch, {precision['onnx']:.4f} ONNX"),
     ]
-    for what, rate in proof.get("speed", {}).get("images_per_second", {}).items():
-        told.append((f"images/s {what}", f"{rate:,.0f}"))
-    return told
+    for contender, rate in proof.get("speed", {}).get("images_per_second", {}).items():
+        rows.append((f"images/s {contender}", f"{rate:,.0f}"))
+    return rows

@@ -1,1 +1,1 @@
-"""From metrics.jsonl to MLflow: points, the follower process, MLflow's runs."""
+"""Send what training writes (metrics.jsonl, summaries, files) to MLflow, from a process of its own."""

@@ -1,4 +1,4 @@
-"""sync.json: how far a run has been sent to MLflow."""
+"""The cursor in sync.json: how far a run has been sent to MLflow, and whether the last attempt failed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from typing import Any
 
 from convline.console import log
 from convline.files import atomic_write
+from convline.mlflow_client import tracking_uri
+from convline.secrets import without_credentials
 from pipeline.run import Run
 
 
 @dataclass
 class Cursor:
-    """How far the run `run_id` has been sent to the server at `uri`, which has no password in it: of metrics.jsonl
-    everything before `step`, and `points` of it (it may be cut back and written again); of summaries.jsonl everything
-    up to `summarized`, its images up to `imaged`; of watched.jsonl the first `watched` points.
+    """How far the run `run_id` has been sent to the server at `uri` (without its password).
 
-    `mlflow_run` is empty until there is one; `problem` is what the last attempt met, None where it went well."""
+    Of metrics.jsonl: all points before `step`, and the first `points` of that step (the file may be cut back and
+    written again). Of summaries.jsonl: all up to step `summarized`, their images up to step `imaged`. Of watched.jsonl:
+    the first `watched` points. `artifacts` are SHA-256 hashes by file name.
+
+    `mlflow_run` is empty until there is one. `problem` is the error of the last attempt, None if it succeeded.
+    """
 
     uri: str
     run_id: str
@@ -34,25 +39,24 @@ class Cursor:
 
     @classmethod
     def read(cls, run: Run, uri: str) -> Cursor:
-        """Where the last sync left off; at the start where there was none, or to another server."""
+        """The run's cursor; one at the start if there is none, or if it is for another server or damaged."""
+        start = cls(uri, run.info["id"])
         try:
             content = _path(run).read_bytes()
         except FileNotFoundError:
-            return cls(uri, run.info["id"])
+            return start
         try:
             fields = json.loads(content)
-            told = fields.pop("digest", None)  # none of an older convline's
-            if told is not None and told != _digest(fields):
-                raise ValueError("it is not what was written")
+            digest = fields.pop("digest", None)  # older versions of convline did not write it
+            if digest is not None and digest != _digest(fields):
+                raise ValueError("the digest is wrong")
             cursor = cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError):
-            log(f"warning: {_path(run)} is damaged; MLflow is asked anew for the run, which is sent from its start")
-            return cls(uri, run.info["id"])
-        # whether a server has the run it says itself: another user's, say, who is not kept
-        return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else cls(uri, run.info["id"])
+            log(f"warning: {_path(run)} is damaged; the run is sent to MLflow again from its start")
+            return start
+        return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else start
 
-    def keep(self, run: Run) -> None:
-        """Write it to the run."""
+    def write(self, run: Run) -> None:
         fields = asdict(self)
         with atomic_write(_path(run), "w") as file:
             json.dump({**fields, "digest": _digest(fields)}, file, indent=2)
@@ -62,10 +66,19 @@ class Cursor:
         return step > self.step or (step == self.step and nth >= self.points)
 
 
+def has_failed(run: Run, since: float) -> bool:
+    """Whether the last attempt to send the run failed, if it was made after `since` (seconds since the epoch)."""
+    try:
+        is_recent = _path(run).stat().st_mtime >= since
+    except FileNotFoundError:
+        return False
+    return is_recent and Cursor.read(run, without_credentials(tracking_uri())).problem is not None
+
+
 def _path(run: Run) -> Path:
     return run.folder / "sync.json"
 
 
 def _digest(fields: dict[str, Any]) -> str:
-    """By which a damaged file is known: a cursor that is too far would lose points."""
+    """Detects a damaged file: points would be lost with a cursor that is too far ahead."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]

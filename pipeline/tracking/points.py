@@ -1,4 +1,4 @@
-"""Points of a curve in a file: JSON Lines, each with its step, time and values."""
+"""Read and write metrics.jsonl, summaries.jsonl and watched.jsonl: points, each with its step, time and values."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from convline.files import open_in_place
 
 @dataclass(frozen=True)
 class Point:
-    """A line of a file of points, `offset` bytes into it, the `nth` (from 0) of its step in a row; `seconds` since
-    the epoch."""
+    """A line of such a file, which begins at byte `offset`.
+
+    `nth` counts consecutive lines of the same step, from 0; `seconds` are since the epoch.
+    """
 
     step: int
     nth: int
@@ -37,12 +39,12 @@ class Point:
 
 
 class PointWriter:
-    """Appends points to a file; without one they go nowhere. Raises ConvlineError where the disk is full."""
+    """Appends points to a file; if `path` is None, they are discarded. Raises ConvlineError if the disk is full."""
 
     def __init__(self, path: Path | None) -> None:
-        # unbuffered: what was told is there, and a full disk is found at once
+        # unbuffered: lines are in the file once they are written, and a full disk is noticed at once
         if path is None:
-            self._file: IO[bytes] = open(os.devnull, "ab", buffering=0)  # noqa: SIM115  # open as long as the training
+            self._file: IO[bytes] = open(os.devnull, "ab", buffering=0)  # noqa: SIM115  # open as long as the training runs
         else:
             self._file = open_in_place(path, "ab", buffering=0)
 
@@ -58,7 +60,7 @@ class PointWriter:
             ) from error
 
     def durable_size(self) -> int:
-        """Its size in bytes, all of which are on the disk."""
+        """The size of the file in bytes, after syncing it to disk."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -67,9 +69,10 @@ class PointWriter:
 
 
 def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
-    """The whole lines; those `after` a point that was read before, if it still is where it was. None without a file.
+    """The points of a file, empty if it does not exist; only those `after` a point that was read before, if that point
+    is still at its place in the file.
 
-    Raises ConvlineError for a line that is whole and no point; one that is torn, at the end, is not read.
+    An incomplete line at the end is not read. Raises ConvlineError for a complete line that is not a point.
     """
     if not path.exists():
         return
@@ -77,7 +80,7 @@ def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
         last = after
         if after is not None:
             file.seek(after.offset)
-            if not _is(file.readline(), after):  # cut back and written again
+            if not _is_line_of(file.readline(), after):  # the file was cut back and written again
                 file.seek(0)
                 last = None
         offset = file.tell()
@@ -99,25 +102,25 @@ def read_points(path: Path, after: Point | None = None) -> Iterator[Point]:
 
 
 def _point(line: bytes, offset: int, nth: int) -> Point | None:
-    """None for a line that is not whole. Raises ValueError for one that is no point."""
+    """The point of a line; None if the line is incomplete. Raises ValueError if it is not a point."""
     if not line.endswith(b"\n"):
         return None
     values = json.loads(line)
     if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     step, seconds = values.pop("step", None), values.pop("time", None)
-    if not (type(step) is int and 0 <= step < 2**53 and _is_number(seconds) and 0 <= seconds < LAST):
+    if not (type(step) is int and 0 <= step < 2**53 and _is_number(seconds) and 0 <= seconds < LATEST):
         raise ValueError("it has no step and time")
     for key, value in values.items():
-        if not (_is_number(value) or (key in SPECIAL and SPECIAL[key](value))):
-            raise ValueError(f"{key!r} is not what it should be")
+        if not (_is_number(value) or (key in VALID and VALID[key](value))):
+            raise ValueError(f"{key!r} has an invalid value")
     return Point(step, nth, seconds, values, offset)
 
 
-def _is(line: bytes, point: Point) -> bool:
+def _is_line_of(line: bytes, point: Point) -> bool:
     try:
         return _point(line, point.offset, point.nth) == point
-    except ValueError:  # it begins within another line
+    except ValueError:  # it begins in the middle of another line
         return False
 
 
@@ -126,7 +129,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_layers(layers: Any) -> bool:
-    """Whether it is what `summarize` returns: by layer and kind how its values are distributed."""
+    """Whether it has the form that `summarize` returns: distributions by layer and kind of value."""
     try:
         return all(
             _is_number(kinds["activations"]["zeros"]) and all(map(_is_distribution, kinds.values()))
@@ -136,9 +139,9 @@ def _is_layers(layers: Any) -> bool:
         return False
 
 
-def _is_distribution(told: dict[str, Any]) -> bool:
-    counts = told.get("counts", [0])
-    figures = (told[key] for key in ("lowest", "highest", "mean", "std") if "counts" in told)
+def _is_distribution(fields: dict[str, Any]) -> bool:
+    counts = fields.get("counts", [0])
+    figures = (fields[key] for key in ("lowest", "highest", "mean", "std") if "counts" in fields)
     return len(counts) > 0 and all(map(_is_number, (*counts, *figures)))
 
 
@@ -149,38 +152,38 @@ def _is_packed(value: Any) -> bool:
         return False
 
 
-LAST = 253402300800  # seconds from the epoch to the year 10000
-SPECIAL = {"layers": _is_layers, "images": _is_packed}  # of the summaries; other values are numbers
+LATEST = 253402300800  # seconds from the epoch to the year 10000
+VALID = {"layers": _is_layers, "images": _is_packed}  # values of summaries.jsonl; all others are numbers
 
 
 def last_value(points: Sequence[Point], key: str) -> Any:
-    """The newest value of a metric; None where there is none."""
+    """The newest value of a metric; None if there is none."""
     return next((point.values[key] for point in reversed(points) if key in point.values), None)
 
 
 def packed(images: NDArray[np.uint8]) -> dict[str, Any]:
-    """Images as a value of a point."""
+    """Images as a value of a point that JSON can hold; `unpacked` reverses it."""
     return {"shape": images.shape, "bytes": b64encode(images.tobytes()).decode()}
 
 
 def unpacked(value: dict[str, Any]) -> NDArray[np.uint8]:
-    """The images that were packed."""
+    """The images that `packed` was given."""
     return np.frombuffer(b64decode(value["bytes"]), np.uint8).reshape(value["shape"])
 
 
 def cut_back(path: Path, size: int) -> None:
-    """Forget the points after a checkpoint, so that no step stands twice."""
+    """Remove the points after a checkpoint, by the size that the file had then, so that no step is logged twice."""
     if path.exists() and path.stat().st_size > size:
         with open_in_place(path, "ab") as file:
             file.truncate(size)
 
 
 def append_point(path: Path, point: dict[str, float]) -> None:
-    """Add a line; a torn one at the end, of a process that was killed, is cut off first."""
+    """Add a line, after removing an incomplete line that a killed process left at the end."""
     with open_in_place(path) as file:
         file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
+        complete_size = file.read().rfind(b"\n") + 1
+        file.truncate(complete_size)
         file.write(json.dumps(point).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pipeline.reporting.network_view import visible
+from pipeline.reporting.network_input import to_visible
 
 BINS = 40
 ACTIVATION_IMAGES = 16  # images of the batch from which activations are computed
@@ -48,7 +48,7 @@ def summarize(network: nn.Module, inputs: Tensor) -> dict[str, dict[str, Distrib
 def sample(inputs: Tensor) -> NDArray[np.uint8]:
     """The first few images of `inputs`, uint8 [n, height, width, channels]; large ones are subsampled."""
     stride = -(-max(inputs.shape[2:]) // MAX_SIDE)
-    return visible(inputs[:SAMPLE_IMAGES, :, ::stride, ::stride])
+    return to_visible(inputs[:SAMPLE_IMAGES, :, ::stride, ::stride])
 
 
 def watched_layers(network: nn.Module) -> dict[str, Any]:

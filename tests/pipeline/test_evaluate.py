@@ -14,7 +14,7 @@ from tests.conftest import command, run_command
 LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [2, 3, 1]], np.float32)
 
 
-def test_ranks_count_the_classes_in_front() -> None:
+def test_ranks_count_the_classes_with_larger_logits() -> None:
     assert ranks(LOGITS, np.array([0, 0, 0, 0])).tolist() == [0, 2, 2, 1]
 
 
@@ -23,14 +23,14 @@ def test_of_equal_logits_the_earlier_class_is_first() -> None:
     assert ranks(equal, np.array([0, 1, 2])).tolist() == [0, 1, 2]
 
 
-def test_a_row_with_nan_is_never_right() -> None:
+def test_a_row_with_nan_is_never_a_hit() -> None:
     logits = np.array([[np.nan, 0, 0], [9, np.nan, 0]], np.float32)
     evaluation = Evaluation(["a", "b", "c"])
     evaluation.add(logits, np.array([0, 0]))
     assert [evaluation.precision_at(k) for k in (1, 2, 3)] == [0, 0, 0]
 
 
-def test_figures_are_those_of_a_table_made_by_hand() -> None:
+def test_figures_equal_those_computed_by_hand() -> None:
     evaluation = Evaluation(["a", "b", "c"])
     evaluation.add(LOGITS[:2], np.array([0, 2]))  # a as a, c as b
     evaluation.add(LOGITS[2:], np.array([2, 0]))  # c as c, a as b
@@ -47,7 +47,7 @@ def evaluate(folder: Path, *options: object) -> dict:
     return json.loads(run_command(folder, "pipeline", "evaluate", "digits", "--json", *options).stdout)
 
 
-def test_the_line_of_the_original(project: Path) -> None:
+def test_precision_at_1_is_printed_as_the_original_did(project: Path) -> None:
     line = run_command(project, "pipeline", "evaluate", "--precision-at-1").stdout
     assert line == f"precision @ 1 = {evaluate(project)['precision_at_1']:.3f}\n"
     assert float(line.split("=")[1]) >= 0.96
@@ -64,12 +64,12 @@ def test_limit_takes_the_first_images(project: Path) -> None:
     assert counts == np.bincount(labels, minlength=10).tolist()
 
 
-def test_splits_and_weights_are_told_apart(project: Path) -> None:
+def test_another_split_and_raw_weights_are_evaluated(project: Path) -> None:
     train = evaluate(project, "--split", "train", "--weights", "raw")
     assert (train["count"], train["split"], train["weights"]) == (1438, "train", "raw")
 
 
-def test_top_k_grows_to_one(project: Path) -> None:
+def test_precision_at_k_increases_to_one(project: Path) -> None:
     report = evaluate(project, "--top-k", 10)
     figures = [report[f"precision_at_{k}"] for k in range(1, 11)]
     assert figures == sorted(figures)
@@ -80,17 +80,17 @@ def test_top_k_grows_to_one(project: Path) -> None:
     ("options", "sentence"),
     [
         (["--split", "validation"], "the validation split of digits is empty"),
-        (["--top-k", "11"], "ask for fewer"),
+        (["--top-k", "11"], "choose a smaller K"),
         (["--onnx", "--weights", "raw"], "averaged weights"),
         (["--device", "cuda:99"], "CUDA devices"),
         (["--device", "cuda:99", "--onnx"], "CUDA devices"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said(project: Path, options: list[str], sentence: str) -> None:
+def test_an_impossible_evaluation_is_explained(project: Path, options: list[str], sentence: str) -> None:
     assert sentence in run_command(project, "pipeline", "evaluate", "digits", *options, status=1).stderr
 
 
-def test_an_unknown_run_names_those_there_are(project: Path) -> None:
+def test_an_unknown_run_is_refused_with_the_names_of_all_runs(project: Path) -> None:
     result = run_command(project, "pipeline", "evaluate", "cifar", status=1)
     assert "no run at runs/cifar" in result.stderr
     assert "digits" in result.stderr
@@ -109,10 +109,10 @@ def watched(project: Path) -> list[dict]:
     return [json.loads(line) for line in (project / "runs/digits/watched.jsonl").read_text().splitlines()]
 
 
-def test_watching_a_finished_run_answers_for_its_checkpoint_once(own_project: Path) -> None:
-    told = run_command(own_project, *WATCH, "--tracking", "none").stdout
+def test_watching_a_finished_run_evaluates_its_checkpoint_once(own_project: Path) -> None:
+    output = run_command(own_project, *WATCH, "--tracking", "none").stdout
     expected = evaluate(own_project)["precision_at_1"]
-    assert told == f"step 300: precision @ 1 = {expected:.3f}\n"
+    assert output == f"step 300: precision @ 1 = {expected:.3f}\n"
     assert [(point["step"], point["watched_precision_at_1"]) for point in watched(own_project)] == [(300, expected)]
     assert run_command(own_project, *WATCH, "--tracking", "none").stdout == ""
     raw = json.loads(run_command(own_project, *WATCH, "--tracking", "none", "--weights", "raw", "--json").stdout)
@@ -127,7 +127,7 @@ def test_a_training_is_watched_until_it_ends(tmp_path: Path) -> None:
     while not (tmp_path / "runs/digits/checkpoints/step-100.pt").exists():
         assert training.poll() is None
         time.sleep(0.1)
-    training.send_signal(signal.SIGSTOP)  # on one CPU the other has little of it
+    training.send_signal(signal.SIGSTOP)  # so that the watcher gets enough of a single CPU
     watching = subprocess.Popen(command(*WATCH), cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
         assert watching.stdout is not None

@@ -48,16 +48,16 @@ def test_the_file_keeps_the_contract(model: Path) -> None:
 
 
 def test_the_metadata_names_everything(model: Path) -> None:
-    told = metadata(model)
-    assert set(told) == {
+    entries = metadata(model)
+    assert set(entries) == {
         "format", "classes", "image", "recipe", "dataset", "weights", "run", "evaluation", "parity", "probe", "versions"
     }  # fmt: skip
-    assert told["classes"] == [str(digit) for digit in range(10)]
-    assert told["weights"] == "averaged"
-    assert told["run"]["step"] == 300
-    assert told["parity"]["passed"]
-    assert told["parity"]["provider"] == "cpu"
-    assert told["evaluation"]["count"] == 359
+    assert entries["classes"] == [str(digit) for digit in range(10)]
+    assert entries["weights"] == "averaged"
+    assert entries["run"]["step"] == 300
+    assert entries["parity"]["passed"]
+    assert entries["parity"]["provider"] == "cpu"
+    assert entries["evaluation"]["count"] == 359
 
 
 def test_nothing_of_the_machine_is_inside(project: Path, model: Path) -> None:
@@ -71,16 +71,16 @@ def test_nothing_of_the_machine_is_inside(project: Path, model: Path) -> None:
 def test_two_exports_in_two_processes_are_the_same_bytes(own_project: Path, model: Path) -> None:
     run_command(own_project, "pipeline", "export", "--output", own_project / "again.onnx")
     assert (own_project / "again.onnx").read_bytes() == model.read_bytes()
-    for labels in (own_project / "again.labels.json", model.with_name("labels.json")):  # beside each
+    for labels in (own_project / "again.labels.json", model.with_name("labels.json")):  # one beside each file
         assert json.loads(labels.read_text()) == [str(digit) for digit in range(10)]
 
 
-def test_the_proof_names_the_file_it_is_about(model: Path) -> None:
+def test_the_parity_metadata_has_the_hash_of_the_file(model: Path) -> None:
     proto = onnx.load(model)
     proof = metadata(model)["parity"]
-    kept = [entry for entry in proto.metadata_props if entry.key != "convline.parity"]
+    others = [entry for entry in proto.metadata_props if entry.key != "convline.parity"]
     del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
+    proto.metadata_props.extend(others)
     digest = hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest()
     assert digest == proof["sha256_without_parity"]
 
@@ -109,7 +109,7 @@ def test_preprocessing_is_inside_and_matches_numpy(project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose run `photographs` has colours, a crop and batch normalisation, exported by hand (3 steps)."""
+    """A project whose run `photographs` has colours, a crop and batch normalisation, exported after 3 steps."""
     folder = tmp_path_factory.mktemp("photographs")
     counts = {f"{split}/{label}": 8 for split in ("train", "test") for label in "abc"}
     image_folder(folder / "source", counts, (13, 13))
@@ -122,7 +122,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def changed(served: ServedNetwork, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def change_tensor(served: ServedNetwork, part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Replace a parameter or buffer."""
     module, _, name = part.rpartition(".")
     owner = served.get_submodule(module)
@@ -160,19 +160,21 @@ def inject_nan(served: ServedNetwork) -> None:
 
 
 MUTATIONS: dict[str, Callable[[ServedNetwork], None]] = {
-    "one weight": lambda served: changed(served, "network.conv1.weight", lambda w: w.index_fill(0, torch.tensor(5), 0)),
-    "one bias": lambda served: changed(served, "network.fc.bias", lambda b: b + torch.tensor([0, 0.05, 0])),
-    "standardisation": lambda served: changed(served, "preprocessing.mean", lambda mean: mean + 1),
+    "one weight": lambda served: change_tensor(
+        served, "network.conv1.weight", lambda w: w.index_fill(0, torch.tensor(5), 0)
+    ),
+    "one bias": lambda served: change_tensor(served, "network.fc.bias", lambda b: b + torch.tensor([0, 0.05, 0])),
+    "standardisation": lambda served: change_tensor(served, "preprocessing.mean", lambda mean: mean + 1),
     "class order": swap_classes,
     "crop offset": move_crop,
     "channel order": swap_channels,
-    "batch normalisation": lambda served: changed(served, "network.layer1.0.bn1.running_var", lambda v: v * 1.05),
+    "batch normalisation": lambda served: change_tensor(served, "network.layer1.0.bn1.running_var", lambda v: v * 1.05),
     "NaN": inject_nan,
 }
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-def test_what_changes_between_pytorch_and_the_file_is_caught(
+def test_a_change_between_pytorch_and_the_file_is_caught(
     photographs: Path, monkeypatch: pytest.MonkeyPatch, mutation: str
 ) -> None:
     run = Run.open(photographs / "runs/photographs")
@@ -193,7 +195,7 @@ def test_what_changes_between_pytorch_and_the_file_is_caught(
 def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
     own_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No probability tells: with logits a hundred times as large, all are 0 or 1."""
+    """No probability shows it: with logits a hundred times as large, all are 0 or 1."""
     run = Run.open(own_project / "runs/digits")
     state = load_newest(run.folder / "checkpoints")
     assert state is not None
@@ -204,7 +206,7 @@ def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
 
     def unfaithful(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
         copied = copy.deepcopy(served)
-        changed(copied, "network.fc2.bias", lambda bias: bias + 0.01 * torch.eye(10)[3])
+        change_tensor(copied, "network.fc2.bias", lambda bias: bias + 0.01 * torch.eye(10)[3])
         return to_onnx(copied, spec)
 
     monkeypatch.setattr(export, "to_onnx", unfaithful)
@@ -216,15 +218,15 @@ def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
 def test_classes_in_another_order_are_caught(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(photographs / "runs/photographs")
     before = run.model.read_bytes()
-    faithful = export.metadata
-    monkeypatch.setattr(export, "metadata", lambda *told: faithful(*told) | {"classes": ["b", "a", "c"]})
+    faithful = export.run_metadata
+    monkeypatch.setattr(export, "run_metadata", lambda *arguments: faithful(*arguments) | {"classes": ["b", "a", "c"]})
     with pytest.raises(ConvlineError, match="other classes"):
         export.export(run, run.dataset(photographs / "data"))
     assert run.model.read_bytes() == before
 
 
 def test_a_failed_proof_is_exit_status_1(own_project: Path) -> None:
-    """The whole command, with a file that differs in its last bias."""
+    """The whole command, exporting a file that differs in its last bias."""
     before = (own_project / "runs/digits/model.onnx").read_bytes()
     code = """
 import sys, onnx, numpy as np
@@ -247,7 +249,7 @@ cli.run()
 
 
 def test_graphs_are_lean(photographs: Path, model: Path) -> None:
-    """Batch normalisation is folded, the pool is a mean, and one transpose and one cast lead in."""
+    """Batch normalisation is folded, the pool is a mean, and the graph begins with one transpose and one cast."""
     resnet = Counter(node.op_type for node in onnx.load(photographs / "runs/photographs/model.onnx").graph.node)
     assert resnet == {
         "Slice": 2, "Transpose": 1, "Cast": 1, "Sub": 1, "Mul": 1, "Conv": 20, "Relu": 17, "MaxPool": 1, "Add": 8,
@@ -264,14 +266,14 @@ def test_exporting_an_untrained_run_is_explained(own_project: Path) -> None:
 
 
 def test_an_output_that_is_a_folder_is_refused(own_project: Path) -> None:
-    (own_project / "there").mkdir()
-    result = run_command(own_project, "pipeline", "export", "--output", "there", status=1)
-    assert "there is no file that an export could replace" in result.stderr
+    (own_project / "folder").mkdir()
+    result = run_command(own_project, "pipeline", "export", "--output", "folder", status=1)
+    assert "folder is not a file that an export could replace" in result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", names())
-def test_every_recipe_exports_and_is_proven(cli: Cli, tmp_path: Path, recipe: str) -> None:
+def test_every_recipe_exports_and_passes_parity(cli: Cli, tmp_path: Path, recipe: str) -> None:
     """On noise of the size of its dataset's images."""
     height, width, channels = known_datasets()[load(recipe).data.dataset].image
     counts = {f"{split}/{label}": 12 for split in ("train", "test") for label in range(10)}
@@ -284,7 +286,7 @@ def test_every_recipe_exports_and_is_proven(cli: Cli, tmp_path: Path, recipe: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16"])
-def test_networks_of_torchvision_are_proven(cli: Cli, tmp_path: Path, name: str) -> None:
+def test_torchvision_networks_pass_parity(cli: Cli, tmp_path: Path, name: str) -> None:
     """After a few steps on noise of 96 x 96 pixels."""
     counts = {f"{split}/{label}": 12 for split in ("train", "test") for label in "abcdef"}
     image_folder(tmp_path / "noise", counts, (96, 96))

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from convline.errors import ConvlineError
-from pipeline.compare import Compared
+from pipeline.compare import ComparedRun
 from pipeline.dataset import Dataset
 from pipeline.network import load_network
 from pipeline.preparing import integrity
 from pipeline.preprocess import preprocess
 from pipeline.reporting import sections
-from pipeline.reporting.layer_plots import layer_pictures
+from pipeline.reporting.layer_plots import layer_plots
 from pipeline.run import Run
 from pipeline.tracking.points import read_points
 from tests.pipeline.helpers import image_folder, refused
@@ -239,7 +239,7 @@ def recipe_toml(project: Path) -> None:
 
 def figures(project: Path) -> None:
     run = Run.open(project / "runs/digits")
-    Compared(run, list(read_points(run.metrics))).figures()
+    ComparedRun(run, list(read_points(run.metrics))).key_figures()
 
 
 def summaries(project: Path) -> None:
@@ -316,4 +316,4 @@ def test_summaries_of_different_layers_are_not_drawn(project: Path) -> None:
     layers = points[0].values["layers"]
     layers["other"] = layers.pop(next(iter(layers)))
     with refused("summaries.jsonl is damaged", "layers"):
-        layer_pictures(points)
+        layer_plots(points)

@@ -1,4 +1,4 @@
-"""`pipeline export --precision`: what stays float32, what a file may lose, which layers are left in float."""
+"""`pipeline export --precision`: what stays float32, how much accuracy a file may lose, which layers stay in float."""
 
 import json
 from collections.abc import Iterator
@@ -15,11 +15,14 @@ from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.preprocessing import Preprocessing
 from models.served_network import ServedNetwork
-from pipeline import export
 from pipeline.exporting.float16 import to_float16
-from pipeline.exporting.graph import check, float_nodes, to_onnx
-from pipeline.exporting.int8 import Quantizer, quantize
-from pipeline.exporting.tolerances import TOLERANCES, Batch, Parity
+from pipeline.exporting.graph import check, float32_nodes, to_onnx
+from pipeline.exporting.int8 import Quantizer
+from pipeline.exporting.int8_layers import quantize_layers
+from pipeline.exporting.lower_precision import accuracy_split
+from pipeline.exporting.onnx_predictor import onnx_predictor
+from pipeline.exporting.parity_result import NamedBatch, Parity
+from pipeline.exporting.tolerances import TOLERANCES
 from pipeline.recipe import load, names
 from pipeline.run import Run
 from serving.inspect import inspect
@@ -35,16 +38,19 @@ LOWER = ("fp16", "int8")
 def files(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The digits run in each precision."""
     folder = tmp_path_factory.mktemp("precisions")
-    made = {"fp32": project / "runs/digits/model.onnx"}
+    paths = {"fp32": project / "runs/digits/model.onnx"}
     for precision in LOWER:
-        made[precision] = folder / f"{precision}.onnx"
-        shown = run_command(project, "pipeline", "export", "--precision", precision, "--output", made[precision]).stdout
-        assert "parity passed" in shown and "% of fp32" in shown and f" {precision}, " in shown
-    return made
+        paths[precision] = folder / f"{precision}.onnx"
+        options = ("--precision", precision, "--output", paths[precision])
+        output = run_command(project, "pipeline", "export", *options).stdout
+        assert "parity passed" in output and "% of fp32" in output and f" {precision}, " in output
+    return paths
 
 
 @pytest.mark.parametrize("precision", LOWER)
-def test_a_lower_precision_keeps_what_it_promises(files: dict[str, Path], project: Path, precision: str) -> None:
+def test_a_lower_precision_loses_little_accuracy_and_is_smaller(
+    files: dict[str, Path], project: Path, precision: str
+) -> None:
     path, full = files[precision], files["fp32"]
     images = np.load(project / "data/digits/test.images.npy")
     labels = np.load(project / "data/digits/test.labels.npy")
@@ -84,10 +90,10 @@ def test_a_lower_precision_can_be_proven_again(files: dict[str, Path], project: 
 
 
 @pytest.mark.parametrize("precision", LOWER)
-def test_the_cost_is_counted_alike_in_every_precision(files: dict[str, Path], precision: str) -> None:
+def test_parameters_and_multiply_adds_are_the_same_in_every_precision(files: dict[str, Path], precision: str) -> None:
     full, lower = (inspect(files[name]) for name in ("fp32", precision))
-    for what in ("parameters", "multiply_adds"):
-        assert lower["graph"][what] == full["graph"][what]
+    for count in ("parameters", "multiply_adds"):
+        assert lower["graph"][count] == full["graph"][count]
     assert lower["memory_bytes"]["weights"] < 0.6 * full["memory_bytes"]["weights"]
 
 
@@ -109,28 +115,28 @@ def images(count: int = 64) -> Iterator[np.ndarray]:
 def test_standardisation_normalisation_and_softmax_stay_float32() -> None:
     served, spec = cifar10()
     full = to_onnx(served, spec)
-    floats = float_nodes(full, served)
+    float32 = float32_nodes(full, served)
     norms = [name for name, module in served.named_modules() if isinstance(module, LocalResponseNorm)]
-    kept = {
+    expected = {
         node.name
         for node in full.graph.node
         if node.name.startswith(("preprocessing/", *norms)) or node.name == "Softmax"
     }
-    assert floats == kept and len(kept) > 20
-    half, int8 = to_float16(full, floats), Quantizer(full, floats, images()).quantized()
-    for model in (half, int8):
+    assert float32 == expected and len(expected) > 20
+    float16, int8 = to_float16(full, float32), Quantizer(full, float32, images()).quantize()
+    for model in (float16, int8):
         check(model)
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
         types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
         lower = (TensorProto.FLOAT16, TensorProto.INT8)
         types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         for node in model.graph.node:
-            if node.name in floats:
+            if node.name in float32:
                 assert not any(types.get(name) in lower for name in (*node.input, *node.output)), node.name
         assert types["probability"] == types["logit"] == TensorProto.FLOAT
-    layers = [node.name for node in full.graph.node if node.op_type in ("Conv", "Gemm") and node.name not in floats]
+    layers = [node.name for node in full.graph.node if node.op_type in ("Conv", "Gemm") and node.name not in float32]
     weights = {
-        tensor.name: tensor.data_type for tensor in half.graph.initializer if tensor.name.endswith("weight.float16")
+        tensor.name: tensor.data_type for tensor in float16.graph.initializer if tensor.name.endswith("weight.float16")
     }
     assert len(weights) == len(layers) == 5 and set(weights.values()) == {TensorProto.FLOAT16}
 
@@ -139,9 +145,9 @@ def test_float16_casts_only_where_the_precision_changes() -> None:
     """Into the first convolution, around each normalisation, and out of the logits."""
     served, spec = cifar10()
     full = to_onnx(served, spec)
-    half = to_float16(full, float_nodes(full, served))
-    assert sum(node.op_type == "Cast" for node in half.graph.node) == 1 + 1 + 2 * 2 + 1
-    assert len(half.graph.node) == len(full.graph.node) + 6
+    float16 = to_float16(full, float32_nodes(full, served))
+    assert sum(node.op_type == "Cast" for node in float16.graph.node) == 1 + 1 + 2 * 2 + 1
+    assert len(float16.graph.node) == len(full.graph.node) + 6
 
 
 def transformer() -> tuple[ServedNetwork, ImageSpec]:
@@ -159,22 +165,22 @@ def transformer() -> tuple[ServedNetwork, ImageSpec]:
 
 @pytest.mark.parametrize("precision", LOWER)
 def test_a_transformer_runs_in_every_precision(precision: str) -> None:
-    """onnxruntime 1.31 crashes on its float16 products, unless one of its optimisations is left out."""
+    """onnxruntime 1.31 crashes on its float16 products, unless one of its optimisations is disabled."""
     served, spec = transformer()
     full = to_onnx(served, spec)
-    floats = float_nodes(full, served)
-    seen = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
-    lower = to_float16(full, floats) if precision == "fp16" else Quantizer(full, floats, iter([seen])).quantized()
+    float32 = float32_nodes(full, served)
+    batch = np.random.default_rng(0).integers(0, 256, (32, 16, 16, 3), np.uint8)
+    lower = to_float16(full, float32) if precision == "fp16" else Quantizer(full, float32, iter([batch])).quantize()
     check(lower)
     softmaxes = [node.name for node in full.graph.node if node.op_type == "Softmax"]
-    assert len(softmaxes) == 3 and set(softmaxes) <= floats
-    expected, given = (export._session(model)(seen)[1] for model in (full, lower))
+    assert len(softmaxes) == 3 and set(softmaxes) <= float32
+    expected, actual = (onnx_predictor(model)(batch)[1] for model in (full, lower))
     scale = np.abs(expected).max()
-    assert np.abs(given - expected).max() < {"fp16": 0.01, "int8": 0.2}[precision] * scale
+    assert np.abs(actual - expected).max() < {"fp16": 0.01, "int8": 0.2}[precision] * scale
 
 
 class Normalized(torch.nn.Module):
-    """Divides by a length that is never less than 1e-12, which float16 takes for 0; images that are black have none."""
+    """Divides by a length that is at least 1e-12, which float16 rounds to 0; black images have length 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -188,19 +194,19 @@ class Normalized(torch.nn.Module):
 def test_constants_that_float16_cannot_hold_stay_float32() -> None:
     served = ServedNetwork(Preprocessing((8, 8)), Normalized()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
-    half = to_float16(full, float_nodes(full, served))
-    seen = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    seen[0] = 0
-    expected, given = (export._session(model)(seen)[1] for model in (full, half))
-    np.testing.assert_allclose(given, expected, atol=1e-3)
-    assert any(tensor.data_type == TensorProto.FLOAT16 for tensor in half.graph.initializer)
+    float16 = to_float16(full, float32_nodes(full, served))
+    batch = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    batch[0] = 0
+    expected, actual = (onnx_predictor(model)(batch)[1] for model in (full, float16))
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+    assert any(tensor.data_type == TensorProto.FLOAT16 for tensor in float16.graph.initializer)
 
 
 def test_weights_are_quantized_per_channel_in_seven_bits() -> None:
     """Sums of products of 8-bit weights overflow on processors without VNNI."""
     served, spec = cifar10()
     full = to_onnx(served, spec)
-    model = Quantizer(full, float_nodes(full, served), images()).quantized()
+    model = Quantizer(full, float32_nodes(full, served), images()).quantize()
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name in ("conv1", "conv2", "local3", "local4", "softmax_linear"):
         weight, scale = (tensors[f"network.{name}.weight_{part}"] for part in ("quantized", "scale"))
@@ -226,12 +232,12 @@ def test_calibration_reads_one_batch_at_a_time() -> None:
             assert len(alive) <= 2
             yield batch
 
-    Quantizer(full, float_nodes(full, served), batches())
+    Quantizer(full, float32_nodes(full, served), batches())
 
 
 class Outlier(torch.nn.Module):
-    """Three layers; the middle one gives one value 10,000 times as large as the others, which the last one undoes:
-    256 levels cannot hold both."""
+    """Three layers. One output of the middle layer is 10,000 times as large as the others, and the last layer scales it
+    back: 256 levels cannot represent both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,64 +253,62 @@ class Outlier(torch.nn.Module):
         return self.last(self.middle(self.first(x.flatten(1)).relu()).relu())
 
 
-def test_layers_that_cost_too_much_are_left_in_float_and_no_others() -> None:
+def test_only_layers_that_cost_too_much_accuracy_stay_in_float() -> None:
     served = ServedNetwork(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
-    seen = np.random.default_rng(0).integers(0, 256, (256, 8, 8, 3), np.uint8)
+    batch = np.random.default_rng(0).integers(0, 256, (256, 8, 8, 3), np.uint8)
     reference, _ = open_session(full.SerializeToString(), "cpu")
-    expected = reference.run(["probability", "logit"], {"image": seen})
+    expected = reference.run(["probability", "logit"], {"image": batch})
 
-    class Judge:
-        def compared(self, model: onnx.ModelProto) -> Parity:
-            session, _ = open_session(model.SerializeToString(), "cpu")
+    class BatchAccuracy:
+        def compare(self, candidate: onnx.ModelProto) -> Parity:
+            session, _ = open_session(candidate.SerializeToString(), "cpu")
             parity = Parity(list("abcd"), TOLERANCES["int8"])
-            labels = expected[1].argmax(1)
-            parity.add(
-                Batch([""] * 256, seen, labels), expected, session.run(["probability", "logit"], {"image": seen})
-            )
+            named = NamedBatch([""] * 256, batch, labels=expected[1].argmax(1))
+            parity.add(named, expected, session.run(["probability", "logit"], {"image": batch}))
             return parity
 
-        def passes(self, model: onnx.ModelProto) -> bool:
-            return self.compared(model).passed
+        def passes(self, candidate: onnx.ModelProto) -> bool:
+            return self.compare(candidate).passed
 
-        def cost(self, model: onnx.ModelProto) -> float:
-            return self.compared(model).mean_probability
+        def probability_change(self, candidate: onnx.ModelProto) -> float:
+            return self.compare(candidate).mean_probability_difference
 
-    floats = float_nodes(full, served)
-    assert not Judge().passes(Quantizer(full, floats, iter([seen])).quantized())
-    model, left = quantize(full, floats, iter([seen]), Judge())
-    assert Judge().passes(model)
-    # the middle one makes the outlier, the last one takes it
-    assert left == ["network.middle/Gemm", "network.last/Gemm"]
-    told = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    assert told["network.middle.weight"] == TensorProto.FLOAT
-    assert told["network.first.weight_quantized"] == TensorProto.INT8
+    accuracy, float32 = BatchAccuracy(), float32_nodes(full, served)
+    assert not accuracy.passes(Quantizer(full, float32, iter([batch])).quantize())
+    model, float_layers = quantize_layers(full, float32, iter([batch]), accuracy)
+    assert accuracy.passes(model)
+    # the middle layer has the outlier among its outputs, the last one among its inputs
+    assert float_layers == ["network.middle/Gemm", "network.last/Gemm"]
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert types["network.middle.weight"] == TensorProto.FLOAT
+    assert types["network.first.weight_quantized"] == TensorProto.INT8
 
 
-def test_int8_is_refused_where_nothing_helps() -> None:
-    class Never:
+def test_int8_is_refused_where_no_choice_of_layers_is_accurate() -> None:
+    class NeverAccurate:
         def passes(self, _: onnx.ModelProto) -> bool:
             return False
 
-        def cost(self, _: onnx.ModelProto) -> float:
+        def probability_change(self, _: onnx.ModelProto) -> float:
             return 1.0
 
     served = ServedNetwork(Preprocessing((8, 8)), Outlier()).eval().requires_grad_(False)
     full = to_onnx(served, ImageSpec(8, 8, 3))
-    seen = np.zeros((2, 8, 8, 3), np.uint8)
+    batch = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(ConvlineError, match="int8 costs this network too much accuracy"):
-        quantize(full, float_nodes(full, served), iter([seen]), Never())
+        quantize_layers(full, float32_nodes(full, served), iter([batch]), NeverAccurate())
 
 
-def test_layers_are_judged_by_validation_images_or_training_images_and_never_by_test(project: Path) -> None:
+def test_layers_are_chosen_on_validation_or_training_images_and_never_on_test_images(project: Path) -> None:
     run = Run.open(project / "runs/digits")
     dataset = run.dataset(project / "data")
-    for validation, told in ((0, "1438 training images"), (100, "100 validation images")):
+    for validation, expected in ((0, "1438 training images"), (100, "100 validation images")):
         recipe = load("digits", [f"data.validation={validation}"])
-        split, said = export._judged(Run(run.folder, run.info, recipe), dataset)
-        assert said == told
+        split, description = accuracy_split(Run(run.folder, run.info, recipe), dataset)
+        assert description == expected
         assert Path(split.images.filename).name == "train.images.npy"
-        assert set(split.rows) <= set(dataset.split(told.split()[1].replace("training", "train"), validation).rows)
+        assert set(split.rows) <= set(dataset.split(expected.split()[1].replace("training", "train"), validation).rows)
 
 
 def test_a_network_that_float16_cannot_hold_is_refused_and_the_file_stays(own_project: Path) -> None:
@@ -316,7 +320,7 @@ def test_a_network_that_float16_cannot_hold_is_refused_and_the_file_stays(own_pr
     torch.save(state, path)
     before = (own_project / "runs/digits/model.onnx").read_bytes()
     error = run_command(own_project, "pipeline", "export", "--precision", "fp16", status=1).stderr
-    assert "parity FAILED" in error or "not finite" in error  # processors that add in float32 lose digits only
+    assert "parity FAILED" in error or "not finite" in error  # processors that add in float32 only lose digits
     assert (own_project / "runs/digits/model.onnx").read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Versions in a real MLflow registry: the alias, what serving takes from it, and MLflow's own server."""
+"""Versions in a real MLflow registry: the alias `champion`, serving from the registry, and MLflow's own server."""
 
 import json
 import os
@@ -25,7 +25,7 @@ Register = Callable[..., str]
 
 @pytest.fixture
 def register(own_project: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """`register(bias)` -> what `export --register digits` says, the averaged weights changed by `bias` before."""
+    """`register(bias)` adds `bias` to the averaged weights and returns the output of `export --register digits`."""
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
 
@@ -49,7 +49,7 @@ def test_the_champion_is_the_best_and_serves(
     first = register()
     published = (own_project / "runs/digits/model.onnx").read_bytes()
     assert "registered digits version 1" in first and "champion is version 1 now" in first
-    worse = register(bias=20.0)  # nearly all are taken for a 3
+    worse = register(bias=20.0)  # nearly all are predicted as 3
     assert "registered digits version 2" in worse and "champion stays version 1" in worse
     assert champion(server.uri) == "1"
     assert read_registered("models:/digits@champion") == published
@@ -80,15 +80,15 @@ def test_the_champion_is_the_best_and_serves(
         open_model("models:/digits@challenger")
     names = [str(digit) for digit in range(10)]
     assert mlflow.models.get_model_info("models:/digits@champion").metadata["classes"] == names
-    there = Path(mlflow.artifacts.download_artifacts("models:/digits@champion", dst_path=str(own_project / "served")))
-    assert [json.loads(path.read_text()) for path in there.rglob("labels.json")] == [names]
+    folder = Path(mlflow.artifacts.download_artifacts("models:/digits@champion", dst_path=str(own_project / "served")))
+    assert [json.loads(path.read_text()) for path in folder.rglob("labels.json")] == [names]
     check_mlflows_own_server(own_project, server.uri)
 
 
 def check_mlflows_own_server(project: Path, uri: str) -> None:
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits@champion"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it starts uvicorn by its name
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
     options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     process = start([*command, *options], project, port, PATH=path, MLFLOW_TRACKING_URI=uri)
     try:
@@ -107,7 +107,7 @@ def check_mlflows_own_server(project: Path, uri: str) -> None:
     np.testing.assert_allclose(answer["logit"], logit, atol=1e-6)
 
 
-def test_a_champion_of_another_test_split_is_left(server: Server, register: Register) -> None:
+def test_a_champion_measured_on_another_test_split_stays(server: Server, register: Register) -> None:
     register()
     client = mlflow.MlflowClient(server.uri, server.uri)
     client.set_model_version_tag("digits", "1", "convline.test_fingerprint", "another")
@@ -125,14 +125,14 @@ def test_a_registry_that_does_not_answer_leaves_the_file_published(own_project: 
     assert open_model(own_project / "runs/digits/model.onnx")
 
 
-def test_a_name_that_cannot_be_registered_is_refused_first(own_project: Path) -> None:
+def test_an_invalid_name_is_refused_before_the_export(own_project: Path) -> None:
     before = (own_project / "runs/digits/model.onnx").stat().st_mtime_ns
     error = run_command(own_project, "pipeline", "export", "--register", "a/b@c", status=1).stderr
     assert "invalid model name" in error
     assert (own_project / "runs/digits/model.onnx").stat().st_mtime_ns == before
 
 
-def test_without_a_store_serving_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_store_the_error_names_where_it_was_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ModelError, match=r"no MLflow store at .*mlflow\.db, so models:.* cannot be found; set"):

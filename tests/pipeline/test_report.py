@@ -1,8 +1,9 @@
-"""`pipeline report` and `pipeline compare`: pages on runs, and what stands in them."""
+"""`pipeline report` and `pipeline compare`: the contents of their pages; summaries of layers."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from torch.nn import functional as F
 from pipeline.dataset import Split
 from pipeline.network import layers
 from pipeline.report import SECTIONS
-from pipeline.reporting.curves import curves
-from pipeline.reporting.diagrams import confusion
+from pipeline.reporting.confusion_matrix import confusion_matrix
 from pipeline.reporting.filters import filter_sheet, first_filters
-from pipeline.reporting.outcomes import Outcomes
-from pipeline.reporting.plots import short
+from pipeline.reporting.learning_curves import line_plot
+from pipeline.reporting.plots import short_label
+from pipeline.reporting.predictions import SplitPredictions
 from pipeline.run import Run
 from pipeline.tracking.points import packed, read_points, unpacked
 from pipeline.training.layer_summary import BINS, distribution, sample, summarize
@@ -33,34 +34,34 @@ HOSTILE = ("<script>alert(1)<script>", "\"quoted' & <b>", "right\u202eto left", 
 
 
 @pytest.fixture(scope="module")
-def mine(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `project`."""
-    folder = tmp_path_factory.mktemp("mine") / "project"
+def project_copy(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `project` that the tests of this module may change."""
+    folder = tmp_path_factory.mktemp("copy") / "project"
     shutil.copytree(project, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def reported(mine: Path) -> Path:
-    """Its run, with a report."""
-    run_command(mine, "pipeline", "report", "digits")
-    return mine / "runs/digits"
+def reported_run(project_copy: Path) -> Path:
+    """The folder of a run with a report."""
+    run_command(project_copy, "pipeline", "report", "digits")
+    return project_copy / "runs/digits"
 
 
-def test_a_report_has_all_its_sections_from_real_data(reported: Path) -> None:
-    page = check(reported / "report.html")
+def test_a_report_has_all_its_sections(reported_run: Path) -> None:
+    page = check(reported_run / "report.html")
     assert page.texts("h2") == list(SECTIONS)
-    precision = json.loads((reported / "parity.json").read_text())["precision_at_1"]["pytorch"]
+    precision = json.loads((reported_run / "parity.json").read_text())["precision_at_1"]["pytorch"]
     assert f"{precision:.2%}" in page.texts("dd") and "53,002" in page.texts("dd")
     titles = {text for tag, text in page.text if tag == "p"}
-    drawn = {"Loss", "Learning rate", "Precision @ 1 of the averaged weights", "Confusion matrix", "Calibration"}
-    assert drawn | {"Before training", "After training", "Sparsity of activations", "conv1", "fc2"} <= titles
+    plots = {"Loss", "Learning rate", "Precision @ 1 of the averaged weights", "Confusion matrix", "Calibration"}
+    assert plots | {"Before training", "After training", "Sparsity of activations", "conv1", "fc2"} <= titles
     assert len(page.all("img")) >= 60 + 24 + 2  # examples, least confident hits, filters
-    assert Run.open(reported).info["id"] in page.texts("td")
+    assert Run.open(reported_run).info["id"] in page.texts("td")
 
 
-def test_the_pictures_of_a_report_are_files_too(reported: Path) -> None:
-    names = {path.stem for path in (reported / "pictures").iterdir()}
+def test_the_pictures_of_a_report_are_files_too(reported_run: Path) -> None:
+    names = {path.stem for path in (reported_run / "pictures").iterdir()}
     assert {
         "loss",
         "confusion",
@@ -71,7 +72,7 @@ def test_the_pictures_of_a_report_are_files_too(reported: Path) -> None:
         "layer-conv1",
         "batch",
     } <= names
-    for path in (reported / "pictures").iterdir():
+    for path in (reported_run / "pictures").iterdir():
         with Image.open(path) as image:
             assert np.asarray(image.convert("L")).std() > 1, f"{path} is empty"
 
@@ -85,18 +86,20 @@ def test_a_run_without_model_summaries_and_evaluations_has_a_report(tmp_path: Pa
     run_command(tmp_path, "pipeline", "train", "digits", "--dataset", "odd", "--run", "odd", *options, *quiet)
     run_command(tmp_path, "pipeline", "report", "odd")
     page = check(tmp_path / "runs/odd/report.html")
-    told = " ".join(text for _, text in page.text)
-    assert "has no summaries" in told and "not exported yet" in told and "what training may see" in told
-    named = page.texts("bdi")
-    assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 59 + "…" + "x" * 60} <= set(named)
+    text = " ".join(text for _, text in page.text)
+    assert "has no summaries" in text and "not exported yet" in text and "what training may see" in text
+    shown_names = page.texts("bdi")
+    assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 59 + "…" + "x" * 60} <= set(shown_names)
+    mistakes = [image["alt"] for image in page.all("img") if "truth" in image["alt"]]
+    assert mistakes and all(re.fullmatch(r"predicted .* \d+\.\d%, truth .*", alt) for alt in mistakes)
 
 
-def test_runs_are_compared_in_a_table_and_on_the_same_axes(mine: Path, tmp_path: Path) -> None:
-    run_command(mine, "pipeline", "train", "mlp", "--dataset", "digits", "--run", "other", "--steps", 20,
+def test_runs_are_compared_in_a_table_and_on_the_same_axes(project_copy: Path, tmp_path: Path) -> None:
+    run_command(project_copy, "pipeline", "train", "mlp", "--dataset", "digits", "--run", "other", "--steps", 20,
                 "--tracking", "none", "--set", "data.validation=0")  # fmt: skip
     page = tmp_path / "page.html"
-    told = run_command(mine, "pipeline", "compare", "digits", "other", "--output", page).stdout.splitlines()
-    assert told[0].split() == [
+    lines = run_command(project_copy, "pipeline", "compare", "digits", "other", "--output", page).stdout.splitlines()
+    assert lines[0].split() == [
         "run",
         "network",
         "dataset",
@@ -108,10 +111,12 @@ def test_runs_are_compared_in_a_table_and_on_the_same_axes(mine: Path, tmp_path:
         "parameters",
         "multiply-adds",
     ]
-    assert told[1].startswith("digits") and "53,002" in told[1] and told[2].startswith("other")
-    assert "Smoothed loss" in check(page).texts("p") and told[-1] == str(page)
-    figures = json.loads(run_command(mine, "pipeline", "compare", "digits", "other", "--output", page, "--json").stdout)
-    assert figures[0]["precision_at_1"] == points(mine / "runs/digits")[-2]["precision_at_1"]
+    assert lines[1].startswith("digits") and "53,002" in lines[1] and lines[2].startswith("other")
+    assert "Smoothed loss" in check(page).texts("p") and lines[-1] == str(page)
+    figures = json.loads(
+        run_command(project_copy, "pipeline", "compare", "digits", "other", "--output", page, "--json").stdout
+    )
+    assert figures[0]["precision_at_1"] == points(project_copy / "runs/digits")[-2]["precision_at_1"]
     assert (figures[0]["parameters"], figures[0]["multiply_adds"], figures[1]["steps"]) == (53_002, 347_392, 20)
 
 
@@ -122,21 +127,21 @@ def network() -> nn.Sequential:
     )
 
 
-def test_a_summary_counts_what_the_layers_hold_and_changes_nothing() -> None:
+def test_a_summary_counts_the_values_of_layers_and_changes_nothing() -> None:
     net, inputs = network().train(), torch.randn(40, 1, 8, 8)
     F.cross_entropy(net(inputs), torch.zeros(40, dtype=torch.long)).backward()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     state = torch.get_rng_state()
-    told = summarize(net, inputs)
+    summary = summarize(net, inputs)
     assert net.training and torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
-    assert list(told) == ["0", "5"] and set(told["0"]) == {"weights", "gradients", "activations"}
+    assert list(summary) == ["0", "5"] and set(summary["0"]) == {"weights", "gradients", "activations"}
     counts = np.histogram(net[0].weight.detach().numpy(), BINS)[0]
-    assert np.abs(np.array(told["0"]["weights"]["counts"]) - counts).sum() <= 2  # a value on an edge
+    assert np.abs(np.array(summary["0"]["weights"]["counts"]) - counts).sum() <= 2  # a value on an edge
     activations = F.relu(net.eval()[1](net[0](inputs[:16])))  # after the nonlinearity
-    assert told["0"]["activations"]["zeros"] == pytest.approx((activations == 0).float().mean().item())
-    assert told["0"]["gradients"]["std"] == pytest.approx(net[0].weight.grad.std(correction=0).item())
+    assert summary["0"]["activations"]["zeros"] == pytest.approx((activations == 0).float().mean().item())
+    assert summary["0"]["gradients"]["std"] == pytest.approx(net[0].weight.grad.std(correction=0).item())
 
 
 @pytest.mark.parametrize("values", [[1.0, float("nan")], [1.0, float("inf")]])
@@ -144,19 +149,19 @@ def test_values_that_are_not_finite_have_no_histogram(values: list[float]) -> No
     assert distribution(torch.tensor(values)) == {"zeros": 0.0}
 
 
-def test_values_that_are_all_the_same_have_one() -> None:
+def test_equal_values_have_a_histogram() -> None:
     assert sum(distribution(torch.zeros(7))["counts"]) == 7
 
 
-def test_summaries_of_a_resumed_training_stand_once_each(tmp_path: Path) -> None:
+def test_a_resumed_training_has_each_summary_once(tmp_path: Path) -> None:
     train = ("pipeline", "train", "digits", "--tracking", "none", "--set", "train.checkpoint_every=10")
     run_command(tmp_path, *train, "--steps", 25, "--set", "train.summary_every=5")
     run = tmp_path / "runs/digits"
-    whole = [line["step"] for line in map(json.loads, (run / "summaries.jsonl").read_text().splitlines())]
-    (run / "checkpoints/step-25.pt").unlink()  # as if it had been killed on its way there
+    first_steps = [line["step"] for line in map(json.loads, (run / "summaries.jsonl").read_text().splitlines())]
+    (run / "checkpoints/step-25.pt").unlink()  # as if it had been killed before that step
     run_command(tmp_path, *train, "--steps", 25, "--set", "train.summary_every=5", "--resume")
     steps = [line["step"] for line in map(json.loads, (run / "summaries.jsonl").read_text().splitlines())]
-    assert steps == sorted(set(steps)) and whole[0] == steps[0] == 0
+    assert steps == sorted(set(steps)) and first_steps[0] == steps[0] == 0
 
 
 def test_summaries_have_images_of_the_batch_as_the_network_saw_them(project: Path) -> None:
@@ -168,7 +173,7 @@ def test_summaries_have_images_of_the_batch_as_the_network_saw_them(project: Pat
         assert (np.abs(stored.astype(int) - image).max(axis=(1, 2, 3)) <= 1).any()
 
 
-def test_images_of_a_batch_are_few_small_and_of_the_whole_range() -> None:
+def test_images_of_a_batch_are_few_and_small_and_use_the_whole_range() -> None:
     inputs = torch.randn(20, 3, 130, 50) + 7
     seen = sample(inputs)
     assert seen.shape == (8, 44, 17, 3) and seen.dtype == np.uint8
@@ -177,28 +182,30 @@ def test_images_of_a_batch_are_few_small_and_of_the_whole_range() -> None:
     assert (unpacked(json.loads(json.dumps(packed(seen)))) == seen).all()
 
 
-def outcomes() -> Outcomes:
-    """Of six images of two classes; the network's answers are fixed."""
-    answers = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.95, 0.05], [0.3, 0.7], [0.45, 0.55]], np.float32)
+def predictions() -> SplitPredictions:
+    """For six images of two classes; the network's probabilities are fixed."""
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.95, 0.05], [0.3, 0.7], [0.45, 0.55]], np.float32)
     split = Split("test", np.zeros((6, 1, 1, 1), np.uint8), np.array([0, 0, 0, 1, 1, 1]), np.arange(6))
-    return Outcomes.of(lambda images: (answers[: len(images)], np.log(answers[: len(images)])), split, ["a", "b"])
+    return SplitPredictions.compute(
+        lambda images: (probabilities[: len(images)], np.log(probabilities[: len(images)])), split, ["a", "b"]
+    )
 
 
-def test_mistakes_and_hits_come_in_the_order_of_confidence() -> None:
-    found = outcomes()
-    assert found.mistakes(9).tolist() == [3, 2] and found.narrow_hits(2).tolist() == [5, 1]
-    assert found.confused(5) == [(0, 1, 1), (1, 0, 1)]
+def test_mistakes_and_hits_are_sorted_by_confidence() -> None:
+    sample = predictions()
+    assert sample.mistakes(9).tolist() == [3, 2] and sample.narrow_hits(2).tolist() == [5, 1]
+    assert sample.confused(5) == [(0, 1, 1), (1, 0, 1)]
 
 
-def test_calibration_is_the_distance_of_confidence_from_hits() -> None:
-    confidence, hits, counts, error = outcomes().calibration()
+def test_the_calibration_error_is_the_distance_of_confidence_from_hits() -> None:
+    confidence, hits, counts, error = predictions().calibration()
     assert counts.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
     assert confidence[9] == pytest.approx(0.925) and hits.tolist()[5:] == [1, 1, 1, 0, 0.5]
     # (|0.55 - 1| + |0.6 - 1| + |0.7 - 1| + |0.8 - 0| + 2 * |0.925 - 0.5|) / 6
     assert error == pytest.approx(2.8 / 6)
 
 
-def test_layers_tell_their_shapes_and_costs() -> None:
+def test_layers_have_shapes_and_costs() -> None:
     first, last = layers(network(), (1, 8, 8))
     assert (first.kind, first.input_shape, first.output_shape, first.parameters) == (
         "conv 3×3",
@@ -220,19 +227,19 @@ def test_filters_are_shown_each_on_its_own_scale() -> None:
 @pytest.mark.parametrize("classes", [2, 15, 40])
 def test_figures_hold_hostile_names_as_text(classes: int) -> None:
     names = [f"{HOSTILE[number % len(HOSTILE)]}{number}" for number in range(classes)]
-    drawn = confusion(np.eye(classes, dtype=np.int64), names)
-    assert "<script>" not in drawn.svg() and drawn.png().startswith(b"\x89PNG")
+    plot = confusion_matrix(np.eye(classes, dtype=np.int64), names)
+    assert "<script>" not in plot.svg() and plot.png().startswith(b"\x89PNG")
     line = (HOSTILE[0], np.arange(3), np.ones(3))
-    assert "<script>" not in curves("loss", "Loss", [line, line], "loss").svg()
-    assert short(HOSTILE[2]) == "rightto left" and len(short(HOSTILE[3])) == 14
+    assert "<script>" not in line_plot("loss", "Loss", [line, line], "loss").svg()
+    assert short_label(HOSTILE[2]) == "rightto left" and len(short_label(HOSTILE[3])) == 14
 
 
 def test_a_large_tensor_is_sampled_everywhere() -> None:
     border = torch.zeros(16, 4, 64, 64)
     border[..., 0] = 1.0  # one column of 64
-    told = distribution(border)
-    assert told["zeros"] == pytest.approx(63 / 64, abs=0.005)
-    assert told["std"] == pytest.approx(border.std().item(), rel=0.05)
+    sampled = distribution(border)
+    assert sampled["zeros"] == pytest.approx(63 / 64, abs=0.005)
+    assert sampled["std"] == pytest.approx(border.std().item(), rel=0.05)
 
 
 def test_activations_are_those_of_the_whole_layer_where_it_is_pooled_first() -> None:
@@ -245,22 +252,23 @@ def test_activations_are_those_of_the_whole_layer_where_it_is_pooled_first() -> 
             return self.two(F.relu(F.max_pool2d(self.one(x), 2), inplace=True).flatten(1))
 
     net, images = Pooled(), torch.randn(4, 1, 8, 8)
-    told = summarize(net, images)["one"]["activations"]
+    activations = summarize(net, images)["one"]["activations"]
     with torch.no_grad():
         after = net.one(images).clamp(min=0)
-    assert told["zeros"] == pytest.approx((after == 0).float().mean().item())
-    assert told["lowest"] == 0 and told["highest"] == pytest.approx(after.max().item())
+    assert activations["zeros"] == pytest.approx((after == 0).float().mean().item())
+    assert activations["lowest"] == 0 and activations["highest"] == pytest.approx(after.max().item())
 
 
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
-def test_a_report_on_an_export_of_another_precision_says_so(mine: Path, precision: str) -> None:
-    run_command(mine, "pipeline", "export", "digits", "--precision", precision)
-    run_command(mine, "pipeline", "report", "digits")
-    assert any(f"in {precision}, on cpu" in text for text in check(mine / "runs/digits/report.html").texts("td"))
+def test_a_report_names_the_precision_of_the_exported_file(project_copy: Path, precision: str) -> None:
+    run_command(project_copy, "pipeline", "export", "digits", "--precision", precision)
+    run_command(project_copy, "pipeline", "report", "digits")
+    page = check(project_copy / "runs/digits/report.html")
+    assert any(f"in {precision}, on cpu" in text for text in page.texts("td"))
 
 
 def test_images_without_a_finite_confidence_are_left_out_of_calibration() -> None:
     split = Split("test", np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1]), np.arange(2))
-    answers = np.array([[np.nan, np.nan], [0.25, 0.75]], np.float32)
-    found = Outcomes.of(lambda images: (answers[: len(images)], answers[: len(images)]), split, ["a", "b"])
-    assert found.calibration()[2].sum() == 1 and found.calibration()[3] == pytest.approx(0.25)
+    outputs = np.array([[np.nan, np.nan], [0.25, 0.75]], np.float32)
+    computed = SplitPredictions.compute(lambda _: (outputs, outputs), split, ["a", "b"])
+    assert computed.calibration()[2].sum() == 1 and computed.calibration()[3] == pytest.approx(0.25)

@@ -1,4 +1,4 @@
-"""What can happen to tracking from outside: servers that are killed or freeze, a follower that is killed."""
+"""Faults of tracking: servers that are killed or freeze, a follower that is killed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def test_a_server_that_fails_costs_a_training_nothing(tmp_path: Path, server: Se
     env = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
     training = command("pipeline", "train", "digits", "--steps", 10000)
     run = tmp_path / "runs/digits"
-    with (tmp_path / "errors").open("wb") as errors:  # a pipe that nobody reads would stop it
+    with (tmp_path / "errors").open("wb") as errors:  # a pipe that is not read would block it
         process = subprocess.Popen(training, cwd=tmp_path, env=env, stderr=errors)
     try:
         begin_tracking(process, run)
@@ -64,7 +64,7 @@ def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None
 
 
 def begin_tracking(process: subprocess.Popen, run: Path) -> None:
-    """Hold the training until its follower has begun: with a low priority on one busy CPU it takes long to."""
+    """Pause the training until its follower has started, which takes long on a busy CPU because of its low priority."""
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and points(run) != [])
     process.send_signal(signal.SIGSTOP)
     wait_until(process, lambda: state(run).get("step", -1) >= 0)
@@ -79,10 +79,10 @@ def test_a_follower_that_is_killed_is_started_again(tmp_path: Path) -> None:
         begin_tracking(process, run)
         first = follower(process)
         os.kill(first, signal.SIGKILL)
-        place = state(run)["step"]
-        wait_until(process, lambda: points(run)[-1]["step"] > place and followers(process) not in ([], [first]))
+        sent_step = state(run)["step"]
+        wait_until(process, lambda: points(run)[-1]["step"] > sent_step and followers(process) not in ([], [first]))
         process.send_signal(signal.SIGSTOP)
-        wait_until(process, lambda: state(run)["step"] > place)
+        wait_until(process, lambda: state(run)["step"] > sent_step)
         process.send_signal(signal.SIGCONT)
         assert follower(process) != first
         process.send_signal(signal.SIGTERM)
@@ -102,6 +102,6 @@ def follower(process: subprocess.Popen) -> int:
 
 
 def followers(process: subprocess.Popen) -> list[int]:
-    """Of a training, those that live."""
+    """The processes of a training's followers that are alive."""
     children = psutil.Process(process.pid).children()
     return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE and "sync" in child.cmdline()]

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from convline.errors import ModelError
-from pipeline.export import PROBE_TOLERANCE
+from pipeline.exporting.onnx_metadata import PROBE_TOLERANCE
 from serving.inspect import inspect
 from serving.model import LARGEST_TOLERANCE, open_model
 from serving.session import provider_problem

@@ -1,4 +1,4 @@
-"""What a network says of each image of a split, and what can be learnt from it."""
+"""Predictions for every image of a split: mistakes, confused classes, and calibration of the confidence."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BINS = 10
 
 
 @dataclass(frozen=True)
-class Outcomes:
-    """By image of `split`: int64 [n] `labels` and `predicted`, float32 [n] `confidence` in what was predicted.
-    `evaluation` counts them."""
+class SplitPredictions:
+    """For each image of `split`: `labels` and `predicted` class, int64 [n], and the `confidence` (probability) of the
+    predicted class, float32 [n]. `evaluation` counts hits."""
 
     split: Split
     evaluation: Evaluation
@@ -27,7 +27,7 @@ class Outcomes:
     confidence: NDArray[np.float32]
 
     @classmethod
-    def of(cls, predict: Predict, split: Split, classes: Sequence[str]) -> Outcomes:
+    def compute(cls, predict: Predict, split: Split, classes: Sequence[str]) -> SplitPredictions:
         evaluation = Evaluation(classes)
         columns: list[tuple[NDArray[np.generic], ...]] = []
         for images, labels in split.batches(BATCH_SIZE):
@@ -40,17 +40,17 @@ class Outcomes:
         return cls(split, evaluation, labels, predicted, confidence)
 
     def mistakes(self, count: int) -> NDArray[np.int64]:
-        """Positions of the images that were taken for another class, the most confident first."""
+        """Positions of wrongly classified images, the most confident first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:count]
 
     def narrow_hits(self, count: int) -> NDArray[np.int64]:
-        """Positions of the images that were recognised, the least confident first."""
+        """Positions of correctly classified images, the least confident first."""
         right = np.flatnonzero(self.predicted == self.labels)
         return right[np.argsort(self.confidence[right], kind="stable")][:count]
 
     def confused(self, count: int) -> list[tuple[int, int, int]]:
-        """The pairs of classes (true, predicted, images) that are taken for one another most often."""
+        """The most frequent mistakes as (true class, predicted class, number of images)."""
         counts = self.evaluation.confusion.copy()
         np.fill_diagonal(counts, 0)
         order = np.argsort(-counts, axis=None, kind="stable")[:count]
@@ -58,11 +58,11 @@ class Outcomes:
         return [(true, predicted, int(counts[true, predicted])) for true, predicted in pairs if counts[true, predicted]]
 
     def calibration(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], float]:
-        """For BINS equal bins of confidence its mean, the share of hits and the number of images, and the expected
-        calibration error: the mean difference of the two, each bin by its images (Naeini et al., 2015). Images whose
-        confidence is no number are left out."""
-        there = np.isfinite(self.confidence)
-        confidences, right = self.confidence[there], (self.predicted == self.labels)[there]
+        """For each of BINS equal bins of confidence: its mean, the share of hits and the number of images. Then the
+        expected calibration error: the mean difference between the first two, each bin weighted by its number of images
+        (Naeini et al., 2015). Images whose confidence is not finite are left out."""
+        is_finite = np.isfinite(self.confidence)
+        confidences, right = self.confidence[is_finite], (self.predicted == self.labels)[is_finite]
         bins = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
         counts = np.bincount(bins, minlength=BINS)
         sums = (np.bincount(bins, values, BINS) for values in (confidences, right))

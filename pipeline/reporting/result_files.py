@@ -1,4 +1,4 @@
-"""What other commands wrote about a run: evaluation.json and parity.json."""
+"""Read what `pipeline evaluate` and `pipeline export` wrote about a run: evaluation.json and parity.json."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from convline.console import log
 
 
-def read_findings(path: Path) -> dict[str, Any]:
-    """The fields of such a file; none of one that is not there, or, with a warning, damaged."""
+def read_result_file(path: Path) -> dict[str, Any]:
+    """The fields of the file; empty if there is no such file, or, with a warning, if it is damaged."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -18,6 +18,6 @@ def read_findings(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        log(f"warning: {path} is damaged and left out; the command that wrote it writes it again")
+        log(f"warning: {path} is damaged and ignored; run the command that wrote it again")
         return {}
     return fields
