@@ -163,7 +163,8 @@ def train(
 
     `data` is the name of a dataset, or a folder or archive of images of your own. Images of your own are prepared
     first, as the dataset of the run's name: resized to `image_size`, or without it to the size that the recipe is made
-    for (that of its dataset where it is a known one, else its crop). `set` overrides fields of the recipe:
+    for (that of its dataset where it is a known one, else a seventh more than its crop; a recipe without a crop needs
+    images of one size). `set` overrides fields of the recipe:
     {"train.batch_size": 64, "optimizer.learning_rate": 0.01}; None leaves a field to its default.
 
     Raises ConvlineError for a recipe that does not fit, and for a run that exists, unless `resume` goes on with it or
@@ -297,11 +298,15 @@ def _is_source(data: str | Path, data_dir: Path) -> bool:
 
 
 def _size_for(recipe: Recipe) -> ImageSize | None:
-    """The size of the images that a recipe is made for, where it says one."""
+    """The size of the images that a recipe is made for, where it says one. Above a crop there must be room for it to
+    move: a seventh, as in the usual 256 pixels for a crop of 224."""
     from pipeline.preparing.official_datasets import officials
 
     official = officials().get(recipe.data.dataset)
-    return (official.image[0], official.image[1]) if official is not None else recipe.preprocess.crop
+    if official is not None:
+        return official.image[0], official.image[1]
+    crop = recipe.preprocess.crop
+    return None if crop is None else crop + crop // 7
 
 
 def _prepare(source: Path, name: str, image_size: ImageSize | None, data_dir: Path, overwrite: bool) -> None:

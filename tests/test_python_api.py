@@ -20,6 +20,7 @@ import pytest
 import convline
 import pipeline.cli
 from convline import Classifier, ConvlineError, ModelError, Prediction, Reject, TrainedRun, evaluate, export, train
+from pipeline.recipe import find
 from tests.conftest import ROOT
 from tests.pipeline.helpers import image_folder
 
@@ -100,8 +101,13 @@ def test_metrics_are_rows_of_the_file_of_metrics(run: TrainedRun) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [0, 20, 40, 59]
 
 
+@pytest.fixture(scope="module")
+def exported(run: TrainedRun, folders: dict[str, Path]) -> Path:
+    return export(run.name, tracking="none", **folders).path
+
+
+@pytest.mark.usefixtures("exported")
 def test_evaluate_counts_as_numpy_does(run: TrainedRun, folders: dict[str, Path]) -> None:
-    run.export(tracking="none")
     images, labels = arrays_of_test(folders)
     with run.classifier("cpu") as classifier:
         predicted = classifier.classify_arrays(images).argmax(1)
@@ -113,13 +119,16 @@ def test_evaluate_counts_as_numpy_does(run: TrainedRun, folders: dict[str, Path]
     assert evaluate("few", "train", limit=100, weights="raw", **folders)["count"] == 100
 
 
-@pytest.mark.usefixtures("run")
-def test_a_run_is_exported_by_name_and_its_file_classifies(folders: dict[str, Path], tmp_path: Path) -> None:
-    exported = export("few", tmp_path / "few.onnx", tracking="none", **folders)
-    assert exported.path == tmp_path / "few.onnx" and exported.report["passed"]
+def test_an_export_goes_where_it_is_told_with_its_proof(run: TrainedRun, tmp_path: Path) -> None:
+    exported = run.export(tmp_path / "few.onnx", precision="fp16", tracking="none")
+    assert exported.path == tmp_path / "few.onnx" and exported.report["precision"] == "fp16"
     assert exported.report == json.loads((tmp_path / "few.parity.json").read_text())
+    assert "fp16" in exported.table()
+
+
+def test_an_exported_file_classifies(exported: Path, folders: dict[str, Path]) -> None:
     images, labels = arrays_of_test(folders)
-    with Classifier(exported.path) as classifier:
+    with Classifier(exported) as classifier:
         entries = classifier.classify([images[0, :, :, 0], b"no image"])
     assert isinstance(entries[0], Prediction) and entries[0].labels == (str(labels[0]),)
     assert isinstance(entries[1], Reject)
@@ -155,6 +164,11 @@ def test_images_of_ones_own_are_prepared_first(tmp_path: Path) -> None:
 
     again = train("digits", "pets", run="again", **options)  # the prepared dataset, by its name
     assert again.classes == ["cat", "dog"] and not (tmp_path / "data/again").exists()
+    own = tmp_path / "own.toml"
+    own.write_text(find("digits").read_text().replace('"digits"', '"any"', 1) + "[augment]\nrandom_crop = true\n")
+    cropped = train(own, tmp_path / "pets", run="cropped", set={"preprocess.crop": 14}, **options)
+    assert shape("cropped") == [16, 16] and cropped.classes == ["cat", "dog"]
+
     (tmp_path / "runs/pets").rename(tmp_path / "runs/other")
     with pytest.raises(ConvlineError, match="data='pets' trains on it, overwrite=True prepares it again"):
         train("digits", tmp_path / "pets", run="pets", **options)
