@@ -1,12 +1,13 @@
-"""Serving: classify images with an exported model. Runs without torch.
+"""Classify images with an exported model; needs no torch.
 
-from serving import Classifier
+from convline import Classifier  # or from serving
 
 with Classifier("runs/digits/model.onnx") as classifier:
     classifier.classify(["a.png", jpeg_bytes, pillow_image, array], top_k=3)
     classifier.classify_arrays(images)  # uint8 [n, height, width, channels] of the model's size
 
-listing (find files) -> images (decode) -> model (infer) -> results (journal, table); predict says on which processes
+The path of a file: `convline.inputs.listing` finds it, `convline.images` decodes it, `serving.model` runs the network,
+`serving.journal` keeps the result, `serving.tables` writes it. `serving.predict` shares this work among processes.
 """
 
 from __future__ import annotations

@@ -102,3 +102,10 @@ def test_every_page_that_is_linked_is_there() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+def test_every_file_of_the_source_that_is_mentioned_is_there() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        for path in re.findall(r"[`( ]((?:convline|models|serving|pipeline|tests|benchmarks)/[\w./-]+\w)", text):
+            assert (ROOT / path).exists(), f"{page.name} mentions {path}"

@@ -1,0 +1,323 @@
+"""The Python API: `train`, `evaluate`, `export` and `preprocess` as functions (`from convline import train`).
+
+Each calls the stage that the command of the same name calls; arguments have the names and defaults of its options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from convline.console import log
+from convline.errors import ConvlineError, ModelError
+
+if TYPE_CHECKING:
+    from pipeline.dataset import Dataset
+    from pipeline.export import Exported
+    from pipeline.recipe import Recipe
+    from pipeline.run import Run
+    from serving import Classifier
+
+SplitName = Literal["train", "validation", "test"]
+Weights = Literal["averaged", "raw"]
+Precision = Literal["fp32", "fp16", "int8"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+Tracking = Literal["mlflow", "none"]
+ImageSize = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
+
+
+class TrainedRun:
+    """A run: the folder `runs/<name>` with its recipe, metrics, checkpoints and, after an export, its ONNX file.
+
+    `train` returns one; `TrainedRun.open` finds one that was trained earlier.
+    """
+
+    def __init__(self, run: Run, data_dir: Path) -> None:
+        self._run = run
+        self._data_dir = data_dir
+
+    @classmethod
+    def open(
+        cls, run: str | Path | None = None, *, data_dir: str | Path = "data", runs_dir: str | Path = "runs"
+    ) -> TrainedRun:
+        """A run by its name or path; without one, the run trained last. Raises ConvlineError where there is none."""
+        from pipeline.run import Run
+
+        return cls(Run.find(Path(runs_dir), None if run is None else str(run)), Path(data_dir))
+
+    @property
+    def folder(self) -> Path:
+        return self._run.folder
+
+    @property
+    def name(self) -> str:
+        return self._run.name
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the model's scores."""
+        return self._run.classes
+
+    def evaluate(
+        self,
+        split: SplitName = "test",
+        *,
+        weights: Weights = "averaged",
+        onnx: bool = False,
+        top_k: int = 1,
+        limit: int | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+    ) -> dict[str, Any]:
+        """Precision @ k on a split, as `pipeline evaluate --json` prints it.
+
+        Keys: `precision_at_1` to `precision_at_<top_k>`; `classes`, for each class its `count`, `precision` and
+        `recall` (None where the class was never predicted, or has no images); `confusion`, a list of rows (true class)
+        of columns (predicted class); `count`; and what was evaluated (`run`, `split`, `weights`, `step`, `engine`).
+
+        `onnx` evaluates the exported file; `limit` takes the first images only.
+        Raises ConvlineError where the run has no such weights, file or split.
+        """
+        from pipeline.evaluate import EvaluationOptions, evaluate_run
+
+        _check("split", split, SplitName)
+        _check("weights", weights, Weights)
+        size = {} if batch_size is None else {"batch_size": batch_size}
+        options = EvaluationOptions(split, weights, onnx, limit, device, top_k=top_k, **size)
+        return evaluate_run(self._run, self._data_dir, options)
+
+    def export(
+        self,
+        output: str | Path | None = None,
+        *,
+        precision: Precision = "fp32",
+        register: str | None = None,
+        tracking: Tracking = "mlflow",
+    ) -> Exported:
+        """Export the averaged weights to ONNX; the file is published only if it passes the parity proof.
+
+        Returns an object with `path` (by default `model.onnx` in the run's folder), `report` (what `parity.json`
+        holds) and `table()`. `register` also adds the file to MLflow's registry under this name. A run that is tracked
+        is sent to MLflow, unless `tracking` is "none".
+        Raises ConvlineError, with the earlier file untouched, where the proof fails.
+        """
+        from pipeline.dataset import check_name
+        from pipeline.export import export as export_run
+
+        _check("precision", precision, Precision)
+        _check("tracking", tracking, Tracking)
+        if register is not None:
+            check_name(register, "model")
+        dataset = self._run.dataset(self._data_dir)
+        exported = export_run(self._run, dataset, None if output is None else Path(output), precision)
+        if register is not None:
+            from pipeline.register import register as add_version
+
+            log(add_version(exported.path, self._run, register))
+        elif tracking == "mlflow":
+            from pipeline.sync import sync_if_tracked
+
+            sync_if_tracked(self._run)
+        return exported
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every logged point, in order: `step`, `time` (seconds since the epoch) and its values, as
+        `pandas.DataFrame` takes them. Points differ in their keys: `loss` stands every `train.log_every` steps,
+        `test_precision_at_1` every `train.evaluate_every`."""
+        from pipeline.tracking.points import read_points
+
+        return [{"step": point.step, "time": point.seconds, **point.values} for point in read_points(self._run.metrics)]
+
+    def classifier(self, provider: Provider = "auto", threads: int | None = None) -> Classifier:
+        """The exported file, opened for classifying.
+
+        Raises ModelError where there is none, or it fails its self-test.
+        """
+        from serving import Classifier
+
+        if not self._run.model.exists():
+            raise ModelError(f"{self.folder} has no model.onnx yet; export the run first")
+        return Classifier(self._run.model, provider, threads)
+
+    def __repr__(self) -> str:
+        return f"TrainedRun({str(self.folder)!r})"
+
+
+def train(
+    recipe: str | Path,
+    data: str | Path | None = None,
+    *,
+    run: str | None = None,
+    image_size: ImageSize | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    set: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    tracking: Tracking = "mlflow",
+    data_dir: str | Path = "data",
+    runs_dir: str | Path = "runs",
+) -> TrainedRun:
+    """Train a recipe, by its name or the path of a .toml.
+
+    `data` is the name of a dataset, or a folder or archive of images of your own. Images of your own are prepared
+    first, as the dataset of the run's name: resized to `image_size`, or without it to the size that the recipe is made
+    for (that of its dataset where it is a known one, else a seventh more than its crop; a recipe without a crop needs
+    images of one size). `set` overrides fields of the recipe:
+    {"train.batch_size": 64, "optimizer.learning_rate": 0.01}; None leaves a field to its default.
+
+    Raises ConvlineError for a recipe that does not fit, and for a run that exists, unless `resume` goes on with it or
+    `overwrite` replaces it; KeyboardInterrupt, after saving a checkpoint, when interrupted.
+    """
+    from pipeline.dataset import check_name
+    from pipeline.recipe import load
+    from pipeline.train import train as train_recipe
+
+    _check("tracking", tracking, Tracking)
+    if resume and overwrite:
+        raise ConvlineError("resume and overwrite contradict each other; give one of them")
+    data_dir, runs_dir = Path(data_dir), Path(runs_dir)
+    path = str(Path(recipe).expanduser())
+    overrides = _overrides({**(set or {}), **_given({"train.steps": steps, "train.seed": seed})})
+    loaded = load(path, overrides)
+    folder = runs_dir / check_name(loaded.name if run is None else run, "run")
+    if data is not None:
+        name = str(data)
+        if _is_source(data, data_dir):
+            name = folder.name
+            if (folder / "run.json").exists() and not (resume or overwrite):
+                raise ConvlineError(f"{folder} exists: resume=True goes on with it, overwrite=True replaces it")
+            if not (resume and (data_dir / name / "meta.json").exists()):
+                _prepare(Path(data).expanduser(), name, image_size or _size_for(loaded), data_dir, overwrite)
+        elif image_size is not None:
+            raise ConvlineError(f"image_size is for images that are still to be prepared, and {data} is a dataset")
+        loaded = load(path, [*overrides, *_overrides({"data.dataset": name})])
+    try:
+        trained = train_recipe(
+            loaded, folder, data_dir, device, resume=resume, overwrite=overwrite, tracking=tracking == "mlflow"
+        )
+    except SystemExit as stopped:
+        if stopped.code == 130:  # what Ctrl-C is to the command line
+            raise KeyboardInterrupt from stopped
+        raise
+    return TrainedRun(trained, data_dir)
+
+
+def evaluate(
+    run: str | Path | None = None,
+    split: SplitName = "test",
+    *,
+    weights: Weights = "averaged",
+    onnx: bool = False,
+    top_k: int = 1,
+    limit: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    data_dir: str | Path = "data",
+    runs_dir: str | Path = "runs",
+) -> dict[str, Any]:
+    """`TrainedRun.evaluate` of a run by its name or path; without one, of the run trained last."""
+    return TrainedRun.open(run, data_dir=data_dir, runs_dir=runs_dir).evaluate(
+        split, weights=weights, onnx=onnx, top_k=top_k, limit=limit, device=device, batch_size=batch_size
+    )
+
+
+def export(
+    run: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    precision: Precision = "fp32",
+    register: str | None = None,
+    tracking: Tracking = "mlflow",
+    data_dir: str | Path = "data",
+    runs_dir: str | Path = "runs",
+) -> Exported:
+    """`TrainedRun.export` of a run by its name or path; without one, of the run trained last."""
+    return TrainedRun.open(run, data_dir=data_dir, runs_dir=runs_dir).export(
+        output, precision=precision, register=register, tracking=tracking
+    )
+
+
+def preprocess(
+    dataset: str,
+    source: str | Path | None = None,
+    *,
+    image_size: ImageSize | None = None,
+    channels: Literal["auto", "1", "3"] = "auto",
+    fit: Literal["crop", "stretch", "pad"] = "crop",
+    resample: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear",
+    jpeg: Literal["full", "reduced"] = "full",
+    allow_rejects: bool = False,
+    overwrite: bool = False,
+    data_dir: str | Path = "data",
+) -> Dataset:
+    """Prepare a known dataset by its name, or images of your own (`source`: a folder or an archive) under a new name.
+
+    Raises ConvlineError, with nothing left behind, for a source that cannot be used, and for a dataset that exists,
+    unless `overwrite` prepares it again.
+    """
+    from pipeline.preparing.class_counts import class_counts_table
+    from pipeline.preparing.image_folder import ImageFolderOptions
+    from pipeline.preprocess import preprocess as prepare
+
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample)
+    images = None if source is None else Path(source).expanduser()
+    prepared = prepare(dataset, Path(data_dir), images, options, overwrite=overwrite)
+    for line in class_counts_table(prepared.meta["counts"]):
+        log(line)
+    return prepared
+
+
+def _check(argument: str, value: str, accepted: Any) -> None:
+    """Raises ConvlineError for a value that is none of a Literal's."""
+    if value not in get_args(accepted):
+        raise ConvlineError(f"{argument}={value!r}: it is one of {', '.join(get_args(accepted))}")
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _overrides(fields: Mapping[str, Any]) -> list[str]:
+    """Fields of a recipe as `--set` takes them."""
+    from pipeline.recipe import flat
+
+    return [f"{key}={'' if value is None else json.dumps(value)}" for key, value in flat(dict(fields)).items()]
+
+
+def _is_source(data: str | Path, data_dir: Path) -> bool:
+    """Whether `data` is a folder or archive of images, and not the name of a dataset."""
+    from pipeline.preparing.official_datasets import known_datasets
+
+    if isinstance(data, Path) or Path(data).name != data:
+        return True
+    is_dataset = (data_dir / data / "meta.json").exists() or data in known_datasets()
+    return not is_dataset and Path(data).exists()
+
+
+def _size_for(recipe: Recipe) -> ImageSize | None:
+    """The size of the images that a recipe is made for, where it says one. Above a crop there must be room for it to
+    move: a seventh, as in the usual 256 pixels for a crop of 224."""
+    from pipeline.preparing.official_datasets import known_datasets
+
+    official = known_datasets().get(recipe.data.dataset)
+    if official is not None:
+        return official.image[0], official.image[1]
+    crop = recipe.preprocess.crop
+    return None if crop is None else crop + crop // 7
+
+
+def _prepare(source: Path, name: str, image_size: ImageSize | None, data_dir: Path, overwrite: bool) -> None:
+    from pipeline.preparing.official_datasets import known_datasets
+
+    if name in known_datasets():
+        raise ConvlineError(
+            f"images of your own cannot be called {name}, as a known dataset is; give the run a name: run='my-{name}'"
+        )
+    if (data_dir / name).exists() and not overwrite:
+        raise ConvlineError(f"{data_dir / name} exists: data={name!r} trains on it, overwrite=True prepares it again")
+    preprocess(name, source, image_size=image_size, overwrite=overwrite, data_dir=data_dir)
