@@ -13,10 +13,11 @@ STEPS   ?=
 IMAGES  ?=
 MODEL   ?= runs/$(RUN)/model.onnx
 OUTPUT  ?= runs/$(RUN)/predictions.csv
+ARGS    ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup data train evaluate export parity report classify bench ui test test-slow check clean
+.PHONY: help setup data train evaluate export parity report classify bench ui test test-all test-slow check fix clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -63,16 +64,26 @@ ui: setup ## open MLflow on http://127.0.0.1:5000
 	@echo "the runs, the best first: http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=convline"
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --durations 25
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-test-slow: setup ## run the longer tests
-	$(BIN)/python -m pytest -m slow
+test: setup ## run the tests that every change must pass: minutes; ARGS="-k name" for some of them
+	$(PYTEST) -m "not all and not slow" $(PARALLEL) $(ARGS)
+
+test-all: setup ## run the tests that `make test` leaves out: kills, servers, clusters, whole jobs
+	$(PYTEST) -m "all and not slow" $(PARALLEL) $(ARGS)
+
+test-slow: setup ## run the tests that take longest, one after the other
+	$(PYTEST) -m slow $(ARGS)
 
 check: setup ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fix: setup ## mend lint and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 clean: ## remove caches; data, runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

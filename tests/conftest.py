@@ -1,4 +1,4 @@
-"""What the tests share: the commands as processes, a trained and exported model, local servers."""
+"""What the tests share: the commands, a trained and exported model, local servers."""
 
 from __future__ import annotations
 
@@ -6,54 +6,27 @@ import functools
 import http.server
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from convline.cpus import usable_cpus
+from tests.commands import Cli, command, run_command, run_process
+from tests.shared import shared_folder
 from tests.tracking_server import Server
+
+__all__ = ["CPUS", "ROOT", "Cli", "QuietHandler", "command", "run_command", "run_process"]
 
 ROOT = Path(__file__).parent.parent
 
 CPUS = sorted(os.sched_getaffinity(0))
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
-
-def command(*arguments: object) -> list[str]:
-    """`command("pipeline", "train", …)` as an argument vector."""
-    module, *rest = map(str, arguments)
-    return [sys.executable, "-m", module, *rest]
-
-
-def run_command(folder: Path, *arguments: object, status: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder`; anything but the expected exit status fails the test with its output."""
-    result = subprocess.run(
-        command(*arguments), cwd=folder, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == status, f"exit {result.returncode}\n{result.stdout}\n{result.stderr}"
-    assert "Traceback" not in result.stderr
-    return result
-
-
-# of the test files, those that take minutes: begun last, they would leave the other CPUs waiting for one
-LONGEST = (
-    "test_faults",
-    "test_walkthrough",
-    "test_tracking",
-    "test_cluster",
-    "test_distributed",
-    "test_jobs",
-    "test_classify",
-    "test_bench",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+def pytest_xdist_auto_num_workers() -> int:
+    """One test process for each CPU that may be used, whatever the machine has."""
+    return usable_cpus()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,17 +49,25 @@ def all_cpus() -> Iterator[None]:
 
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """`cli("pipeline", "train", "digits", status=1)` in the test's own folder."""
+    """`cli("pipeline", "train", "digits", status=1)` in the test's own folder, by `run_command`."""
     return functools.partial(run_command, tmp_path)
+
+
+@pytest.fixture
+def cli_process(tmp_path: Path) -> Cli:
+    """As `cli`, but as a process of its own."""
+    return functools.partial(run_process, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/digits and runs/digits, trained (300 steps) and exported. Do not change it."""
-    folder = tmp_path_factory.mktemp("project")
-    run_command(folder, "pipeline", "train", "digits", "--steps", 300, "--tracking", "none")
-    run_command(folder, "pipeline", "export")
-    return folder
+
+    def make(folder: Path) -> None:
+        run_command(folder, "pipeline", "train", "digits", "--steps", 300, "--tracking", "none")
+        run_command(folder, "pipeline", "export")
+
+    return shared_folder(tmp_path_factory, "project", make)
 
 
 @pytest.fixture
@@ -106,9 +87,11 @@ def model(project: Path) -> Path:
 @pytest.fixture(scope="session")
 def samples(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 test images of digits as <class>/<i>.png. Do not change it."""
-    folder = tmp_path_factory.mktemp("samples") / "digits"
-    run_command(project, "pipeline", "samples", "digits", "--output", folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        run_command(project, "pipeline", "samples", "digits", "--output", folder / "digits")
+
+    return shared_folder(tmp_path_factory, "samples", make) / "digits"
 
 
 @pytest.fixture(scope="session")

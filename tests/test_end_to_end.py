@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import Cli
 
+pytestmark = pytest.mark.all
+
 
 def precision(text: str) -> float:
     return float(text.rpartition("=")[2])

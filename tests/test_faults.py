@@ -15,6 +15,8 @@ from serving.model import open_model
 from tests.conftest import Cli, command, run_command
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
+pytestmark = pytest.mark.all
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,7 +18,7 @@ from tests.pipeline.helpers import image_folder
 from tests.test_documents import FENCED, TEXTS, code_lines, quoted
 from tests.trainings import points
 
-pytestmark = pytest.mark.usefixtures("all_cpus")
+pytestmark = [pytest.mark.all, pytest.mark.usefixtures("all_cpus")]
 
 # what needs other machines, serves until it is stopped, is the tests themselves, or is done by another line as well:
 # test_documents parses these

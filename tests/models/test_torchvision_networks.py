@@ -128,11 +128,11 @@ def test_pretrained_weights_fill_all_but_the_last_layer(cached: dict[str, torch.
 
 
 def test_weights_that_cannot_be_downloaded_stop_the_training_in_one_sentence(
-    photographs: Path, cli: Cli, tmp_path: Path
+    photographs: Path, cli_process: Cli, tmp_path: Path
 ) -> None:
     settings = ["model.name=torchvision/resnet18", "model.weights=default"]
     overrides = [word for setting in settings for word in ("--set", setting)]
-    error = cli(
+    error = cli_process(
         "pipeline", "train", "digits", "--dataset", "rgb32", "--data-dir", photographs / "data", *overrides,
         "--tracking", "none", status=1, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9",
     ).stderr  # fmt: skip

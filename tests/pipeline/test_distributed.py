@@ -18,7 +18,7 @@ from pipeline.training.launch import first_to_end
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
 
-pytestmark = pytest.mark.usefixtures("all_cpus")
+pytestmark = [pytest.mark.all, pytest.mark.usefixtures("all_cpus")]
 
 TRAIN = ("pipeline", "train", "digits", "--tracking", "none")
 
@@ -67,10 +67,10 @@ def precision(run: Path) -> list[float]:
     return [point["precision_at_1"] for point in points if "precision_at_1" in point]
 
 
-def test_devices_share_a_training_and_its_evaluation(cli: Cli, tmp_path: Path) -> None:
+def test_devices_share_a_training_and_its_evaluation(cli: Cli, cli_process: Cli, tmp_path: Path) -> None:
     """359 test images are an odd number: one rank has one more."""
     settings = ("--steps", 40, "--set", "train.evaluate_every=20", "--set", "train.log_every=1")
-    result = cli(*TRAIN, *settings, "--devices", 2)
+    result = cli_process(*TRAIN, *settings, "--devices", 2)
     assert result.stdout == "runs/digits\n"
     run = tmp_path / "runs/digits"
     points = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -203,9 +203,9 @@ def test_a_dead_rank_is_restarted_where_restarts_are_allowed(tmp_path: Path) -> 
     ],
 )
 def test_settings_that_ranks_cannot_share_are_refused_in_one_sentence(
-    cli: Cli, tmp_path: Path, options: tuple[object, ...], message: str
+    cli_process: Cli, tmp_path: Path, options: tuple[object, ...], message: str
 ) -> None:
-    error = cli(*TRAIN, *options, status=1).stderr
+    error = cli_process(*TRAIN, *options, status=1).stderr
     assert error.count("error: ") == 1 and message in error
     assert not (tmp_path / "runs").exists()
 

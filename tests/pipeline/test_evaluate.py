@@ -119,6 +119,7 @@ def test_watching_a_finished_run_evaluates_its_checkpoint_once(own_project: Path
     assert raw["precision_at_1"] == watched(own_project)[-1]["watched_raw_precision_at_1"]
 
 
+@pytest.mark.all
 def test_a_training_is_watched_until_it_ends(tmp_path: Path) -> None:
     settings = ("--steps", 100000, "--set", "train.checkpoint_every=100", "--tracking", "none")
     training = subprocess.Popen(

@@ -25,7 +25,7 @@ from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
 from pipeline.run import Run
 from serving.model import open_model
-from tests.conftest import Cli, run_command
+from tests.conftest import Cli, run_command, run_process
 from tests.pipeline.helpers import image_folder
 
 
@@ -69,7 +69,7 @@ def test_nothing_of_the_machine_is_inside(project: Path, model: Path) -> None:
 
 
 def test_two_exports_in_two_processes_are_the_same_bytes(own_project: Path, model: Path) -> None:
-    run_command(own_project, "pipeline", "export", "--output", own_project / "again.onnx")
+    run_process(own_project, "pipeline", "export", "--output", own_project / "again.onnx")
     assert (own_project / "again.onnx").read_bytes() == model.read_bytes()
     for labels in (own_project / "again.labels.json", model.with_name("labels.json")):  # one beside each file
         assert json.loads(labels.read_text()) == [str(digit) for digit in range(10)]

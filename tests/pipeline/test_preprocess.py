@@ -31,7 +31,7 @@ from pipeline.preparing.decoded_source import create_array
 from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
 from pipeline.preparing.parallel_decoding import FileForRow, decode_into
 from pipeline.preprocess import preprocess
-from tests.conftest import command, run_command
+from tests.conftest import command, run_process
 from tests.pipeline.helpers import archive, contents, encode, image_folder, images, png, refused, write_files
 from tests.serving.helpers import slow_jpeg
 
@@ -537,7 +537,7 @@ def test_a_size_is_a_side_or_height_and_width(data: Path, pets: Path, written: s
 
 def test_a_class_that_the_terminal_cannot_show_is_shown_as_an_escape(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"猫": 2, "dog": 2})
-    result = run_command(tmp_path, "pipeline", "preprocess", "pets", "--source", "pets", PYTHONIOENCODING="ascii")
+    result = run_process(tmp_path, "pipeline", "preprocess", "pets", "--source", "pets", PYTHONIOENCODING="ascii")
     assert result.stdout.splitlines()[:3] == ["class  train  test", "dog        1     1", "\\u732b          1     1"]
 
 

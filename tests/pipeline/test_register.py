@@ -43,6 +43,7 @@ def champion(uri: str) -> str:
     return mlflow.MlflowClient(uri, uri).get_model_version_by_alias("digits", "champion").version
 
 
+@pytest.mark.all
 def test_the_champion_is_the_best_and_serves(
     own_project: Path, server: Server, samples: Path, register: Register
 ) -> None:
@@ -107,6 +108,7 @@ def check_mlflows_own_server(project: Path, uri: str) -> None:
     np.testing.assert_allclose(answer["logit"], logit, atol=1e-6)
 
 
+@pytest.mark.all
 def test_a_champion_measured_on_another_test_split_stays(server: Server, register: Register) -> None:
     register()
     client = mlflow.MlflowClient(server.uri, server.uri)

@@ -53,6 +53,7 @@ def is_sent(run: Run) -> bool:
     return path.exists() and json.loads(path.read_text())["step"] >= 0
 
 
+@pytest.mark.all
 def test_a_training_is_sent_completely_to_mlflow(cli: Cli, tmp_path: Path) -> None:
     cli("pipeline", "train", "digits", "--steps", 100)
     assert losses(tmp_path) == points(tmp_path)
@@ -126,6 +127,7 @@ def test_a_cursor_counts_points_within_a_step() -> None:
     assert [cursor.is_new(step, nth) for step, nth in [(9, 5), (10, 1), (10, 2), (11, 0)]] == [False, False, True, True]
 
 
+@pytest.mark.all
 def test_a_server_that_is_down_costs_one_warning(cli: Cli, tmp_path: Path) -> None:
     closed = "http://me:p@ss-w0rd@127.0.0.1:9/?token=t0ken"
     result = cli("pipeline", "train", "digits", "--steps", 20, MLFLOW_TRACKING_URI=closed)
@@ -139,6 +141,7 @@ def test_a_server_that_is_down_costs_one_warning(cli: Cli, tmp_path: Path) -> No
     assert losses(tmp_path) == points(tmp_path)
 
 
+@pytest.mark.all
 def test_a_database_whose_creation_is_interrupted_is_not_used(own_project: Path) -> None:
     process = subprocess.Popen(command("pipeline", "sync"), cwd=own_project)
     while process.poll() is None:
@@ -151,6 +154,7 @@ def test_a_database_whose_creation_is_interrupted_is_not_used(own_project: Path)
     assert sqlite3.connect(own_project / "mlflow.db").execute("pragma integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.all
 def test_a_server_that_starts_late_gets_everything(own_project: Path, server: Server) -> None:
     run = Run.open(own_project / "runs/digits")
     with run.lock():
@@ -475,6 +479,7 @@ def test_calls_share_their_extra_seconds_only_in_a_hurry(monkeypatch: pytest.Mon
         print([hurried.ask() for _ in range(8)])
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("handler", [Broken, Slow])
 def test_a_server_that_answers_with_errors_or_too_late_costs_one_warning(
     cli: Cli, tmp_path: Path, serve: Callable[..., str], handler: type[QuietHandler]

@@ -16,6 +16,8 @@ from tests.conftest import command, run_command
 from tests.tracking_server import Server
 from tests.trainings import points
 
+pytestmark = pytest.mark.all
+
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_fails_costs_a_training_nothing(tmp_path: Path, server: Server, fault: signal.Signals) -> None:

@@ -236,6 +236,7 @@ def test_overwrite_replaces_the_run(own_project: Path) -> None:
     assert final_state(own_project / "runs/digits")["step"] == 5
 
 
+@pytest.mark.all
 def test_two_trainings_into_one_run_are_refused(tmp_path: Path, cli: Cli) -> None:
     process = start(tmp_path)
     try:
@@ -305,6 +306,7 @@ def test_a_run_name_must_be_a_plain_folder_name(cli: Cli, tmp_path: Path, name: 
     assert not list(tmp_path.glob("**/run.json"))
 
 
+@pytest.mark.all
 def test_preparing_a_dataset_again_does_not_affect_a_running_training(tmp_path: Path, cli: Cli, samples: Path) -> None:
     """The splits are opened once: the memory maps keep the files with which the training started."""
     cli("pipeline", "preprocess", "digits")
@@ -371,6 +373,7 @@ def test_memory_stays_bounded_on_cifar10(cli: Cli, tmp_path: Path, test_data: Pa
     assert usage.ru_maxrss * 1024 < 1.2e9
 
 
+@pytest.mark.all
 def test_a_terminal_shows_the_loss_as_it_falls(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     arguments = command("pipeline", "train", "digits", "--steps", 300, "--tracking", "none")

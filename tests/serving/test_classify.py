@@ -359,7 +359,9 @@ def test_the_uninterrupted_job_holds_every_file(killed: Killed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=str
+    ("number", "status"),
+    [pytest.param(signal.SIGKILL, -9, marks=pytest.mark.all), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+    ids=str,
 )
 def test_a_stopped_job_resumes_to_the_same_bytes(
     killed: Killed, tmp_path: Path, number: signal.Signals, status: int
@@ -412,6 +414,7 @@ def test_resume_of_a_job_that_never_began_runs_it(killed: Killed, tmp_path: Path
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.all
 @pytest.mark.parametrize("kills", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_job_killed_again_and_again_ends_with_the_same_table(
     killed: Killed, tmp_path: Path, ending: str, kills: int

@@ -20,7 +20,7 @@ from serving.ray_cluster import classify_on_ray
 from tests.conftest import command
 from tests.serving.helpers import encode, noise, write
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
+pytestmark = [pytest.mark.all, pytest.mark.filterwarnings("ignore")]  # Ray's own
 
 COUNT = 10_000
 PARTS = 16  # of two workers

@@ -49,14 +49,14 @@ def test_doctor_prints_for_people_too(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_two_onnxruntimes_over_each_other_are_found(cli: Cli, overlaid: str, options: list[str]) -> None:
-    result = cli("serving", "doctor", *options, status=1, PYTHONPATH=overlaid)
+def test_two_onnxruntimes_over_each_other_are_found(cli_process: Cli, overlaid: str, options: list[str]) -> None:
+    result = cli_process("serving", "doctor", *options, status=1, PYTHONPATH=overlaid)
     assert "installed over each other" in result.stdout and "pip uninstall" in result.stdout
 
 
 def test_doctor_uses_no_more_cpus_than_it_may(cli: Cli) -> None:
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})  # the child inherits it
+    os.sched_setaffinity(0, {min(allowed)})
     try:
         report = json.loads(cli("serving", "doctor", "--json").stdout)
     finally:

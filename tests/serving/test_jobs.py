@@ -493,6 +493,7 @@ def test_a_reader_of_stderr_that_leaves_costs_no_row(job: Job) -> None:
     assert process.returncode == 0 and len(rows) == 1 + COUNT * 0.9
 
 
+@pytest.mark.all
 def test_the_journal_is_free_as_soon_as_its_job_is_killed(job: Job) -> None:
     """A worker that replaced a dead one inherited the open journal, and may still be working."""
     arguments = command("serving", "classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH)
@@ -565,6 +566,7 @@ def test_the_summary_of_a_job(job: Job) -> None:
     assert summary.sentence().startswith("classified 90 + rejected 10 == found 100 (10 not-an-image); ")
 
 
+@pytest.mark.all
 @pytest.mark.parametrize("count", [30_000, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_number_of_files(model: Path, tmp_path: Path, count: int) -> None:
     sources = [write(tmp_path / f"{number}.png", encode(noise(8, 8), "PNG")) for number in range(10)]

@@ -73,22 +73,22 @@ for name in {ABSENT!r}:
     ids=" ".join,
 )
 def test_serving_gives_the_same_bytes_without_torch(
-    cli: Cli, model: Path, samples: Path, bare: str, arguments: tuple[str, ...]
+    cli: Cli, cli_process: Cli, model: Path, samples: Path, bare: str, arguments: tuple[str, ...]
 ) -> None:
     name, *rest = (str(samples) if argument == "SAMPLES" else argument for argument in arguments)
     command = ["serving", name, *rest, *(["--model"] if name == "classify" else []), model]
-    without = cli(*command, PYTHONPATH=bare).stdout
+    without = cli_process(*command, PYTHONPATH=bare).stdout
     assert without == cli(*command).stdout
     assert len(without.splitlines()) > 20
 
 
-def test_doctor_works_without_torch(cli: Cli, bare: str) -> None:
-    listed = cli("serving", "doctor", PYTHONPATH=bare).stdout
+def test_doctor_works_without_torch(cli_process: Cli, bare: str) -> None:
+    listed = cli_process("serving", "doctor", PYTHONPATH=bare).stdout
     assert "onnxruntime" in listed
 
 
-def test_a_pipeline_without_its_packages_says_what_to_install(cli: Cli, bare: str) -> None:
-    told = cli("pipeline", "recipes", status=1, PYTHONPATH=os.pathsep.join([bare, str(ROOT)])).stderr
+def test_a_pipeline_without_its_packages_says_what_to_install(cli_process: Cli, bare: str) -> None:
+    told = cli_process("pipeline", "recipes", status=1, PYTHONPATH=os.pathsep.join([bare, str(ROOT)])).stderr
     assert "pip install 'convline[train]'" in told and "unexpected error" not in told
 
 
