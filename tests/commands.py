@@ -90,7 +90,7 @@ def python_warnings() -> None:
     warnings.resetwarnings()
     for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", category)
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # as convline.decoders.formats does
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # as convline.decoders.supported_formats does
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.preparing.decoded_source import create_array
 from pipeline.tracking.deadline import time_limit
-from tests.conftest import ROOT, Cli, run_command
+from tests.conftest import ROOT, Cli, run_process
 from tests.serving.helpers import encode, noise, write
 
 # what macOS or Windows, or both, lack
@@ -76,7 +76,7 @@ def elsewhere(tmp_path: Path) -> dict[str, str]:
 def test_every_module_can_be_imported(tmp_path: Path, elsewhere: dict[str, str]) -> None:
     write(tmp_path / "import_all.py", IMPORT_ALL.encode())
     assert (
-        int(run_command(tmp_path, "import_all", **{**elsewhere, "IMPORTED_FIRST": "numpy psutil torch"}).stdout) > 100
+        int(run_process(tmp_path, "import_all", **{**elsewhere, "IMPORTED_FIRST": "numpy psutil torch"}).stdout) > 100
     )
 
 
@@ -94,23 +94,25 @@ def many(samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("batch_size", [16, 512])  # many batches, and a single one, which the workers share
 def test_a_folder_is_classified_as_on_linux(
-    cli: Cli, tmp_path: Path, model: Path, many: Path, elsewhere: dict[str, str], batch_size: int
+    cli_process: Cli, tmp_path: Path, model: Path, many: Path, elsewhere: dict[str, str], batch_size: int
 ) -> None:
     command = ("serving", "classify", many, "--model", model, "--batch-size", batch_size, "--threads", 3)
-    summary = json.loads(cli(*command, "--output", "expected.csv", "--json").stdout)
+    summary = json.loads(cli_process(*command, "--output", "expected.csv", "--json").stdout)
     assert (summary["found"], summary["rejected"]) == (208, 8)
-    cli(*command, "--output", "table.csv", "--json", **elsewhere)
+    cli_process(*command, "--output", "table.csv", "--json", **elsewhere)
     for ending in ("", ".rejects.jsonl"):
         expected = (tmp_path / f"expected.csv{ending}").read_bytes()
         assert expected and (tmp_path / f"table.csv{ending}").read_bytes() == expected
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith((".tmp", ".partial"))]
 
 
-def test_a_dataset_is_prepared_as_on_linux(cli: Cli, tmp_path: Path, samples: Path, elsewhere: dict[str, str]) -> None:
+def test_a_dataset_is_prepared_as_on_linux(
+    cli_process: Cli, tmp_path: Path, samples: Path, elsewhere: dict[str, str]
+) -> None:
     command = ("pipeline", "preprocess", "pets", "--source", samples, "--data-dir")
-    cli(*command, "expected")
+    cli_process(*command, "expected")
     for options in ((), ("--overwrite",)):
-        cli(*command, "data", *options, **elsewhere)
+        cli_process(*command, "data", *options, **elsewhere)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "expected/pets").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "data/pets").iterdir()} == expected
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["pets"]
@@ -128,6 +130,7 @@ def test_arrays_have_their_blocks_reserved_without_posix_fallocate(
 
 
 def test_without_timers_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("signal.setitimer")
-    with time_limit(0.001):
-        pass
+    with monkeypatch.context() as patch:  # pytest itself needs it afterwards
+        patch.delattr("signal.setitimer")
+        with time_limit(0.001):
+            pass
