@@ -47,7 +47,7 @@ def classify_on_ray(job: Job, address: str | None, store_name: str | None = None
     """
     check_job(job)
     if job.output is None or job.shard is not None or job.rescan or STDIN in job.inputs:
-        raise ConvlineError("--engine ray needs an --output file, and works without -, --shard and --rescan")
+        raise ConvlineError("--engine ray needs an --output file, and cannot be combined with -, --shard or --rescan")
     if partial_path(job.output).exists():
         raise ConvlineError(f"{partial_path(job.output)} holds an unfinished job without Ray; continue it without Ray")
     store = open_shard_store(store_name or str(shards_path(job.output)))
