@@ -490,7 +490,9 @@ def test_a_small_archive_of_large_members_takes_the_memory_of_one(tmp_path: Path
     zeros = bytes(2**23)
     archive = tar_of(tmp_path / "x.tar.gz", [entry(f"{number}.png", zeros) for number in range(10)])
     assert archive.stat().st_size < 2**20
-    assert grown(f"from serving import members; archive_members.HELD = 2**20\n{BATCH}", archive) < 30  # of 80
+    assert (
+        grown(f"from convline.inputs import archive_members; archive_members.HELD = 2**20\n{BATCH}", archive) < 30
+    )  # of 80
 
 
 @pytest.mark.slow
