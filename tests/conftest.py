@@ -67,7 +67,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_command(folder, "pipeline", "train", "digits", "--steps", 300, "--tracking", "none")
         run_command(folder, "pipeline", "export")
 
-    return shared_folder(tmp_path_factory, "project", make)
+    folder = tmp_path_factory.mktemp("project") / "project"  # a copy, as commands write into the run that they read
+    shutil.copytree(shared_folder(tmp_path_factory, "project", make), folder)
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Test data that is slow to make: made once, whichever of the parallel test processes asks for it first."""
+"""Test data that is slow to make: made once, by whichever of the parallel test processes asks for it first."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import pytest
 from pipeline.checkpoint import paths
 from serving.model import open_model
 from tests.conftest import Cli, command, run_command
+from tests.shared import shared_folder
 from tests.trainings import KILLABLE, TRAIN, assert_same_weights, final_state, points, start, wait_for_steps
 
 pytestmark = pytest.mark.all
@@ -20,8 +21,7 @@ pytestmark = pytest.mark.all
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    run_command(folder, *TRAIN, *KILLABLE)
+    folder = shared_folder(tmp_path_factory, "uninterrupted", lambda folder: run_command(folder, *TRAIN, *KILLABLE))
     return folder / "runs/digits"
 
 

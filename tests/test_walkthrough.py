@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.all, pytest.mark.usefixtures("all_cpus")]
 
 # what needs other machines, serves until it is stopped, is the tests themselves, or is done by another line as well:
 # test_documents parses these
-ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test|report)")
+ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test|check|fix|report)")
 RUN = re.compile(r"(find .*\| )?(pipeline|serving|make) ")
 INCOMPLETE = re.compile(r" [A-Z]{3,}|^(pipeline|serving) \w+$")  # quoted, without what it needs
 SMALL = (

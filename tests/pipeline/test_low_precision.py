@@ -30,6 +30,7 @@ from serving.model import open_model
 from serving.session import open_session
 from tests.conftest import run_command
 from tests.pipeline.test_export import metadata
+from tests.shared import shared_folder
 
 LOWER = ("fp16", "int8")
 
@@ -37,14 +38,15 @@ LOWER = ("fp16", "int8")
 @pytest.fixture(scope="module")
 def files(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The digits run in each precision."""
-    folder = tmp_path_factory.mktemp("precisions")
-    paths = {"fp32": project / "runs/digits/model.onnx"}
-    for precision in LOWER:
-        paths[precision] = folder / f"{precision}.onnx"
-        options = ("--precision", precision, "--output", paths[precision])
-        output = run_command(project, "pipeline", "export", *options).stdout
-        assert "parity passed" in output and "% of fp32" in output and f" {precision}, " in output
-    return paths
+
+    def make(folder: Path) -> None:
+        for precision in LOWER:
+            options = ("--precision", precision, "--output", folder / f"{precision}.onnx")
+            shown = run_command(project, "pipeline", "export", *options).stdout
+            assert "parity passed" in shown and "% of fp32" in shown and f" {precision}, " in shown
+
+    folder = shared_folder(tmp_path_factory, "precisions", make)
+    return {"fp32": project / "runs/digits/model.onnx"} | {name: folder / f"{name}.onnx" for name in LOWER}
 
 
 @pytest.mark.parametrize("precision", LOWER)
