@@ -471,7 +471,7 @@ def test_of_files_of_one_name_the_last_is_used_as_unpacking_does(
 def test_a_hidden_class_is_told(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = write_files(tmp_path / "pets", images({"cat": 5, "dog": 5, ".bird": 5}))
     assert prepare(data, source).meta["classes"] == ["cat", "dog"]
-    assert "so not used: .bird (5 images)" in capfd.readouterr().err
+    assert "skipped hidden folders, whose names begin with a dot: .bird (5 images)" in capfd.readouterr().err
 
 
 def test_an_archive_of_another_kind_is_named(data: Path, tmp_path: Path) -> None:
