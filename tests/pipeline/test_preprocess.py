@@ -469,7 +469,7 @@ def test_the_last_members_of_the_same_names_are_used_as_in_unpacking(
 def test_a_hidden_class_folder_is_logged(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = write_files(tmp_path / "pets", images({"cat": 5, "dog": 5, ".bird": 5}))
     assert prepare(data, source).meta["classes"] == ["cat", "dog"]
-    assert "so not used: .bird (5 images)" in capfd.readouterr().err
+    assert "skipped hidden folders, whose names begin with a dot: .bird (5 images)" in capfd.readouterr().err
 
 
 def test_an_unsupported_archive_is_named(data: Path, tmp_path: Path) -> None:

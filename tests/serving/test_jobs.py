@@ -261,7 +261,7 @@ def test_a_file_that_vanishes_is_rejected(job: Job, images: Path, monkeypatch: p
         if self.path == "1/031.png":
             (images / self.path).unlink()
 
-    monkeypatch.setattr(InputFile, "look", looked)  # between the listing and the reading
+    monkeypatch.setattr(InputFile, "record_version", looked)  # between the listing and the reading
     summary = classify(job)
     assert summary.tally.reasons == {"not-an-image": 10, "unreadable": 1}
     assert summary.tally.found == COUNT
