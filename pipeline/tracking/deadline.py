@@ -17,9 +17,12 @@ UPLOAD_RATE = 100_000  # bytes/s that an upload must reach
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`, whatever it waits for. Has no effect outside the main thread,
-    because other threads cannot be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
+    """Raise TimeoutError in the block after `seconds`, whatever it waits for.
+
+    There is no limit outside the main thread, because other threads cannot be interrupted, nor on Windows, which has no
+    timers.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 

@@ -16,6 +16,7 @@ from convline import files
 from convline.errors import ConvlineError
 from convline.files import (
     atomic_write,
+    move_to_new_name,
     name_on_disk,
     new_folder,
     open_in_place,
@@ -203,9 +204,9 @@ def test_a_finished_file_takes_no_name_that_exists(
 ) -> None:
     if not has_links:
         monkeypatch.delattr(os, "link")
-    os.link(write(tmp_path / "first", b"1"), tmp_path / "new")
+    move_to_new_name(write(tmp_path / "first", b"1"), tmp_path / "new")
     with pytest.raises(FileExistsError):
-        os.link(write(tmp_path / "second", b"2"), tmp_path / "new")
+        move_to_new_name(write(tmp_path / "second", b"2"), tmp_path / "new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"new": b"1", "second": b"2"}
 
 

@@ -302,7 +302,7 @@ def test_values_that_no_network_or_optimiser_accepts_are_refused_before_anything
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "", "a/b", "x.onnx", "-x"])
 def test_a_run_name_must_be_a_plain_folder_name(cli: Cli, tmp_path: Path, name: str) -> None:
-    assert "is no name for a run" in cli(*TRAIN, f"--run={name}", status=1).stderr
+    assert "invalid run name" in cli(*TRAIN, f"--run={name}", status=1).stderr
     assert not list(tmp_path.glob("**/run.json"))
 
 
