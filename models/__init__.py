@@ -1,7 +1,8 @@
-"""Everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O.
+"""The networks by name: register a new network, or another library of networks, here, in NETWORKS or `builder`.
 
-To add a network, add a module here and a line in NETWORKS. The classifiers of torchvision are available by name. A
-network's module is imported when the network is built, because importing torch takes seconds.
+This package holds everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O. The
+classifiers of torchvision are available by name. A network's module is imported when the network is built, because
+importing torch takes seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints: saved atomically, verified by a checksum, loaded without running code; the newest few are kept.
+"""Checkpoints: what they hold; saved atomically, verified by a checksum, loaded without running code, the newest kept.
 
 A checkpoint holds, as `TrainingState.save` writes it: "format", "step", "raw" and "averaged" weights, "optimizer",
 "threads", "ranks", "monitor" (of the progress log) and "provenance" (of the run).

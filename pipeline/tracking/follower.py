@@ -1,4 +1,4 @@
-"""The follower: a child process of training that sends metrics to MLflow. Training itself never talks to a server."""
+"""Starts and ends `pipeline sync --follow`, a child process of a training: training itself never talks to a server."""
 
 from __future__ import annotations
 
