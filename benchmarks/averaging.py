@@ -78,12 +78,14 @@ def measure(planned: Planned, folder: Path) -> dict[str, Any]:
         time.sleep(0.05)
     assert process.returncode == 0
     take(folder / "runs" / planned.run, None, seen)
+    state = checkpoint.load_newest(folder / "runs" / planned.run / "checkpoints")
+    assert state is not None
     return {
         "recipe": planned.recipe,
         "steps": recipe.train.steps,
         "decay": recipe.train.average_decay,
         "points": [{"step": step, **values} for step, values in sorted(seen.items())],
-        "hardware": hardware(checkpoint.load_newest(folder / "runs" / planned.run / "checkpoints")["threads"]),
+        "hardware": hardware(state["threads"]),
         "versions": versions("torch", "convline"),
     }
 

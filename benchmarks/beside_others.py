@@ -58,8 +58,8 @@ def main(rounds: int = 5) -> None:
     rates: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for dataset, side, mode in (("eight", 8, "L"), ("grey", 28, "L"), ("colour", 32, "RGB")):
-            make_noise(folder, dataset, side, mode)
+        for dataset, width, mode in (("eight", 8, "L"), ("grey", 28, "L"), ("colour", 32, "RGB")):
+            make_noise(folder, dataset, width, mode)
         model = exported(folder)
         for _ in range(rounds):
             for where, others in (("alone", 0), ("beside", usable_cpus())):

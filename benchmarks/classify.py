@@ -81,7 +81,7 @@ def make_photographs(target: Path) -> None:
         image = sources[number % len(sources)]
         scale = rng.uniform(0.5, 1)
         width, height = int(image.width * scale), int(image.height * scale)
-        left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
+        left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
         image = image.crop((left, top, left + width, top + height)).resize((500, 375), Image.Resampling.BICUBIC)
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

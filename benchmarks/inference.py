@@ -58,8 +58,8 @@ def contenders(recipe: str, batch: int, threads: int) -> dict[str, Callable[[], 
     """What runs a batch: onnxruntime, PyTorch, and PyTorch with its own LocalResponseNorm where there is one."""
     loaded = load(recipe)
     dataset = known_datasets()[loaded.data.dataset]
-    spec = ImageSpec(*dataset.image)
-    channels = dataset.image[2]
+    height, width, channels = dataset.image
+    spec = ImageSpec(height, width, channels)
     meta = {
         "name": dataset.name,
         "classes": dataset.classes,

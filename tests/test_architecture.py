@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def imports_of(path: Path) -> list[ast.stmt]:
     return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
-def imported_modules(statements: list[ast.stmt]) -> set[str]:
+def imported_modules(statements: Sequence[ast.stmt]) -> set[str]:
     """Dotted names: of `from a import b` a.b where that is a module of ours, else a."""
     names = set()
     for node in statements:

@@ -12,7 +12,7 @@ import threading
 import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pytest
@@ -68,26 +68,31 @@ def test_arguments_are_named_as_the_options_of_the_command_with_the_same_default
     assert differ <= {"batch_size"}  # None is the stage's own default here
 
 
-def arrays_of_test(folders: dict[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+class Folders(TypedDict):
+    data_dir: Path
+    runs_dir: Path
+
+
+def arrays_of_test(folders: Folders) -> tuple[np.ndarray, np.ndarray]:
     """The test images of digits and their labels, as they are stored."""
     digits = folders["data_dir"] / "digits"
     return np.load(digits / "test.images.npy"), np.load(digits / "test.labels.npy")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     home = tmp_path_factory.mktemp("home")
     return {"data_dir": home / "data", "runs_dir": home / "runs"}
 
 
 @pytest.fixture(scope="module")
-def run(folders: dict[str, Path]) -> TrainedRun:
+def run(folders: Folders) -> TrainedRun:
     """A short training of digits. Do not change it."""
     settings = {"train.batch_size": 64, "train.log_every": 20, "model": {"filters": 8}, "train.evaluate_every": None}
     return train("digits", run="few", steps=60, seed=3, set=settings, tracking="none", **folders)
 
 
-def test_a_run_has_what_it_was_told(run: TrainedRun, folders: dict[str, Path]) -> None:
+def test_a_run_has_what_it_was_told(run: TrainedRun, folders: Folders) -> None:
     recipe = tomllib.loads((folders["runs_dir"] / "few/recipe.toml").read_text())
     assert (run.name, run.folder, run.classes) == ("few", folders["runs_dir"] / "few", list("0123456789"))
     assert (recipe["train"]["steps"], recipe["train"]["seed"], recipe["train"]["batch_size"]) == (60, 3, 64)
@@ -102,12 +107,12 @@ def test_metrics_are_rows_of_the_file_of_metrics(run: TrainedRun) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(run: TrainedRun, folders: dict[str, Path]) -> Path:
+def exported(run: TrainedRun, folders: Folders) -> Path:
     return export(run.name, tracking="none", **folders).path
 
 
 @pytest.mark.usefixtures("exported")
-def test_evaluate_counts_as_numpy_does(run: TrainedRun, folders: dict[str, Path]) -> None:
+def test_evaluate_counts_as_numpy_does(run: TrainedRun, folders: Folders) -> None:
     images, labels = arrays_of_test(folders)
     with run.classifier("cpu") as classifier:
         predicted = classifier.classify_arrays(images).argmax(1)
@@ -126,7 +131,7 @@ def test_an_export_goes_where_it_is_told_with_its_proof(run: TrainedRun, tmp_pat
     assert "fp16" in exported.table()
 
 
-def test_an_exported_file_classifies(exported: Path, folders: dict[str, Path]) -> None:
+def test_an_exported_file_classifies(exported: Path, folders: Folders) -> None:
     images, labels = arrays_of_test(folders)
     with Classifier(exported) as classifier:
         entries = classifier.classify([images[0, :, :, 0], b"no image"])
@@ -134,7 +139,7 @@ def test_an_exported_file_classifies(exported: Path, folders: dict[str, Path]) -
     assert isinstance(entries[1], Reject)
 
 
-def test_without_a_name_the_run_trained_last_is_meant(run: TrainedRun, folders: dict[str, Path]) -> None:
+def test_without_a_name_the_run_trained_last_is_meant(run: TrainedRun, folders: Folders) -> None:
     newest = train("digits", run="newest", steps=1, tracking="none", **folders)
     assert TrainedRun.open(**folders).folder == newest.folder
     assert TrainedRun.open("few", **folders).metrics() == run.metrics()
@@ -176,7 +181,7 @@ def test_images_of_ones_own_are_prepared_first(tmp_path: Path) -> None:
         train("digits", "pets", run="third", image_size=10, **options)
 
 
-def test_ctrl_c_saves_and_raises_keyboard_interrupt(folders: dict[str, Path]) -> None:
+def test_ctrl_c_saves_and_raises_keyboard_interrupt(folders: Folders) -> None:
     metrics = folders["runs_dir"] / "interrupted/metrics.jsonl"
 
     def interrupt() -> None:
@@ -205,18 +210,18 @@ def test_ctrl_c_saves_and_raises_keyboard_interrupt(folders: dict[str, Path]) ->
         (lambda folders: train("digits", set={"train.step": 5}, **folders), "train.step is not a known field"),
         (lambda folders: train("digits", run="few", **folders), "exists"),
         (lambda folders: train("digits", resume=True, overwrite=True, **folders), "give one of them"),
-        (lambda folders: train("digits", tracking=False, **folders), "tracking=False: it is one of mlflow, none"),
+        (lambda folders: train("digits", tracking=False, **folders), "tracking=False: it is one of mlflow, none"),  # type: ignore[arg-type]
         (lambda folders: evaluate("fewer", **folders), "fewer"),
-        (lambda folders: evaluate("few", "tset", **folders), "split='tset': it is one of train, validation, test"),
-        (lambda folders: export("few", precision="fp8", **folders), "precision='fp8': it is one of fp32, fp16, int8"),
+        (lambda folders: evaluate("few", "tset", **folders), "split='tset': it is one of train, validation, test"),  # type: ignore[arg-type]
+        (lambda folders: export("few", precision="fp8", **folders), "precision='fp8': it is one of fp32, fp16, int8"),  # type: ignore[arg-type]
     ],
 )
-def test_what_the_commands_refuse_is_raised(folders: dict[str, Path], call: Any, message: str) -> None:
+def test_what_the_commands_refuse_is_raised(folders: Folders, call: Any, message: str) -> None:
     with pytest.raises(ConvlineError, match=message):
         call(folders)
 
 
-def test_a_run_without_an_exported_file_has_no_classifier(folders: dict[str, Path]) -> None:
+def test_a_run_without_an_exported_file_has_no_classifier(folders: Folders) -> None:
     run = train("digits", run="unexported", steps=1, tracking="none", **folders)
     with pytest.raises(ModelError, match="export the run first"):
         run.classifier()

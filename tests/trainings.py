@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,11 @@ SETTINGS += ["model.name=deep_mnist", "optimizer.learning_rate=1e-4"]
 KILLABLE = tuple(word for setting in SETTINGS for word in ("--set", setting))
 
 
-def points(run: Path) -> list[dict]:
+def points(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def final_state(run: Path) -> dict:
+def final_state(run: Path) -> dict[str, Any]:
     state = load_newest(run / "checkpoints")
     assert state is not None
     return state

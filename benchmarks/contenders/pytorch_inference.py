@@ -19,7 +19,7 @@ from pipeline.run import Run
 BATCH = 64
 
 
-class Images(Dataset):
+class Images(Dataset[torch.Tensor]):
     def __init__(self, paths: list[Path], height: int, width: int) -> None:
         self.paths = paths
         self.fit = transforms.Compose([transforms.Resize(min(height, width)), transforms.CenterCrop((height, width))])

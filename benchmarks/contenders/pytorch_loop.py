@@ -28,7 +28,7 @@ DISTORTIONS = transforms.Compose(
 )
 
 
-class Images(Dataset):
+class Images(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, images: str, labels: str) -> None:
         self.images, self.labels = np.load(images), np.load(labels)
 
@@ -63,6 +63,7 @@ def main(images: str, labels: str, batch: int, threads: int, steps: int) -> floa
     data = Images(images, labels)
     loader = DataLoader(data, batch, shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True)
     model = network()
+    decayed_weights = [model.get_parameter(name) for name in ("9.weight", "11.weight")]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9999))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     criterion = nn.CrossEntropyLoss()
@@ -72,7 +73,7 @@ def main(images: str, labels: str, batch: int, threads: int, steps: int) -> floa
             if step == WARM_UP:
                 began = time.perf_counter()
             logits = model(inputs)
-            decayed = model[9].weight.square().sum() + model[11].weight.square().sum()
+            decayed = decayed_weights[0].square().sum() + decayed_weights[1].square().sum()
             loss = criterion(logits, targets) + 0.002 * decayed
             optimizer.zero_grad()
             loss.backward()

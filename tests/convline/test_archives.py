@@ -59,8 +59,8 @@ def tar_of(path: Path, *tars: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
         with tarfile.open(fileobj=plain, mode="w") as tar:
             for info, data in one:
                 tar.addfile(info, io.BytesIO(data))
-    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
-    return write(path, pack(plain.getvalue()))
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return write(path, packers.get(path.suffix, bytes)(plain.getvalue()))
 
 
 def entry(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, to: str = "") -> tuple[tarfile.TarInfo, bytes]:
@@ -96,7 +96,7 @@ def test_a_folder_with_links_and_its_archives_give_the_same(tmp_path: Path) -> N
     assert len(expected) == 9 and expected["b/gone.png"] == "unreadable"
     for kind in ("w", "w:gz", "w:xz"):
         archive = tmp_path / f"d.tar{kind[1:].replace(':', '.')}"
-        with tarfile.open(archive, kind) as tar:  # type: ignore[call-overload]
+        with tarfile.open(archive, kind) as tar:
             tar.add(folder, ".")
         assert listing(archive) == expected
     subprocess.run(["zip", "-qry", tmp_path / "d.zip", "."], cwd=folder, check=True)
@@ -133,7 +133,7 @@ def test_sparse_members_keep_their_holes(tmp_path: Path, options: list[str], end
     write(folder / "whole", b"x" * 1000)
     version = [f"--sparse-version={options[1]}"] if options[1:] else []
     packed = ["-z"] if ending == ".tar.gz" else []
-    command = ["tar", *packed, "-cf", tmp_path / f"d{ending}", f"--format={options[0]}", "--sparse", *version]
+    command = ["tar", *packed, "-cf", f"{tmp_path}/d{ending}", f"--format={options[0]}", "--sparse", *version]
     subprocess.run([*command, "-C", folder, "."], check=True)
     assert (tmp_path / f"d{ending}").stat().st_size < 300_000
     assert listing(tmp_path / f"d{ending}") == listing(folder)
@@ -243,8 +243,8 @@ def test_what_tar_concatenates_is_read(tmp_path: Path) -> None:
 def test_data_after_an_end_mark_that_is_not_a_tar_is_refused(tmp_path: Path, ending: str, behind: bytes) -> None:
     packed = tar_of(tmp_path / f"x{ending}", [entry("a.png", b"a")])
     data = {".gz": gzip, ".bz2": bz2, ".xz": lzma}.get(packed.suffix)
-    plain = (data.decompress(packed.read_bytes()) if data else packed.read_bytes()) + behind  # type: ignore[attr-defined]
-    packed.write_bytes(data.compress(plain) if data else plain)  # type: ignore[attr-defined]
+    plain = (data.decompress(packed.read_bytes()) if data else packed.read_bytes()) + behind
+    packed.write_bytes(data.compress(plain) if data else plain)
     with pytest.raises(ConvlineError, match="cannot read the archive"):
         listing(packed)
 
@@ -648,7 +648,7 @@ def test_a_damaged_archive_is_refused_or_its_members_become_rejects(
     monkeypatch.setattr(archive_members, "WINDOW_BYTES", held)
     random = np.random.default_rng(count)
     whole = KINDS[name]()
-    right: Listing = dict(PAYLOAD) | {"link.png": TEXT, "soft.png": PAYLOAD["b/é.png"]}
+    right: Listing = {**PAYLOAD, "link.png": TEXT, "soft.png": PAYLOAD["b/é.png"]}
     read = refused = 0
     for _ in range(count):
         archive = write(tmp_path / name, damaged(whole, random))

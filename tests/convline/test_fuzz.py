@@ -150,11 +150,11 @@ def test_damaged_files_change_no_row_of_their_neighbours(model: Path, tmp_path: 
             for at in random.integers(0, len(data), random.integers(1, 6)):
                 data[at] = random.integers(256)
             data = data[: len(data) if number % 2 else int(random.integers(len(data)))]
-        write(tmp_path / f"in/{number:05}", data)
+        write(tmp_path / f"in/{number:05}", bytes(data))
     write(tmp_path / "alone/x", b"")
     alone = {}
-    for kind, data in enumerate(seeds):
-        write(tmp_path / "alone/x", data)
+    for kind, seed in enumerate(seeds):
+        write(tmp_path / "alone/x", seed)
         classify(Job([str(tmp_path / "alone")], model, tmp_path / f"{kind}.csv", provider="cpu"))
         (row,) = csv_rows(tmp_path / f"{kind}.csv")
         alone[kind] = (row["label"], row["probability"])

@@ -40,7 +40,7 @@ def codestream(pixels: NDArray[Any], bits: int = 8, **options: Any) -> bytes:
     pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
     space = "GRAY" if pixels.ndim == 2 or pixels.shape[2] == 2 else "SRGB"
     options = {"level": 0, "reversible": True, "codecformat": "j2k", "mct": False, **options}
-    return imagecodecs.jpeg2k_encode(pixels, bitspersample=bits, colorspace=space, **options)
+    return bytes(imagecodecs.jpeg2k_encode(pixels, bitspersample=bits, colorspace=space, **options))
 
 
 def definitions(*entries: tuple[int, int, int]) -> tuple[bytes, bytes]:

@@ -322,7 +322,7 @@ def test_a_list_with_a_byte_order_mark_is_read_in_its_encoding(
     found = list(find(["@list.txt"]))
     assert paths(found) == FOUND
     assert [file.read().decode() for file in found[:4]] == FOUND[:4]
-    monkeypatch.setattr("sys.stdin", TextIOWrapper(BufferedReader(BytesIO(text.encode(encoding)))))  # type: ignore[type-var]
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BufferedReader(BytesIO(text.encode(encoding)))))
     assert paths(find(["-"])) == FOUND
 
 
@@ -384,7 +384,7 @@ def test_an_archive_in_a_list_that_cannot_be_read_is_one_reject(tree: Path, monk
 
 def test_standard_input_is_a_list(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    monkeypatch.setattr("sys.stdin", TextIOWrapper(BufferedReader(BytesIO(b"a.png\n\nb/3.png"))))  # type: ignore[type-var]
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BufferedReader(BytesIO(b"a.png\n\nb/3.png"))))
     assert paths(find(["-"])) == ["a.png", "b/3.png"]
 
 

@@ -100,7 +100,7 @@ def test_a_file_of_an_unsupported_format_is_named(data: bytes, named: str) -> No
 
 
 def test_an_avif_that_is_not_decoded_is_unsupported_or_truncated() -> None:
-    whole = imagecodecs.avif_encode(PIXELS)
+    whole = bytes(imagecodecs.avif_encode(PIXELS))
     at = whole.index(b"av01")
     unknown_codec = whole[:at] + b"av99" + whole[at + 4 :]  # the name of a codec that does not exist
     assert refused(unknown_codec)[0] == "unsupported" and "convert it" in refused(unknown_codec)[1]

@@ -9,6 +9,7 @@ Writes tests/golden/tensorflow.npz. Nothing of convline is imported.
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 
@@ -181,7 +182,7 @@ def first_loss() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    golden = networks() | layers() | images() | schedules() | first_loss()
+    golden: dict[str, Any] = networks() | layers() | images() | schedules() | first_loss()
     path = Path(__file__).with_name("tensorflow.npz")
     np.savez_compressed(path, tensorflow=tf.__version__, **golden)
     print(f"{path}: {len(golden)} arrays of TensorFlow {tf.__version__}, {path.stat().st_size} bytes")

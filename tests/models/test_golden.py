@@ -139,9 +139,11 @@ def test_the_moving_average_is_tensorflows_over_50_updates(golden: Mapping[str, 
     average = MovingAverage(network, 0.9)
     for step, change in enumerate(changes):
         with torch.no_grad():
-            network.weight += torch.from_numpy(change)
+            network.get_parameter("weight").add_(torch.from_numpy(change))
         average.update(step)
-        np.testing.assert_allclose(average.network.weight.numpy(), golden["averages"][step], atol=TOLERANCE)
+        np.testing.assert_allclose(
+            average.network.get_parameter("weight").numpy(), golden["averages"][step], atol=TOLERANCE
+        )
 
 
 def test_the_cifar10_network_has_the_published_number_of_parameters() -> None:

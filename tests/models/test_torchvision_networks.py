@@ -120,11 +120,11 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.T
 @pytest.mark.parametrize("weights", ["default", "IMAGENET1K_V1"])
 def test_pretrained_weights_fill_all_but_the_last_layer(cached: dict[str, torch.Tensor], weights: str) -> None:
     network = models.build("torchvision/resnet18", (3, 32, 32), 10)
-    before = network.fc.weight.clone()
+    before = network.get_parameter("fc.weight").clone()
     load_pretrained(network, ModelSection.model_validate({"name": "torchvision/resnet18", "weights": weights}))
     loaded = network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in cached.items() if not key.startswith("fc."))
-    assert torch.equal(network.fc.weight, before)
+    assert torch.equal(network.get_parameter("fc.weight"), before)
 
 
 def test_weights_that_cannot_be_downloaded_stop_the_training_in_one_sentence(

@@ -26,7 +26,8 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(
 ) -> None:
     inputs = arguments(height, width, dtype)
     exact_inputs = [value.detach().double().requires_grad_() for value in inputs]
-    result, exact = winograd_conv2d(*inputs), F.conv2d(*exact_inputs, padding=2)
+    images, weight, bias = exact_inputs
+    result, exact = winograd_conv2d(*inputs), F.conv2d(images, weight, bias, padding=2)
     assert result.dtype == dtype
     assert result.is_contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -39,6 +40,7 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(
 def test_a_large_layer_trains_by_winograds_algorithm_and_predicts_by_the_plain_convolution() -> None:
     torch.manual_seed(0)
     layer, x = SameConv2d(64, 64, 5), torch.randn(2, 64, 12, 12)
+    assert layer.bias is not None
     plain = F.conv2d(x, layer.weight, layer.bias, padding=2)
     assert torch.equal(layer.eval()(x), plain)
     trained = layer.train()(x)

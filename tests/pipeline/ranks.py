@@ -6,7 +6,9 @@ losses of 15 steps in float64, over all ranks, and the gradients of the first st
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ SYSTEMS = {
 FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
 
 
-def compute(data_dir: Path, systems: dict[str, tuple[str, ...]], ranks: RankGroup) -> dict[str, np.ndarray]:
+def compute(data_dir: Path, systems: Mapping[str, tuple[str, ...]], ranks: RankGroup) -> dict[str, np.ndarray]:
     results = {}
     for name, settings in systems.items():
         results[f"{name}/losses"], _ = train(data_dir, settings, ranks, torch.float64, 15)
@@ -63,6 +65,6 @@ def train(
 if __name__ == "__main__":
     with rank_process(), join("cpu") as ranks:
         torch.set_num_threads(1)
-        results = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, ranks)
+        results: dict[str, Any] = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, ranks)
         if ranks.is_main:
             np.savez(sys.argv[2], **results)

@@ -28,23 +28,24 @@ def test_50_updates_follow_the_formula(decay: float) -> None:
             layer.weight += torch.from_numpy(generator.normal(size=(3, 4)).astype(np.float32))
         values.append(layer.weight.detach().numpy().copy())
         average.update(step)
-    np.testing.assert_allclose(average.network.weight.numpy(), numpy_average(values, decay), atol=2e-6)
+    np.testing.assert_allclose(average.network.get_parameter("weight").numpy(), numpy_average(values, decay), atol=2e-6)
 
 
 def test_floats_are_averaged_and_counters_are_copied() -> None:
     norm = nn.BatchNorm1d(2)
     average = MovingAverage(norm, 0.9)
+    assert norm.running_mean is not None and norm.num_batches_tracked is not None
     norm.running_mean += 10
     norm.num_batches_tracked += 7
     average.update(0)  # decay is 1/10 at step 0
-    assert average.network.running_mean.tolist() == pytest.approx([9.0, 9.0])
-    assert average.network.num_batches_tracked.item() == 7
+    assert average.network.get_buffer("running_mean").tolist() == pytest.approx([9.0, 9.0])
+    assert average.network.get_buffer("num_batches_tracked").item() == 7
 
 
 def test_averaging_never_touches_the_weights_in_training() -> None:
     layer = nn.Linear(2, 2)
     average = MovingAverage(layer, 0.99)
     before = copy.deepcopy(layer.state_dict())
-    average.network.weight.add_(1)
+    average.network.get_parameter("weight").add_(1)
     average.update(0)
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())

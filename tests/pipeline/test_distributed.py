@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import pytest
 
-from pipeline.checkpoint import load_newest
 from pipeline.training.distributed import RankGroup
 from pipeline.training.launch import first_to_end
 from tests.conftest import ROOT, Cli, command, run_command
 from tests.pipeline import ranks
+from tests.trainings import final_state
 
 pytestmark = [pytest.mark.all, pytest.mark.usefixtures("all_cpus")]
 
@@ -77,7 +77,7 @@ def test_devices_share_a_training_and_its_evaluation(cli: Cli, cli_process: Cli,
     assert [point["step"] for point in points if "loss" in point] == list(range(40))
     report = json.loads(cli("pipeline", "evaluate", "--json").stdout)
     assert precision(run)[-1] == report["precision_at_1"]
-    assert load_newest(run / "checkpoints")["ranks"] == 2
+    assert final_state(run)["ranks"] == 2
     assert "nothing to do" in cli(*TRAIN, *settings, "--resume").stderr  # on one device: the same run
 
 
@@ -129,7 +129,7 @@ def test_a_rank_that_dies_ends_the_job_soon_and_it_resumes(tmp_path: Path, rank:
     assert process.returncode == 1
     assert f"rank {rank} was ended by SIGKILL; --resume" in errors
     assert "Traceback" not in errors
-    saved = load_newest(tmp_path / "runs/digits/checkpoints")["step"]
+    saved = final_state(tmp_path / "runs/digits")["step"]
     assert saved >= 20
     stop(start(tmp_path, "--resume"), beyond=saved)
 
@@ -176,14 +176,14 @@ def test_a_job_listens_on_loopback_only_and_its_ranks_end_with_their_launcher(tm
         assert psutil.wait_procs(job[1:], timeout=60)[1] == []
     finally:
         end(process)
-    assert load_newest(tmp_path / "runs/digits/checkpoints")["step"] > 40  # they saved
+    assert final_state(tmp_path / "runs/digits")["step"] > 40  # they saved
 
 
 def test_a_dead_rank_is_restarted_where_restarts_are_allowed(tmp_path: Path) -> None:
     process = start(tmp_path, "--max-restarts", 1)
     try:
         wait_for_a_step(process)
-        first = load_newest(tmp_path / "runs/digits/checkpoints")["step"]
+        first = final_state(tmp_path / "runs/digits")["step"]
         workers(process)[1].kill()
     except BaseException:
         end(process)

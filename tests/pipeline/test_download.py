@@ -187,7 +187,7 @@ def test_a_url_of_an_unknown_scheme_is_refused(data: Path) -> None:
     ("name", "source"),
     [("mnist", torchvision.datasets.MNIST), ("fashion-mnist", torchvision.datasets.FashionMNIST)],
 )
-def test_names_and_checksums_are_those_of_torchvision(name: str, source: type) -> None:
+def test_names_and_checksums_are_those_of_torchvision(name: str, source: type[torchvision.datasets.MNIST]) -> None:
     listed = known_datasets()[name].files
     assert list(listed) == [
         "train-images-idx3-ubyte.gz",

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -43,7 +44,7 @@ def test_figures_equal_those_computed_by_hand() -> None:
     assert report["classes"]["b"] == {"count": 0, "precision": 0.0, "recall": None}
 
 
-def evaluate(folder: Path, *options: object) -> dict:
+def evaluate(folder: Path, *options: object) -> dict[str, Any]:
     return json.loads(run_command(folder, "pipeline", "evaluate", "digits", "--json", *options).stdout)
 
 
@@ -105,7 +106,7 @@ def test_another_dataset_under_the_same_name_is_refused(own_project: Path) -> No
 WATCH = ("pipeline", "evaluate", "digits", "--watch", "--interval", 0.1)
 
 
-def watched(project: Path) -> list[dict]:
+def watched(project: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (project / "runs/digits/watched.jsonl").read_text().splitlines()]
 
 

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from models.served_network import ServedNetwork
 from pipeline import export
 from pipeline.checkpoint import load_newest, save
 from pipeline.exporting.graph import to_onnx
+from pipeline.exporting.onnx_metadata import run_metadata
 from pipeline.network import load_network, predictor
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import load, names
@@ -27,7 +29,7 @@ from tests.conftest import Cli, run_command, run_process
 from tests.pipeline.helpers import image_folder
 
 
-def metadata(path: Path) -> dict:
+def metadata(path: Path) -> dict[str, Any]:
     proto = onnx.load(path)
     return {entry.key.removeprefix("convline."): json.loads(entry.value) for entry in proto.metadata_props}
 
@@ -131,11 +133,11 @@ def change_tensor(served: ServedNetwork, part: str, change: Callable[[torch.Tens
 
 def swap_channels(served: ServedNetwork) -> None:
     cropped = served.preprocessing.cropped
-    served.preprocessing.cropped = lambda images: cropped(images).flip(3)
+    served.preprocessing.cropped = lambda images: cropped(images).flip(3)  # type: ignore[method-assign]
 
 
 def move_crop(served: ServedNetwork) -> None:
-    served.preprocessing.cropped = lambda images: images[:, 3:11, 2:10]
+    served.preprocessing.cropped = lambda images: images[:, 3:11, 2:10]  # type: ignore[method-assign]
 
 
 def swap_classes(served: ServedNetwork) -> None:
@@ -221,8 +223,8 @@ def test_a_wrong_bias_below_a_saturated_softmax_is_not_published(
 def test_classes_in_another_order_are_caught(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.open(photographs / "runs/photographs")
     before = run.model.read_bytes()
-    faithful = export.run_metadata
-    monkeypatch.setattr(export, "run_metadata", lambda *arguments: faithful(*arguments) | {"classes": ["b", "a", "c"]})
+    other_classes = {"classes": ["b", "a", "c"]}
+    monkeypatch.setattr(export, "run_metadata", lambda *arguments: run_metadata(*arguments) | other_classes)
     with pytest.raises(ConvlineError, match="other classes"):
         export.export(run, run.dataset(photographs / "data"))
     assert run.model.read_bytes() == before

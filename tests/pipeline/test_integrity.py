@@ -87,7 +87,7 @@ def test_files_that_hold_no_array_are_refused(pets: Path, content: bytes) -> Non
         open_splits(pets)
 
 
-def with_old_times(path: Path, change: Callable[[Path], None]) -> None:
+def with_old_times(path: Path, change: Callable[[Path], object]) -> None:
     """Change a file, then restore its access and modification times, as `touch -r` does."""
     before = path.stat()
     change(path)

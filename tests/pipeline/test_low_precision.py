@@ -213,7 +213,7 @@ def test_weights_are_quantized_per_channel_in_seven_bits() -> None:
     for name in ("conv1", "conv2", "local3", "local4", "softmax_linear"):
         weight, scale = (tensors[f"network.{name}.weight_{part}"] for part in ("quantized", "scale"))
         assert weight.dtype == np.int8 and np.abs(weight).max() <= 64
-        exact = served.get_submodule(f"network.{name}").weight.numpy()
+        exact = served.get_parameter(f"network.{name}.weight").numpy()
         assert scale.shape == (len(exact),)
         restored = weight * scale.reshape(-1, *[1] * (exact.ndim - 1))
         assert np.abs(restored - exact).max() <= 0.51 * scale.max()
@@ -309,6 +309,7 @@ def test_layers_are_chosen_on_validation_or_training_images_and_never_on_test_im
         recipe = load("digits", [f"data.validation={validation}"])
         split, description = accuracy_split(Run(run.folder, run.info, recipe), dataset)
         assert description == expected
+        assert isinstance(split.images, np.memmap) and split.images.filename
         assert Path(split.images.filename).name == "train.images.npy"
         assert set(split.rows) <= set(dataset.split(expected.split()[1].replace("training", "train"), validation).rows)
 

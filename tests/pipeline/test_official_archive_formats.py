@@ -101,7 +101,7 @@ def test_a_file_that_is_not_compressed_is_named(tmp_path: Path) -> None:
 
 def test_four_archives_become_two_splits(shapes: tuple[OfficialDataset, list[Path]]) -> None:
     prepared = read_idx_archives(*shapes)
-    assert (prepared.images.dtype, prepared.labels.dtype) == (np.uint8, np.int64)
+    assert prepared.images.dtype == np.uint8 and prepared.labels.dtype == np.int64
     assert prepared.images.shape == (5, 2, 4, 1)
     assert prepared.images.ravel().tolist() == list(range(40))
     assert prepared.labels.tolist() == [1, 0, 1, 0, 1]
@@ -256,7 +256,7 @@ def test_svhn_files_become_digits_and_ten_is_zero(tmp_path: Path) -> None:
     ids=["11", "0", "two labels", "floats", "small", "flat"],
 )
 def test_a_mat_file_that_is_not_svhn_is_refused(tmp_path: Path, changed: dict[str, np.ndarray]) -> None:
-    path = svhn_file(tmp_path / "train.mat", [1], **changed)
+    path = svhn_file(tmp_path / "train.mat", [1], 0, **changed)
     with refused(str(path), "download it again"):
         read_svhn(SVHN, [path, path])
 
@@ -302,9 +302,9 @@ def test_official_archives_are_downloaded_and_prepared(tmp_path: Path, cli: Cli,
     (tmp_path / "datasets.toml").write_text(tomli_w.dumps(table))
     for name, counts in (("cifar10", "40 train, 20 test"), ("svhn", "20 train, 20 test")):
         result = cli("pipeline", "preprocess", name, CONVLINE_DATASETS="datasets.toml")
-        *table, last = result.stdout.splitlines()
+        *lines, last = result.stdout.splitlines()
         assert last == f"data/{name}: {counts} images of 32x32x3, 10 classes, 0 rejected"
-        assert [line.rsplit(maxsplit=2)[0] for line in table] == ["class", *known[name].classes]
+        assert [line.rsplit(maxsplit=2)[0] for line in lines] == ["class", *known[name].classes]
         assert Dataset.open(tmp_path / "data", name).classes == known[name].classes
     (tmp_path / "data/archives/svhn/test_32x32.mat").write_bytes(b"other")
     again = cli("pipeline", "preprocess", "svhn", "--overwrite", CONVLINE_DATASETS="datasets.toml")

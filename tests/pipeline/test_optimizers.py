@@ -22,6 +22,8 @@ from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
 from tests.trainings import final_state, points
 
+Reference = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
 
 def sgd(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return w - 0.1 * gradients.sum(0)
@@ -71,7 +73,7 @@ def adam(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         (Adam(name="adam", learning_rate=0.1), adam),
     ],
 )
-def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference: Callable) -> None:
+def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference: Reference) -> None:
     start, gradients = fixed.average_values()
     gradients = gradients.astype(np.float64)
     gradients[:, 0] *= 1e-7  # so small that an epsilon inside the root, or of 1e-10, would show
@@ -139,13 +141,13 @@ def test_l2_of_an_unknown_layer_is_refused(cli: Cli) -> None:
     assert "no layer 'local3'; it has conv1, conv2, fc1, fc2" in result.stderr
 
 
-def test_the_loss_adds_half_the_squared_weights_of_the_named_layers(cli: Cli, tmp_path) -> None:
+def test_the_loss_adds_half_the_squared_weights_of_the_named_layers(cli: Cli, tmp_path: Path) -> None:
     options = ("--steps", 1, "--tracking", "none")
     cli("pipeline", "train", "digits", "--run", "plain", *options)
     cli("pipeline", "train", "digits", "--run", "l2", "--set", "train.l2.fc1=0.004", *options)
     plain, penalised = (next(p for p in points(tmp_path / "runs" / r) if "loss" in p) for r in ("plain", "l2"))
     torch.manual_seed(0)
-    weight = models.build("digits_convnet", (1, 8, 8), 10).fc1.weight
+    weight = models.build("digits_convnet", (1, 8, 8), 10).get_parameter("fc1.weight")
     assert penalised["l2/fc1"] == pytest.approx(0.002 * weight.square().sum().item(), rel=1e-5)
     assert penalised["cross_entropy"] == plain["loss"]
     assert penalised["loss"] == pytest.approx(plain["loss"] + penalised["l2/fc1"], rel=1e-6)
@@ -167,7 +169,7 @@ def test_l2_pulls_the_named_weights_towards_zero(cli: Cli, tmp_path: Path) -> No
     cli("pipeline", "train", "digits", "--run", "l2", "--set", "train.l2.fc1=0.5", *settings)
     plain, penalised = (final_state(tmp_path / "runs" / name)["raw"] for name in ("plain", "l2"))
     torch.manual_seed(0)
-    start = models.build("digits_convnet", (1, 8, 8), 10).fc1.weight
+    start = models.build("digits_convnet", (1, 8, 8), 10).get_parameter("fc1.weight")
     torch.testing.assert_close(plain["fc1.weight"] - penalised["fc1.weight"], 0.1 * 0.5 * start, rtol=1e-4, atol=1e-6)
     assert torch.equal(plain["fc2.weight"], penalised["fc2.weight"])
 

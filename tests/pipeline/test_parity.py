@@ -17,7 +17,7 @@ from pipeline.exporting.comparison import compare_models, split_batches
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.onnx_predictor import onnx_predictor
 from pipeline.exporting.parity_result import NamedBatch, Parity
-from pipeline.exporting.tolerances import TOLERANCES, Tolerance
+from pipeline.exporting.tolerances import TOLERANCES, Precision, Tolerance
 from pipeline.network import Predict, load_network, predictor
 from pipeline.run import Run
 from tests.conftest import run_command
@@ -153,14 +153,14 @@ def test_a_tie_does_not_count_as_a_difference() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_values_that_are_not_finite_never_pass(precision: str, value: float) -> None:
+def test_values_that_are_not_finite_never_pass(precision: Precision, value: float) -> None:
     parity = parity_of(TOLERANCES[precision], [[0.6, 0.4]] * 1000, [[0.6, 0.4]] * 999 + [[0.6, value]], [0] * 1000)
     assert parity.problems == ["a value is not a finite number"]
     json.dumps(parity.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize(("precision", "count", "allowed"), [("fp16", 100, 1), ("fp16", 3000, 3), ("int8", 1000, 5)])
-def test_a_lower_precision_may_lose_a_limited_number_of_hits(precision: str, count: int, allowed: int) -> None:
+def test_a_lower_precision_may_lose_a_limited_number_of_hits(precision: Precision, count: int, allowed: int) -> None:
     right, wrong = [0.9, 0.1], [0.4, 0.6]
     for lost, passes in ((allowed, True), (allowed + 1, False)):
         candidate = [wrong] * lost + [right] * (count - lost)
@@ -218,7 +218,7 @@ def test_there_are_no_boundary_images_where_all_predictions_are_equal() -> None:
 def saturated_parity(difference: np.ndarray, scale: float = 1000.0, count: int = 400) -> Parity:
     """Compares a saturated network of three classes, logits of about `scale`, with one whose logits differ by
     `difference`."""
-    logit = scale * np.random.default_rng(0).permuted(np.tile([-1.0, 0.0, 1.0], (count, 1)), axis=1)
+    logit: np.ndarray = scale * np.random.default_rng(0).permuted(np.tile([-1.0, 0.0, 1.0], (count, 1)), axis=1)
     parity = Parity(list("abc"), TOLERANCES["fp32"])
     batch = NamedBatch([""] * count, np.zeros((count, 1, 1, 1), np.uint8), logit.argmax(1))
     p = np.exp(logit - logit.max(1, keepdims=True))

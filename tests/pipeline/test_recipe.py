@@ -357,8 +357,8 @@ def test_a_warm_up_as_long_as_the_training_is_refused(warmup: int) -> None:
 
 def test_mistakes_in_a_recipe_are_found_without_importing_torch() -> None:
     """Instead of a timed test: importing torch takes seconds, torchvision more."""
-    settings = ("train.stepz=1", "optimizer.name=nope", "schedule.x=1", "train.steps=0", "model.filterz=3")
-    settings += ("model.name=lenet", "model.name=torchvision/resnet19", "schedule.warmup=9")
+    settings = ["train.stepz=1", "optimizer.name=nope", "schedule.x=1", "train.steps=0", "model.filterz=3"]
+    settings += ["model.name=lenet", "model.name=torchvision/resnet19", "schedule.warmup=9"]
     wrong = [["train", "nosuch"], *(["train", "digits", "--set", setting] for setting in settings)]
     script = f"""
 import sys

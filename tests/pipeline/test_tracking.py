@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import psutil
@@ -54,18 +55,18 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(point["step"], point["loss"]) for point in points(run) if "loss" in point]
 
 
-def state(run: Path) -> dict:
+def state(run: Path) -> dict[str, Any]:
     path = run / "sync.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def wait_until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait_until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
     while not condition():
         assert process.poll() is None, "the training ended too soon: give it more steps"
         time.sleep(0.05)
 
 
-def begin_tracking(process: subprocess.Popen, run: Path) -> None:
+def begin_tracking(process: subprocess.Popen[bytes], run: Path) -> None:
     """Pause the training until its follower has started, which takes long on a busy CPU because of its low priority."""
     wait_until(process, lambda: (run / "metrics.jsonl").exists() and points(run) != [])
     process.send_signal(signal.SIGSTOP)
@@ -98,12 +99,12 @@ def test_a_follower_that_is_killed_is_started_again(tmp_path: Path) -> None:
     assert [(metric.step, metric.value) for metric in history] == losses(run)
 
 
-def follower(process: subprocess.Popen) -> int:
+def follower(process: subprocess.Popen[bytes]) -> int:
     (child,) = followers(process)
     return child
 
 
-def followers(process: subprocess.Popen) -> list[int]:
+def followers(process: subprocess.Popen[bytes]) -> list[int]:
     """The processes of a training's followers that are alive."""
     children = psutil.Process(process.pid).children()
     return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE and "sync" in child.cmdline()]

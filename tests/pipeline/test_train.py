@@ -282,7 +282,7 @@ def test_an_unknown_or_missing_device_is_refused(cli: Cli, tmp_path: Path, devic
 
 
 @pytest.mark.parametrize("options", [("--steps", 1), ("--steps", 10, "--set", "train.checkpoint_every=1")])
-def test_an_update_that_overflows_is_never_saved(cli: Cli, tmp_path: Path, options: tuple) -> None:
+def test_an_update_that_overflows_is_never_saved(cli: Cli, tmp_path: Path, options: tuple[object, ...]) -> None:
     huge = ("--set", "optimizer.name=sgd", "--set", "optimizer.learning_rate=1e38")
     assert "stopped being finite" in cli(*TRAIN, *huge, *options, status=1).stderr
     assert load_newest(tmp_path / "runs/digits/checkpoints") is None

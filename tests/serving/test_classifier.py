@@ -152,7 +152,7 @@ def test_all_forms_of_an_image_give_the_same_result(classifier: Classifier, tmp_
 def test_an_array_of_4_dimensions_is_a_list_of_images(classifier: Classifier) -> None:
     images = noise(7, 8, 8, 1)
     probability = classifier.classify_arrays(images)
-    assert [entry.labels[0] for entry in classifier.classify(images)] == [  # type: ignore[union-attr]
+    assert [entry.labels[0] for entry in classifier.classify(images)] == [
         classifier.classes[row.argmax()] for row in probability
     ]
 

@@ -137,7 +137,7 @@ def test_a_second_driver_is_refused_even_to_overwrite(job: Job, tmp_path: Path, 
 def test_what_the_cluster_does_not_have_is_refused_at_once(job: Job, tmp_path: Path, address: str) -> None:
     for change, says in (({"threads": 8}, "8 CPU"), ({"provider": "cuda"}, "1 GPU")):
         with pytest.raises(ConvlineError, match=f"a shard takes {says}; no machine of the cluster has more than"):
-            classify_on_ray(replace(job, output=tmp_path / "out.csv", **change), address)  # type: ignore[arg-type]
+            classify_on_ray(replace(job, output=tmp_path / "out.csv", **change), address)
 
 
 def test_a_job_inside_of_its_input(job: Job, tmp_path: Path, address: str) -> None:

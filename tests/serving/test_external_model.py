@@ -339,7 +339,7 @@ def test_a_folder_is_classified_with_an_external_model(cli: Cli, tmp_path: Path,
     cli("serving", "classify", photographs, *options, "--preprocess", "range=1")
     with opened(tmp_path / "m.onnx", "range=1") as served:
         expected = served.classify_files([photographs / f"{number}.png" for number in range(7)])
-    assert [row["label"] for row in csv_rows(tmp_path / "out.csv")] == [entry.labels[0] for entry in expected]  # type: ignore[union-attr]
+    assert [row["label"] for row in csv_rows(tmp_path / "out.csv")] == [entry.labels[0] for entry in expected]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,12 @@ def test_a_name_below_an_image_ends_as_the_file_does_and_never_turns_its_text(tm
 
 def test_a_page_of_many_images_and_classes_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    monkeypatch.setattr(html_report, "_thumbnail", lambda file: read.append(file) or "data:image/png;base64,")
+
+    def thumbnail(file: InputFile) -> str:
+        read.append(file)
+        return "data:image/png;base64,"
+
+    monkeypatch.setattr(html_report, "_thumbnail", thumbnail)
     path = made(tmp_path, [(f"{n}.png", f"class {n % 1000}", n % 97 / 97) for n in range(50_000)])
     images = len(check(path).all("img"))
     assert images <= 3 * html_report.IMAGES_PER_KIND + 10 * IMAGES_PER_ROW

@@ -391,7 +391,7 @@ def test_what_a_spreadsheet_would_run_is_made_safe_and_recognised(job: Job, imag
     assert "=1+1.png" in [row["path"] for row in csv_rows(Path("out.csv"))]  # as it is called
     for changes in ({"output": Path("out.jsonl")}, {"output": None, "stdout_format": "jsonl"}):
         with pytest.raises(ConvlineError, match="--csv-safe is only for CSV"):
-            classify(replace(safe, **changes))  # type: ignore[arg-type]
+            classify(replace(safe, **changes))
 
 
 def test_a_job_that_was_not_made_safe_is_not_continued_so(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def metadata(proto: onnx.ModelProto, key: str) -> str:
     return next(entry.value for entry in proto.metadata_props if entry.key == f"convline.{key}")
 
 
-def change(key: str, edit: Callable[[object], object]) -> Edit:
+def change(key: str, edit: Callable[[Any], object]) -> Edit:
     """convline.<key>, parsed, goes through `edit`."""
     return lambda proto: set_metadata(key, json.dumps(edit(json.loads(metadata(proto, key)))))(proto)
 

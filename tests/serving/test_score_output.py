@@ -92,7 +92,7 @@ def test_one_score_is_that_of_the_second_of_two_classes(build: Build, nodes: Any
     served = build(nodes, [floats("y", shape)], classes=("cat", "dog"))
     expected = sigmoid(MEANS @ WEIGHT[1])
     np.testing.assert_allclose(served.classify_arrays(PIXELS), expected, atol=1e-5)
-    labels = [entry.labels[0] for entry in served.classify(list(PIXELS))]  # type: ignore[union-attr]
+    labels = [entry.labels[0] for entry in served.classify(list(PIXELS))]
     assert labels == [("cat", "dog")[int(row[1] > 0.5)] for row in expected]
 
 
