@@ -30,8 +30,8 @@ OUTPUTS = ["probability", "logit"]
 # seconds for loading a file and for its first run, as a graph may hold a loop that never ends; none for TensorRT, which
 # builds its engines in that time
 LIMIT = 60.0
-# a forked process must not collect a session that its parent no longer uses: it would wait for threads it does not have.
-# Frozen before the fork, because other hooks may collect in the child before a hook there runs
+# a forked process must not collect a session that its parent no longer uses: it would wait for threads that it does not
+# have. Frozen before the fork, because other hooks may collect in the child before a hook of ours runs there
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 LOG_FATAL_ONLY = 4  # severity of onnxruntime's log: errors are raised as exceptions anyway
