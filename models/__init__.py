@@ -1,7 +1,7 @@
 """The networks by name: register a new network, or another library of networks, here, in NETWORKS or `builder`.
 
-This package holds everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O. The
-classifiers of torchvision are available by name. A network's module is imported when the network is built, because
+This package holds everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O.
+The classifiers of torchvision are available by name. A network's module is imported when the network is built, because
 importing torch takes seconds.
 """
 
