@@ -43,7 +43,7 @@ def _count_or_fraction(value: int | float) -> int | float:
 
 
 class DataSection(RecipeSection):
-    """`validation`: how much of the training split to hold out (a count or a fraction; 0: nothing), stratified_sample
+    """`validation`: how much of the training split to hold out (a count or a fraction; 0: nothing), stratified
     and drawn by the seed. `sampling`: "epoch" for shuffled passes; "independent" for a new draw without repeats at each
     step."""
 
