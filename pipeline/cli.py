@@ -69,7 +69,8 @@ def preprocess(
         Literal["bilinear", "bicubic", "lanczos", "box"], typer.Option(help="The filter for resizing.")
     ] = "bilinear",
     jpeg: Annotated[
-        Literal["full", "reduced"], typer.Option(help="reduced: decode large JPEGs at a smaller size; faster.")
+        Literal["full", "reduced"],
+        typer.Option(help="reduced: decode large JPEGs at a smaller size, faster; compared with full decoding first."),
     ] = "full",
     allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Allow more than 1% unusable files.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare an existing dataset again.")] = False,

@@ -26,7 +26,8 @@ class _Fields(BaseModel):
 class DatasetFields(_Fields):
     """The fields of `meta.json` that a run copies into its `run.json`.
 
-    `mean` and `std` are per channel; `fingerprint` covers `classes`, `image` and the `fingerprints` of the splits.
+    `mean` and `std` are per channel, of the training images, in 0 to 255; `fingerprint` covers `classes`, `image` and
+    the `fingerprints` of the splits.
     """
 
     name: Name

@@ -36,7 +36,7 @@ def preprocess(
     overwrite: bool = False,
 ) -> Dataset:
     """Prepare the dataset `name` from `source`, a folder or archive of images, or, without a source, as a dataset known
-    by name, whose archives are downloaded (`mirrors` are tried first).
+    by name: embedded, or from its official archives, which are downloaded (`mirrors` are tried first).
 
     Raises ConvlineError for a source that cannot be used; nothing is left behind then.
     """

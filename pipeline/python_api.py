@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from convline.console import log
 from convline.errors import ConvlineError, ModelError
+from convline.files import restore_folder
 
 if TYPE_CHECKING:
     from pipeline.dataset import Dataset
@@ -125,7 +126,7 @@ class TrainedRun:
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged point, in order: `step`, `time` (seconds since the epoch) and its values, as
         `pandas.DataFrame` takes them. Points differ in their keys: `loss` stands every `train.log_every` steps,
-        `test_precision_at_1` every `train.evaluate_every`."""
+        `precision_at_1` (on test) every `train.evaluate_every`."""
         from pipeline.tracking.points import read_points
 
         return [{"step": point.step, "time": point.seconds, **point.values} for point in read_points(self._run.metrics)]
@@ -188,6 +189,8 @@ def train(
         name = str(data)
         if _is_source(data, data_dir):
             name = folder.name
+            for replaced in (folder, data_dir / name):
+                restore_folder(replaced)
             if (folder / "run.json").exists() and not (resume or overwrite):
                 raise ConvlineError(f"{folder} exists: resume=True goes on with it, overwrite=True replaces it")
             if not (resume and (data_dir / name / "meta.json").exists()):
@@ -295,6 +298,7 @@ def _is_source(data: str | Path, data_dir: Path) -> bool:
 
     if isinstance(data, Path) or Path(data).name != data:
         return True
+    restore_folder(data_dir / data)
     is_dataset = (data_dir / data / "meta.json").exists() or data in known_datasets()
     return not is_dataset and Path(data).exists()
 

@@ -109,7 +109,7 @@ class Run:
         """A block that loads the `state` of a checkpoint: raises ConvlineError where it does not fit the network."""
         try:
             yield
-        # what torch raises where names, shapes or types differ
+        # what torch raises where names, shapes or types differ; an older checkpoint may hold anything
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             details = str(error).strip().splitlines()[-1].strip()
             raise ConvlineError(

@@ -1,4 +1,4 @@
-"""`pipeline sync`: sends metrics and files of a run to MLflow, once or (`--follow`) every few seconds; how often."""
+"""`pipeline sync`: sends metrics and files of a run to MLflow, once or (`--follow`) every SEND_INTERVAL seconds."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _build_network(recipe: Recipe, dataset: Dataset, ranks: RankGroup, *, pretra
 def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, overwrite: bool) -> Run:
     """Create the run, or open it to resume it. Raises ConvlineError where it cannot be resumed with this recipe."""
     if overwrite and (folder / "run.json").exists():
-        with Run.open(folder).lock():  # wait until nobody trains it
+        with Run.open(folder).lock():  # refused while it is being trained
             return Run.create(folder, recipe, dataset)
     if not folder.exists() or not any(folder.iterdir()):
         return Run.create(folder, recipe, dataset)

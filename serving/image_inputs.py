@@ -24,7 +24,7 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """The content of an `InputFile` that is decoded already."""
+    """The location of an `InputFile` whose image is decoded already."""
 
     image: Image.Image
 

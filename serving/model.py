@@ -209,7 +209,8 @@ def has_float16(model: onnx.ModelProto) -> bool:
 
 
 def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
-    """The eight images of the self-test, uint8 [8, height, width, channels]: ramps and noise of all contrasts."""
+    """The eight images of the self-test, uint8 [8, height, width, channels]: ramps, products and noise of all
+    contrasts."""
     assert spec.height and spec.width
     grid = np.ogrid[:PROBE_IMAGES, : spec.height, : spec.width, : spec.channels]
     i, y, x, c = (axis.astype(np.int32) for axis in grid)

@@ -148,7 +148,8 @@ def _without_wraparound(values: NDArray[np.uint8], halved: NDArray[np.uint8], bi
 def _decode_halved(header: Jpeg2000Header, data: bytes) -> NDArray[np.uint8]:
     """Decode the file again, patched to say that its samples have twice their range: uint8 [height, width, components].
 
-    Without quantization, one bit is added to the depth; with quantization, each step size is halved instead.
+    Without quantization, one bit is added to the depth; with quantization, each step size is halved instead, and one
+    guard bit is taken away, so that the number of bits stays the same.
     """
     patched = bytearray(data)
     for start, end in header.quantization:

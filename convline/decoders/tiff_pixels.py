@@ -28,7 +28,8 @@ def read(page: TiffPage) -> Image.Image:
     """Decode a page: mode L or RGB, or LA or RGBA if it has alpha.
 
     As in Pillow, the orientation is not applied; it is in the EXIF or XMP data of the image.
-        Raises ImageError and, for damaged data, exceptions of Pillow.
+
+    Raises ImageError and, for damaged data, exceptions of Pillow.
     """
     colours, alpha = tiff_tags.COLOUR_COUNTS[page.photometric], _alpha(page)
     if page.samples < colours:

@@ -58,7 +58,7 @@ class OnDisk:
 
     def read(self) -> bytes:
         try:
-            # a FIFO that nobody writes to would block for ever
+            # O_NONBLOCK: opening a FIFO without a writer would block forever
             descriptor = os.open(self.file, os.O_RDONLY | O_NONBLOCK)
             with open(descriptor, "rb", buffering=0) as file:
                 status = os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""Remote files on S3, Google Cloud Storage and behind other URLs (s3://…, gs://…): read through fsspec; retries.
+"""Remote files on S3, Google Cloud Storage and behind other URLs (s3://…, gs://…, memory://…), read through fsspec.
 
 Each scheme needs the package that fsspec uses for it, such as s3fs. That package does the retries; none are added here.
 """

@@ -23,11 +23,9 @@ from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.served_network import ServedNetwork
 from serving.model import probe_images
-from serving.model_file import CONSTANT_PREFIX
+from serving.model_file import CONSTANT_PREFIX, MAX_PROTOBUF_BYTES
 
 OPSET = 20
-LARGEST = 2**31 - 1  # bytes that a single file of protocol buffers can hold
-CONSTANT = "constant."
 # these stay in float32 in every precision
 FLOAT32_MODULES = (LocalResponseNorm,)
 FLOAT32_OPERATORS = ("Softmax",)
@@ -69,9 +67,9 @@ def check(model: onnx.ModelProto) -> None:
         raise ConvlineError(
             f"the exporter wrote the opsets {opset} instead of {OPSET}; use the versions of constraints.txt"
         )
-    if (size := model.ByteSize()) > LARGEST:
+    if (size := model.ByteSize()) > MAX_PROTOBUF_BYTES:
         raise ConvlineError(
-            f"the network takes {size} bytes, an ONNX file holds at most {LARGEST}; choose a smaller network"
+            f"the network takes {size} bytes, an ONNX file holds at most {MAX_PROTOBUF_BYTES}; choose a smaller network"
         )
     onnx.checker.check_model(model, full_check=True)
 

@@ -98,7 +98,7 @@ def learning_curves(data: ReportData) -> HtmlContent:
 def accuracy(data: ReportData) -> HtmlContent:
     """Confusion matrix, calibration, precision and recall of each class, most confused classes."""
     predictions, classes = data.test_predictions, data.run.classes
-    class_counts_table = table(
+    class_table = table(
         ("class", "images", "precision", "recall"),
         [
             (display_name(label), f"{counts['count']:,}", _share(counts["precision"]), _share(counts["recall"]))
@@ -115,7 +115,7 @@ def accuracy(data: ReportData) -> HtmlContent:
     return cards(
         data.plot_card(confusion_matrix(predictions.evaluation.confusion, classes)),
         data.plot_card(calibration_plot(*predictions.calibration())),
-        card("Precision and recall of each class", class_counts_table),
+        card("Precision and recall of each class", class_table),
         card("Most often confused", confused),
     )
 

@@ -54,6 +54,7 @@ class Cursor:
         except (ValueError, TypeError, KeyError, AttributeError):
             log(f"warning: {_path(run)} is damaged; the run is sent to MLflow again from its start")
             return start
+        # whether the server has the MLflow run, it is asked itself (`Sender._open_run`): the uri does not keep the user
         return cursor if (cursor.uri, cursor.run_id) == (uri, run.info["id"]) else start
 
     def write(self, run: Run) -> None:

@@ -112,7 +112,7 @@ class _Activations(TorchFunctionMode):
             output = self.values[self._current]
             if result.shape == output.shape:
                 self.values[self._current] = result
-            elif result.shape[:2] == output.shape[:2]:  # pooled before the nonlinearity, for speed
+            elif result.shape[:2] == output.shape[:2]:  # pooled first, for speed: the maximum is the same
                 self.values[self._current] = function(output.clone(), *args[1:], **(kwargs or {}))
             self._current = None
         return result
