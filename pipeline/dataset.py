@@ -65,8 +65,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared dataset. `meta` is its meta.json; its `mean` and `std` are per channel, of the training images, in 0 to
-    255."""
+    """A prepared dataset. `meta` is its meta.json; its `mean` and `std` are per channel, of the training images, in 0
+    to 255."""
 
     folder: Path
     meta: dict[str, Any]

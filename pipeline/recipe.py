@@ -96,9 +96,9 @@ class TrainSection(RecipeSection):
     """`steps`: updates, each on `batch_size` images (over all devices). `loss`: the mean or the sum of the batch's
     cross-entropies. `l2`: for each layer named, the coefficient of ‖weight‖² / 2 in the loss. `average_decay`: of the
     moving average of the weights, 0 for none. `log_every`, `checkpoint_every`, `summary_every`, `evaluate_every`: in
-    steps; 0 is never (of the last two). `evaluate_limit`: evaluate the first N images of each of `evaluate_splits`. `precision`: of
-    forward and backward pass ("bfloat16" by autocast; the weights stay float32). `compile`: use torch.compile, on CUDA
-    with CUDA graphs."""
+    steps; 0 is never, for the last two. `evaluate_limit`: evaluate the first N images of each of `evaluate_splits`.
+    `precision`: of forward and backward pass ("bfloat16" by autocast; the weights stay float32). `compile`: use
+    torch.compile, on CUDA with CUDA graphs."""
 
     steps: PositiveInt
     batch_size: PositiveInt

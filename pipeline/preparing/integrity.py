@@ -99,8 +99,8 @@ def _verify(
 
 
 def _file_state(folder: Path, meta: dict[str, Any], split: str) -> dict[str, Any]:
-    """What changes whenever the files of a split do: file status fields, and a hash of `meta` as it was read, because the
-    file may have been replaced since."""
+    """What changes whenever the files of a split do: file status fields, and a hash of `meta` as it was read, because
+    the file may have been replaced since."""
     state: dict[str, Any] = {"meta": hashlib.sha256(json.dumps(meta).encode()).hexdigest()}
     for name in (f"{split}.images.npy", f"{split}.labels.npy"):
         status = (folder / name).stat()
