@@ -16,7 +16,7 @@ from models.option_reader import torchvision_weights
 from pipeline.network import build_network, check_trains
 from pipeline.recipe import ModelSection, load
 from pipeline.training.pretrained import load_pretrained
-from tests.conftest import Cli, run_command
+from tests.conftest import Cli, run_command, run_process
 
 SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_32": 64}
 # one of each family
@@ -45,12 +45,12 @@ def test_a_classifier_of_torchvision_has_its_own_layer_names_and_our_classes() -
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_of_torchvision_trains_and_exports(samples: Path, tmp_path: Path, name: str) -> None:
     side = SIDES.get(name, 64)
-    run_command(tmp_path, "pipeline", "preprocess", "rgb", "--source", samples, "--channels", "3", "--image-size", side)
+    run_process(tmp_path, "pipeline", "preprocess", "rgb", "--source", samples, "--channels", "3", "--image-size", side)
     settings = [f"model.name=torchvision/{name}", "train.batch_size=8", "train.evaluate_every=0"]
     overrides = [word for setting in settings for word in ("--set", setting)]
     common = ("--run", "one", "--steps", 2, "--tracking", "none")
-    run_command(tmp_path, "pipeline", "train", "digits", "--dataset", "rgb", *common, *overrides)
-    assert "parity passed" in run_command(tmp_path, "pipeline", "export", "one").stdout
+    run_process(tmp_path, "pipeline", "train", "digits", "--dataset", "rgb", *common, *overrides)
+    assert "parity passed" in run_process(tmp_path, "pipeline", "export", "one").stdout
 
 
 @pytest.mark.parametrize(

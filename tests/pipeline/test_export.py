@@ -285,14 +285,14 @@ def test_every_recipe_exports_and_passes_parity(cli: Cli, tmp_path: Path, recipe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vit_b_16"])
-def test_torchvision_networks_pass_parity(cli: Cli, tmp_path: Path, name: str) -> None:
+def test_torchvision_networks_pass_parity(cli_process: Cli, tmp_path: Path, name: str) -> None:
     """After a few steps on noise of 96 x 96 pixels."""
     counts = {f"{split}/{label}": 12 for split in ("train", "test") for label in "abcdef"}
     image_folder(tmp_path / "noise", counts, (96, 96))
-    cli("pipeline", "preprocess", "noise", "--source", "noise")
+    cli_process("pipeline", "preprocess", "noise", "--source", "noise")
     settings = [f"model.name=torchvision/{name}", "data.validation=0", "train.evaluate_every=0", "train.batch_size=16"]
     overrides = [word for setting in settings for word in ("--set", setting)]
-    cli("pipeline", "train", "digits", "--dataset", "noise", "--tracking", "none", "--steps", 8, *overrides)
-    assert "every top-1 equal" in cli("pipeline", "export").stdout
+    cli_process("pipeline", "train", "digits", "--dataset", "noise", "--tracking", "none", "--steps", 8, *overrides)
+    assert "every top-1 equal" in cli_process("pipeline", "export").stdout
     report = json.loads((tmp_path / "runs/digits/parity.json").read_text())
     assert report["relative_logit_difference"]["largest"] < report["logit_tolerance"] / 4
