@@ -1,8 +1,8 @@
 """The networks by name: register a new network, or another library of networks, here, in NETWORKS or `builder`.
 
 This package holds everything that ends up inside the ONNX file: networks and preprocessing, nn.Modules only, no I/O.
-The classifiers of torchvision are available by name. A network's module is imported when the network is built, because
-importing torch takes seconds.
+The networks of torchvision and timm are available by name. A network's module is imported when the network is built,
+because importing torch takes seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ NETWORKS = {
     "softmax_regression": "SoftmaxRegression",
 }
 TORCHVISION = "torchvision/"
+TIMM = "timm/"
 
 
 def build(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> nn.Module:
@@ -48,6 +49,10 @@ def builder(name: str) -> Callable[..., nn.Module]:
         from models import torchvision_networks
 
         return torchvision_networks.builder(name.removeprefix(TORCHVISION))
+    if name.startswith(TIMM):
+        from models import timm_networks
+
+        return timm_networks.builder(name.removeprefix(TIMM))
     network: Callable[..., nn.Module] = getattr(import_module(f"models.{name}"), NETWORKS[name])
     return network
 
@@ -55,10 +60,14 @@ def builder(name: str) -> Callable[..., nn.Module]:
 def options(name: str) -> dict[str, inspect.Parameter]:
     """The options of the network `name`, with type and default: the keyword-only parameters of its builder, read
     without importing it. Raises KeyError for an unknown name."""
-    if not name.startswith(TORCHVISION):
-        return option_reader.keyword_options(name, NETWORKS[name], "__init__")
-    option_reader.torchvision_weights(name.removeprefix(TORCHVISION))  # raises KeyError for an unknown name
-    return option_reader.keyword_options("torchvision_networks", "build")
+    if name.startswith(TORCHVISION):
+        option_reader.torchvision_weights(name.removeprefix(TORCHVISION))  # raises KeyError for an unknown name
+        return option_reader.keyword_options("torchvision_networks", "build")
+    if name.startswith(TIMM):
+        if name.removeprefix(TIMM) not in option_reader.timm_names():
+            raise KeyError(name)
+        return option_reader.keyword_options("timm_networks", "build")
+    return option_reader.keyword_options(name, NETWORKS[name], "__init__")
 
 
 def weights_of(name: str) -> list[str]:

@@ -61,7 +61,7 @@ class PreprocessSection(RecipeSection):
 
 
 class ModelSection(BaseModel):
-    """`name`: a key of `models.NETWORKS`, or "torchvision/…"; every other key is an option of that network."""
+    """`name`: a key of `models.NETWORKS`, "torchvision/…" or "timm/…"; every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -82,7 +82,7 @@ class ModelSection(BaseModel):
         except (KeyError, AttributeError) as error:
             raise ValueError(
                 f"there is no network {name!r}; use one of {', '.join(sorted(NETWORKS))}, or a network of torchvision "
-                "such as torchvision/resnet18"
+                "or timm, such as torchvision/resnet18 or timm/tf_efficientnet_lite0"
             ) from error
         weights = fields.get("weights", "none")
         if name.startswith(TORCHVISION) and weights not in (known_weights := weights_of(name)):
