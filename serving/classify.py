@@ -166,11 +166,14 @@ def classify_into_journal(
                     summary.add(file, entry)
                 bar.update(bar.task_ids[0], completed=summary.tally.found)
         journal.sync()
+        if earlier is not None:
+            summary.resumed = earlier.reused
     except BaseException:
         log(f"stopped; {journal.path} keeps {summary.tally.found} results: --resume continues from there")
         raise
-    if earlier is not None:
-        summary.resumed = earlier.reused
+    finally:
+        if earlier is not None:
+            earlier.close()
 
 
 def _skip_recorded(files: Iterator[InputFile], journal: Journal, summary: Summary) -> None:

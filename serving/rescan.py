@@ -23,6 +23,9 @@ class EarlierResults:
         rows = ((os.fsencode(record.entry.path), record.line()) for record in records)
         self._database.executemany("insert or replace into results values (?, ?)", rows)
 
+    def close(self) -> None:
+        self._database.close()
+
     def find(self, file: InputFile) -> Entry | None:
         """The earlier entry of a file whose size and time are still the same; None for any other file.
 

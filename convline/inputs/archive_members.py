@@ -83,11 +83,15 @@ class LinkTable:
     """The links of an archive, indexed by their targets, in a temporary database on disk: there may be millions."""
 
     def __init__(self) -> None:
-        self._database = sqlite3.connect("")  # SQLite deletes it when it is closed or the process ends
+        # SQLite deletes it when it is closed or the process ends. An abandoned listing may be closed by another thread
+        self._database = sqlite3.connect("", check_same_thread=False)
         self._database.execute("create table links (target blob, path blob)")
         self._database.execute("create index targets on links (target)")
         self._bytes_left = LINK_TABLE_BYTES
         self.added = 0  # number of links
+
+    def close(self) -> None:
+        self._database.close()
 
     def add(self, path: str, target: str) -> bool:
         """Remember a link; False if there are too many."""

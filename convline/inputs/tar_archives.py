@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from convline.errors import ImageError
@@ -36,20 +37,20 @@ from convline.inputs.tar_headers import DataRanges, TarMember, read_members
 
 def tar_members(open_file: Opener, name: str, prefix: str) -> Iterator[InputFile]:
     """The files of a tar in their order, and at the end the links, in the order of their targets."""
-    links = LinkTable()
-    with open_file(name) as file:
-        locator = _MemberLocator(open_file, name, ArchiveStream(file))
-        for member in read_members(locator.stream):
-            if member.kind == "label":
-                continue
-            path = inner_path(name, member.name)
-            if member.kind in ("hard link", "symbolic link"):
-                if (problem := _add_link(links, member, path)) and not is_hidden(path):
-                    yield InputFile(prefix + path, Rejected(problem))
-            elif member.kind != "folder" and not is_hidden(path):
-                yield locator.file(prefix + path, member)
-    if links.added:
-        yield from _linked_files(open_file, name, prefix, links)
+    with closing(LinkTable()) as links:
+        with open_file(name) as file:
+            locator = _MemberLocator(open_file, name, ArchiveStream(file))
+            for member in read_members(locator.stream):
+                if member.kind == "label":
+                    continue
+                path = inner_path(name, member.name)
+                if member.kind in ("hard link", "symbolic link"):
+                    if (problem := _add_link(links, member, path)) and not is_hidden(path):
+                        yield InputFile(prefix + path, Rejected(problem))
+                elif member.kind != "folder" and not is_hidden(path):
+                    yield locator.file(prefix + path, member)
+        if links.added:
+            yield from _linked_files(open_file, name, prefix, links)
 
 
 def tar_paths(open_file: Opener, name: str) -> Iterator[tuple[str, bool]]:

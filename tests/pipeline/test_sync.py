@@ -8,7 +8,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import mlflow
@@ -151,7 +151,8 @@ def test_a_database_whose_creation_is_interrupted_is_not_used(own_project: Path)
     process.wait()
     run_command(own_project, "pipeline", "sync")
     assert losses(own_project) == points(own_project)
-    assert sqlite3.connect(own_project / "mlflow.db").execute("pragma integrity_check").fetchone() == ("ok",)
+    with closing(sqlite3.connect(own_project / "mlflow.db")) as database:
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
 @pytest.mark.all
