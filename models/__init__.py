@@ -70,6 +70,17 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     return option_reader.keyword_options(name, NETWORKS[name], "__init__")
 
 
+def head_layers(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> list[str]:
+    """The names of the layers of `build(name, image_shape, classes, **options)` that give one score per class, such as
+    ["classifier"]: those that timm names, or those whose shapes depend on the number of classes.
+
+    Raises as `build` does.
+    """
+    from models import heads
+
+    return heads.head_layers(name, image_shape, classes, **options)
+
+
 def weights_of(name: str) -> list[str]:
     """The values that the option `weights` of a torchvision network accepts: "none", "default" and torchvision's own
     names."""
