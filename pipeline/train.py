@@ -25,7 +25,9 @@ from pipeline.training.interrupts import StopRequest, stop_request
 from pipeline.training.pretrained import load_pretrained
 from pipeline.training.progress_log import ProgressLog, progress_log
 from pipeline.training.rank_environment import restart_count
+from pipeline.training.resolved_weights import resolve_weights
 from pipeline.training.training_state import TrainingState
+from pipeline.training.weight_sources import PretrainedWeights
 
 
 def train(
@@ -55,9 +57,13 @@ def train(
         ranks.on_main(lambda: _prepare_dataset(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, ranks)
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
+        named = recipe
+        recipe, weights = ranks.main_first(lambda: resolve_weights(named, dataset.meta, folder, starts_new=starts_new))
         ranks.on_main(lambda: _check_batches(recipe, dataset, ranks))
-        served = ranks.main_first(lambda: _build_network(recipe, dataset, ranks, pretrained=starts_new))
-        info = ranks.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite).info)
+        served = ranks.main_first(lambda: _build_network(recipe, dataset, ranks, weights))
+        info = ranks.on_main(
+            lambda: _open_run(recipe, folder, dataset, weights, resume=resume, overwrite=overwrite).info
+        )
         run = Run(folder, info, recipe)
         if ranks.on_main(lambda: _is_finished(run)):
             log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
@@ -68,7 +74,8 @@ def train(
         with _log_what_is_saved(run):
             state = ranks.on_main(lambda: checkpoint.load_newest(folder / "checkpoints"))
             if state is None and not starts_new:  # all checkpoints are damaged
-                load_pretrained(served.network, recipe.model)
+                _, weights = resolve_weights(named, dataset.meta, folder, starts_new=True)
+                _load_weights(served, recipe, dataset, weights)
             training = TrainingState.create(run, dataset, served, chosen_device, ranks, memory_limit)
             log(training.batches.description)
             with progress_log(run, ranks) as progress, stop_request() as stop:
@@ -168,8 +175,10 @@ def _check_batches(recipe: Recipe, dataset: Dataset, ranks: RankGroup) -> None:
         dataset.split(name, recipe.data.validation, settings.seed)
 
 
-def _build_network(recipe: Recipe, dataset: Dataset, ranks: RankGroup, *, pretrained: bool) -> ServedNetwork:
-    """The network before the first step, with the pretrained weights that the recipe names if `pretrained`.
+def _build_network(
+    recipe: Recipe, dataset: Dataset, ranks: RankGroup, weights: PretrainedWeights | None
+) -> ServedNetwork:
+    """The network before the first step, with pretrained `weights`, if any.
 
     Raises ConvlineError, before anything is written, where it cannot be trained on this dataset.
     """
@@ -182,18 +191,31 @@ def _build_network(recipe: Recipe, dataset: Dataset, ranks: RankGroup, *, pretra
         recipe.optimizer.build(served.network.parameters())
     except ValueError as error:
         raise ConvlineError(f"optimizer: {error}") from error
-    if pretrained:
-        load_pretrained(served.network, recipe.model)
+    _load_weights(served, recipe, dataset, weights)
     return served
 
 
-def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, overwrite: bool) -> Run:
+def _load_weights(served: ServedNetwork, recipe: Recipe, dataset: Dataset, weights: PretrainedWeights | None) -> None:
+    if weights is not None:
+        log(load_pretrained(served, recipe.model, dataset.meta["image"]["channels"], dataset.meta["classes"], weights))
+
+
+def _open_run(
+    recipe: Recipe,
+    folder: Path,
+    dataset: Dataset,
+    weights: PretrainedWeights | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Run:
     """Create the run, or open it to resume it. Raises ConvlineError where it cannot be resumed with this recipe."""
+    origin = None if weights is None else weights.to_dict()
     if overwrite and (folder / "run.json").exists():
         with Run.open(folder).lock():  # refused while it is being trained
-            return Run.create(folder, recipe, dataset)
+            return Run.create(folder, recipe, dataset, origin)
     if not folder.exists() or not any(folder.iterdir()):
-        return Run.create(folder, recipe, dataset)
+        return Run.create(folder, recipe, dataset, origin)
     if not (folder / "run.json").exists():
         raise ConvlineError(f"{folder} exists and is not a run; choose another --run")
     if not resume:
@@ -202,6 +224,8 @@ def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, o
     changed = differences(run.recipe, recipe)
     if run.info["dataset"]["fingerprint"] != dataset.fingerprint:
         changed.append("the dataset's fingerprint")
+    if origin is not None and run.info.get("weights") != origin:
+        changed.append("the pretrained weights")
     if changed == ["train.steps"]:
         _change_steps(run, recipe)
     elif changed:
