@@ -162,7 +162,12 @@ def test_networks_that_torchvision_gives_other_pixels_compute_the_same(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    theirs = torchvision.models.get_model(name, transform_input=True, aux_logits=False, init_weights=True).eval()
+    theirs = torchvision.models.get_model(name, transform_input=True, aux_logits=False, init_weights=True)
+    for layer in theirs.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    theirs(torch.randn(8, 3, side, side))  # so that the images matter: with fresh statistics the signal vanishes
+    theirs.eval()
     torch.save(theirs.state_dict(), tmp_path / "hub/checkpoints" / file)
     _, served = start(tmp_path, name, "default", side)
     theirs.fc = served.network.fc
