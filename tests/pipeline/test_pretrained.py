@@ -54,7 +54,7 @@ def started(folder: Path, *settings: str, meta: dict[str, Any] = META) -> tuple[
     return served, load_pretrained(served, recipe.model, meta["image"]["channels"], meta["classes"], weights)
 
 
-def assert_body_is(network: nn.Module, expected: dict[str, Tensor], head: str) -> None:
+def assert_body_is(network: nn.Module, expected: dict[str, Tensor], head: str | tuple[str, ...]) -> None:
     found = network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items() if not name.startswith(head))
 
@@ -154,6 +154,47 @@ def test_a_file_fills_a_network_of_timm(tmp_path: Path, name: str, head: bool) -
     served, _ = started(tmp_path, f"model.name=timm/{name}", f"model.weights={tmp_path}/weights.pth", HALF, meta=meta)
     (layer,) = models.head_layers(f"timm/{name}", (3, 160, 160), 2)
     assert_body_is(served.network, original.state_dict(), f"{layer}.")
+
+
+def test_a_network_for_which_timm_does_not_insist_on_all_tensors_needs_them_all(tmp_path: Path) -> None:
+    tensors = timm.create_model("dla34").state_dict()
+    settings = ["model.name=timm/dla34", f"model.weights={tmp_path}/weights.pth", HALF]
+    torch.save(tensors, tmp_path / "weights.pth")
+    started(tmp_path, *settings)
+    del tensors["level2.tree1.conv1.weight"]
+    torch.save(tensors, tmp_path / "weights.pth")
+    with refused("level2.tree1.conv1.weight is missing in them"):
+        started(tmp_path, *settings)
+
+
+@pytest.mark.all
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnext_atto",
+        "deit_tiny_distilled_patch16_224",
+        "fastvit_t8",
+        "levit_128s",
+        "regnety_002",
+        "xcit_nano_12_p16_224",
+    ],
+)
+def test_a_file_fills_every_family_of_timm_also_for_grey_images(tmp_path: Path, name: str) -> None:
+    original = timm.create_model(name)
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    side = original.pretrained_cfg["input_size"][1]
+    heads = tuple(models.head_layers(f"timm/{name}", (3, side, side), 2))
+    settings = [f"model.name=timm/{name}", f"model.weights={tmp_path}/weights.pth"]
+    served, _ = started(tmp_path, *settings, HALF, meta=dataset_meta((side, side, 3), ["a", "b"]))
+    assert_body_is(served.network, original.state_dict(), heads)
+    grey, _ = started(
+        tmp_path,
+        *settings,
+        "preprocess.standardize={mean=[0.5],std=[0.5]}",
+        meta=dataset_meta((side, side, 1), ["a", "b"]),
+    )
+    first = original.pretrained_cfg["first_conv"]
+    assert_body_is(grey.network, original.state_dict(), (*heads, *((first,) if isinstance(first, str) else first)))
 
 
 def test_position_embeddings_are_resampled_for_another_image_size(tmp_path: Path) -> None:
