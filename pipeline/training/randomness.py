@@ -16,6 +16,8 @@ from pipeline.training.torch_internals import seed_generator
 DRAW = 1
 DROPOUT = 2
 AUGMENT = 3
+CLASSES = 4
+MEMBERS = 5
 
 
 def generator(seed: int, stream: int, number: int) -> np.random.Generator:
