@@ -72,7 +72,7 @@ def options(name: str) -> dict[str, inspect.Parameter]:
 
 def head_layers(name: str, image_shape: tuple[int, int, int], classes: int, **options: Any) -> list[str]:
     """The names of the layers of `build(name, image_shape, classes, **options)` that give one score per class, such as
-    ["classifier"]: those that timm names, or those whose shapes depend on the number of classes.
+    ["classifier"]: those whose shapes depend on the number of classes. A few networks of timm have none.
 
     Raises as `build` does.
     """
@@ -82,6 +82,8 @@ def head_layers(name: str, image_shape: tuple[int, int, int], classes: int, **op
 
 
 def weights_of(name: str) -> list[str]:
-    """The values that the option `weights` of a torchvision network accepts: "none", "default" and torchvision's own
-    names."""
-    return ["none", "default", *option_reader.torchvision_weights(name.removeprefix(TORCHVISION))]
+    """The names that its library gives to pretrained weights of the network `name`, read without importing it; none for
+    the networks of this package, and for those whose names timm computes."""
+    if name.startswith(TORCHVISION):
+        return option_reader.torchvision_weights(name.removeprefix(TORCHVISION))
+    return option_reader.timm_weights(name.removeprefix(TIMM)) if name.startswith(TIMM) else []

@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 import typing
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,12 +62,22 @@ def _torchvision_classifiers() -> dict[str, list[str]]:
 @cache
 def timm_names() -> frozenset[str]:
     """The names of the networks that the installed timm registers."""
+    # 0.1 s for 5 MB of source, which take seconds to parse
+    return frozenset(name for text in _timm_sources() for name in re.findall(r"@register_model\s+def (\w+)\(", text))
+
+
+def timm_weights(network: str) -> list[str]:
+    """The names ("tags") of the pretrained weights that the installed timm lists for a network in its source; for a few
+    families it computes them, so that none are found."""
+    entry = re.compile(rf"""^\s*['"]{network}\.([\w.-]+)\*?['"]:\s""", re.MULTILINE)
+    return sorted({tag for text in _timm_sources() for tag in entry.findall(text)} - {"untrained"})
+
+
+def _timm_sources() -> Iterator[str]:
     spec = find_spec("timm")
     assert spec is not None and spec.submodule_search_locations is not None
     folder = Path(spec.submodule_search_locations[0], "models")
-    texts = (path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
-    # 0.1 s for 5 MB of source, which take seconds to parse
-    return frozenset(name for text in texts for name in re.findall(r"@register_model\s+def (\w+)\(", text))
+    return (path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
 
 
 def _members(enum: ast.ClassDef) -> list[str]:

@@ -17,7 +17,8 @@ class Preprocessing(nn.Module):
 
     "scale": x / 255. "per-image": (x - mean) / max(std, 1 / sqrt(N)) over the N values of each cropped
     image, std of the population (TensorFlow's `tf.image.per_image_standardization`). "per-channel":
-    (x - mean) / std with the dataset's `mean` and `std`, one value per channel, in pixel units (0 to 255).
+    (x - mean) / std with the `mean` and `std` of the dataset, or of the images that pretrained weights were trained
+    with: one value per channel, in pixel units (0 to 255).
     """
 
     def __init__(

@@ -26,12 +26,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
     return partial(build, name)
 
 
-def build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights: str = "none") -> nn.Module:
-    """The network, freshly initialised. `weights` names the pretrained weights that its training starts from (see
-    `models.weights_of`); pipeline/training/pretrained.py loads them.
-
-    Raises ValueError for images that the network does not accept.
-    """
+def build(name: str, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network, freshly initialised. Raises ValueError for images that the network does not accept."""
     from torchvision import models
 
     channels, height, width = image_shape
@@ -44,8 +40,9 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int, *, weights
             raise ValueError("it takes square images only")
         arguments = IMAGE_SIZE_ARGUMENTS[family](height)
     if family in WITH_AUXILIARY_HEAD:
-        # their pretrained weights expect another scaling of the images; transform_input converts to it
-        arguments = {"aux_logits": False, "init_weights": True, "transform_input": weights != "none"}
+        # transform_input would convert from ImageNet's mean and std to those that their weights were trained with;
+        # here preprocessing applies them (pipeline/training/weight_sources.py)
+        arguments = {"aux_logits": False, "init_weights": True, "transform_input": False}
     try:
         network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)
     except AssertionError as error:

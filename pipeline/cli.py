@@ -115,7 +115,7 @@ def samples(
     if recipe is not None:
         from pipeline.reporting.network_input import network_view
 
-        view = network_view(recipe, opened)
+        view = network_view(recipe, opened, RUNS)
     sheets = write_samples(opened, opened.split(split), count, folder, view)
     print(folder, *sheets, sep="\n")
     if show:

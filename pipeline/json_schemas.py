@@ -78,6 +78,7 @@ class RunFields(_Fields):
 
     id: Name
     dataset: DatasetFields
+    weights: dict[str, Any] | None = None
 
 
 def read_json_object(path: Path, remedy: str) -> dict[str, Any]:

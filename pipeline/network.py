@@ -36,13 +36,7 @@ def build_network(recipe: Recipe, meta: dict[str, Any]) -> ServedNetwork:
     """
     image = meta["image"]
     try:
-        preprocessing = Preprocessing(
-            (image["height"], image["width"]),
-            recipe.preprocess.crop,
-            recipe.preprocess.standardize,
-            meta["mean"],
-            meta["std"],
-        )
+        preprocessing = _preprocessing(recipe, meta)
         shape = (image["channels"], *preprocessing.output_size)
         torch.manual_seed(recipe.train.seed)
         network = build(recipe.model.name, shape, len(meta["classes"]), **recipe.model.options)
@@ -55,6 +49,26 @@ def build_network(recipe: Recipe, meta: dict[str, Any]) -> ServedNetwork:
             f"{image['height']}x{image['width']}x{image['channels']}: {_first_line(error)}"
         ) from error
     return served.train()
+
+
+def _preprocessing(recipe: Recipe, meta: dict[str, Any]) -> Preprocessing:
+    """Raises ValueError where mean and std do not match the images, ConvlineError where they are not known yet."""
+    image, standardize = meta["image"], recipe.preprocess.standardize
+    size, crop = (image["height"], image["width"]), recipe.preprocess.crop
+    if standardize == "weights":
+        raise ConvlineError(
+            'preprocess.standardize is "weights", which only `pipeline train` replaces by numbers; set it to '
+            "{mean = [...], std = [...]}"
+        )
+    if isinstance(standardize, str):
+        return Preprocessing(size, crop, standardize, meta["mean"], meta["std"])
+    if len(standardize.mean) != image["channels"]:
+        raise ValueError(
+            f"preprocess.standardize has a mean and std for {len(standardize.mean)} channels, the images have "
+            f"{image['channels']}"
+        )
+    mean, std = ([255 * value for value in values] for values in (standardize.mean, standardize.std))
+    return Preprocessing(size, crop, "per-channel", mean, std)
 
 
 def check_trains(served: ServedNetwork, recipe: Recipe, meta: dict[str, Any], batch_size: int) -> None:

@@ -14,11 +14,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     create_model,
     model_validator,
@@ -29,6 +31,7 @@ from models import NETWORKS, options
 from pipeline.training.optimizers import OptimizerSection
 from pipeline.training.recipe_section import RecipeSection
 from pipeline.training.schedules import Constant, ScheduleSection
+from pipeline.training.weight_names import check_weights
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -69,18 +72,34 @@ class Standardization(RecipeSection):
         return self
 
 
+def _word_or_numbers(value: Any) -> Any:
+    """Refuses an unknown word here, because pydantic would describe every type that the field may have."""
+    if not isinstance(value, (dict, Standardization)) and value not in get_args(StandardizationWord):
+        words = ", ".join(get_args(StandardizationWord))
+        raise ValueError(f"use {words}, or {{mean = [...], std = [...]}} of x / 255")
+    return value
+
+
+StandardizationWord = Literal["scale", "per-image", "per-channel", "weights"]
+Standardize = Annotated[
+    Annotated[StandardizationWord, Tag("word")] | Annotated[Standardization, Tag("numbers")],
+    Discriminator(lambda value: "word" if isinstance(value, str) else "numbers"),
+    BeforeValidator(_word_or_numbers),
+]
+
+
 class PreprocessSection(RecipeSection):
     """`crop`: side of the centre crop in pixels, which becomes part of the exported graph; without it the whole image.
     `standardize`: "scale" is x / 255; "per-image"; "per-channel" uses the mean and std of the dataset; "weights" those
     that the pretrained weights were trained with, which stand in the run's recipe as numbers; or these numbers."""
 
     crop: PositiveInt | None = None
-    standardize: Literal["scale", "per-image", "per-channel", "weights"] | Standardization = "scale"
+    standardize: Standardize = "scale"
 
 
 class ModelSection(BaseModel):
     """`name`: a key of `models.NETWORKS`, "torchvision/…" or "timm/…". `weights`: the pretrained weights that training
-    starts from (see pipeline/training/weight_sources.py). Every other key is an option of that network."""
+    starts from (see pipeline/training/weight_names.py). Every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -105,18 +124,20 @@ class ModelSection(BaseModel):
                 "or timm, such as torchvision/resnet18 or timm/tf_efficientnet_lite0"
             ) from error
         fields_of_model: dict[str, Any] = {key: (each.annotation, each.default) for key, each in accepted.items()}
-        schema = create_model("Options", __base__=RecipeSection, **({"weights": (str, "none")} | fields_of_model))
-        return {"name": name, **schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()}
+        schema = create_model("Options", __base__=RecipeSection, weights=(str, "none"), **fields_of_model)
+        checked = schema(**{k: v for k, v in fields.items() if k != "name"}).model_dump()
+        check_weights(name, checked["weights"])
+        return {"name": name, **checked}
 
 
 class TrainSection(RecipeSection):
     """`steps`: updates, each on `batch_size` images (over all devices). `epochs`: passes over the training images,
-    after `freeze_steps`; with both, whichever is longer. `loss`: the mean or the sum of the batch's cross-entropies. `label_smoothing`: the share of
-    each label that is spread over all classes. `class_weights`: "balanced" weighs each class's loss by
-    1 / its number of training images (mean 1). `l2`: for each layer named, the coefficient of ‖weight‖² / 2 in the
-    loss. `accumulate`: the forward and backward pass takes the batch in this many parts, one after the other.
-    `clip_norm`: the most that the norm of all gradients may be, 0 for no limit. `average_decay`: of the moving average
-    of the weights, 0 for none.
+    after `freeze_steps`; with both, whichever is longer. `loss`: the mean or the sum of the batch's
+    cross-entropies. `label_smoothing`: the share of each label that is spread over all classes. `class_weights`:
+    "balanced" weighs each class's loss by 1 / its number of training images (mean 1). `l2`: for each layer named,
+    the coefficient of ‖weight‖² / 2 in the loss. `accumulate`: the forward and backward pass takes the batch in
+    this many parts, one after the other. `clip_norm`: the most that the norm of all gradients may be, 0 for no
+    limit. `average_decay`: of the moving average of the weights, 0 for none.
 
     `freeze`: "backbone" trains the head alone, for `freeze_steps` steps, or for good where they are 0.
     `freeze_statistics`: BatchNorm keeps the running statistics of the pretrained weights, and uses them.
@@ -445,6 +466,8 @@ def _describe(error: ValidationError, fields: dict[str, Any]) -> str:
     path = [str(part) for part in first["loc"]]
     if len(path) > 2 and path[0] in ("optimizer", "schedule"):
         del path[1]  # the tag of the union, which is not a field
+    if path[:2] == ["preprocess", "standardize"]:
+        del path[2:3]
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
         owner = ".".join(path[:-1])
@@ -468,7 +491,7 @@ def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
     """The fields that a section accepts; for a model, optimiser or schedule they depend on its name."""
     schema: Any = Recipe.model_fields[section].annotation if section else Recipe
     if section == "model":
-        return ["name", *options(fields[section]["name"])]
+        return ["name", "weights", *options(fields[section]["name"])]
     if members := get_args(schema):
         name = fields[section].get("name", "constant")
         schema = next(member for member in members if name in get_args(member.model_fields["name"].annotation))

@@ -29,16 +29,19 @@ LOCK_SECONDS = 0.1  # to wait for the lock: `is_training` of another process hol
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder. `info` is the content of `run.json`: the id, and the dataset as it was when training began."""
+    """A run's folder. `info` is the content of `run.json`: the id, the dataset as it was when training began, and what
+    is known of the pretrained weights that it started from, if any."""
 
     folder: Path
     info: dict[str, Any]
     recipe: Recipe
 
     @classmethod
-    def create(cls, folder: Path, recipe: Recipe, dataset: Dataset) -> Run:
-        """Create a run in `folder`, atomically; an existing folder is replaced."""
+    def create(cls, folder: Path, recipe: Recipe, dataset: Dataset, weights: dict[str, Any] | None = None) -> Run:
+        """Create a run in `folder`, atomically; an existing folder is replaced. `weights` describes the pretrained
+        weights that it starts from."""
         info = {"format": FORMAT, "id": uuid.uuid4().hex, "dataset": {key: dataset.meta[key] for key in DATASET_FIELDS}}
+        info |= {"weights": weights} if weights else {}
         with new_folder(folder) as temporary:
             (temporary / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
             (temporary / "run.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
@@ -90,7 +93,8 @@ class Run:
         recipe.toml and run.json may be changed or damaged later."""
         fields = self.recipe.to_dict()
         recipe = {key: fields[key] for key in ("data", "preprocess", "model")} | {"seed": self.recipe.train.seed}
-        return {"recipe": recipe, "dataset": self.info["dataset"]}
+        weights = {"weights": self.info["weights"]} if "weights" in self.info else {}
+        return {"recipe": recipe, "dataset": self.info["dataset"], **weights}
 
     def check_provenance(self, state: dict[str, Any]) -> None:
         """Raises ConvlineError where the `state` of a checkpoint was trained with another recipe or dataset. The

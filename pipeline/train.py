@@ -27,7 +27,9 @@ from pipeline.training.parameter_groups import description, parameter_groups
 from pipeline.training.pretrained import load_pretrained
 from pipeline.training.progress_log import ProgressLog, progress_log
 from pipeline.training.rank_environment import restart_count
+from pipeline.training.resolved_weights import resolve_weights
 from pipeline.training.training_state import TrainingState
+from pipeline.training.weight_sources import PretrainedWeights
 
 
 def train(
@@ -58,10 +60,14 @@ def train(
         dataset = _open_dataset(recipe, data_dir, ranks)
         recipe = _with_steps(recipe, dataset)
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
+        named = recipe
+        recipe, weights = ranks.main_first(lambda: resolve_weights(named, dataset.meta, folder, starts_new=starts_new))
         ranks.on_main(lambda: _check_batches(recipe, dataset, ranks))
         head = _head(recipe, dataset)
-        served = ranks.main_first(lambda: _build_network(recipe, dataset, head, ranks, pretrained=starts_new))
-        info = ranks.on_main(lambda: _open_run(recipe, folder, dataset, resume=resume, overwrite=overwrite).info)
+        served = ranks.main_first(lambda: _build_network(recipe, dataset, head, ranks, weights))
+        info = ranks.on_main(
+            lambda: _open_run(recipe, folder, dataset, weights, resume=resume, overwrite=overwrite).info
+        )
         run = Run(folder, info, recipe)
         if ranks.on_main(lambda: _is_finished(run)):
             log(f"{folder} is finished; there is nothing to do")
@@ -72,7 +78,8 @@ def train(
         with _log_what_is_saved(run):
             state = ranks.on_main(lambda: checkpoint.load_newest(folder / "checkpoints"))
             if state is None and not starts_new:  # all checkpoints are damaged
-                load_pretrained(served.network, recipe.model)
+                _, weights = resolve_weights(named, dataset.meta, folder, starts_new=True)
+                _load_weights(served, recipe, dataset, weights)
             training = TrainingState.create(run, dataset, served, head, chosen_device, ranks, memory_limit)
             for line in (training.batches.description, *description(served.network, head, recipe)):
                 log(line)
@@ -122,7 +129,7 @@ def train_steps(training: TrainingState, first_step: int, progress: ProgressLog,
                 progress.finish(done, done - first_step)
             training.save(done, progress, finished=ends)
         if ends:
-            if sentence := training.best.sentence(done, is_last=is_last):
+            if sentence := training.best.sentence(is_last=is_last):
                 log(sentence)
             return
         if exit_status is not None:
@@ -203,9 +210,9 @@ def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
 
 
 def _build_network(
-    recipe: Recipe, dataset: Dataset, head: list[str], ranks: RankGroup, *, pretrained: bool
+    recipe: Recipe, dataset: Dataset, head: list[str], ranks: RankGroup, weights: PretrainedWeights | None
 ) -> ServedNetwork:
-    """The network before the first step, with the pretrained weights that the recipe names if `pretrained`.
+    """The network before the first step, with pretrained `weights`, if any.
 
     Raises ConvlineError, before anything is written, where it cannot be trained on this dataset.
     """
@@ -218,18 +225,31 @@ def _build_network(
         recipe.optimizer.build(parameter_groups(served.network, head, recipe.optimizer))
     except ValueError as error:
         raise ConvlineError(f"optimizer: {error}") from error
-    if pretrained:
-        load_pretrained(served.network, recipe.model)
+    _load_weights(served, recipe, dataset, weights)
     return served
 
 
-def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, overwrite: bool) -> Run:
+def _load_weights(served: ServedNetwork, recipe: Recipe, dataset: Dataset, weights: PretrainedWeights | None) -> None:
+    if weights is not None:
+        log(load_pretrained(served, recipe.model, dataset.meta["image"]["channels"], dataset.meta["classes"], weights))
+
+
+def _open_run(
+    recipe: Recipe,
+    folder: Path,
+    dataset: Dataset,
+    weights: PretrainedWeights | None,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> Run:
     """Create the run, or open it to resume it. Raises ConvlineError where it cannot be resumed with this recipe."""
+    origin = None if weights is None else weights.to_dict()
     if overwrite and (folder / "run.json").exists():
         with Run.open(folder).lock():  # refused while it is being trained
-            return Run.create(folder, recipe, dataset)
+            return Run.create(folder, recipe, dataset, origin)
     if not folder.exists() or not any(folder.iterdir()):
-        return Run.create(folder, recipe, dataset)
+        return Run.create(folder, recipe, dataset, origin)
     if not (folder / "run.json").exists():
         raise ConvlineError(f"{folder} exists and is not a run; choose another --run")
     if not resume:
@@ -238,6 +258,8 @@ def _open_run(recipe: Recipe, folder: Path, dataset: Dataset, *, resume: bool, o
     changed = differences(run.recipe, recipe)
     if run.info["dataset"]["fingerprint"] != dataset.fingerprint:
         changed.append("the dataset's fingerprint")
+    if origin is not None and run.info.get("weights") != origin:
+        changed.append("the pretrained weights")
     if changed == ["train.steps"]:
         _change_steps(run, recipe)
     elif changed:

@@ -28,15 +28,19 @@ LIBRARIES = ("convline", "torch", "onnx", "onnxscript", "numpy")
 
 def run_metadata(run: Run, dataset: Dataset, step: int) -> dict[str, Any]:
     """All metadata that follow from the run, without probe, evaluation and parity."""
+    recipe, weights = run.recipe.to_dict(), run.info.get("weights")
+    if weights:
+        recipe["model"]["weights"] = weights["name"]  # the recipe may have a path of this machine
     return {
         "format": FORMAT,
         "classes": run.classes,
         "image": run.spec.to_dict(),
-        "recipe": run.recipe.to_dict(),
+        "recipe": recipe,
         "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "source": dataset.meta["source"]},
         "weights": "averaged",
         "run": {"id": run.info["id"], "name": run.name, "seed": run.recipe.train.seed, "step": step},
         "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": _onnxruntime_version()},
+        **({"pretrained": weights} if weights else {}),
     }
 
 

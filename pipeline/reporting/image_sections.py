@@ -15,7 +15,7 @@ from pipeline.reporting.image_grid import grid, to_pil
 from pipeline.reporting.report_data import ReportData
 from pipeline.tracking.points import last_value, unpacked
 from pipeline.training.augmentations import Augmentations
-from pipeline.training.pretrained import load_pretrained
+from pipeline.training.pretrained import load_weights_of_run
 
 SHOWN_CLASSES, IMAGES_PER_CLASS = 20, 6
 SHOWN_MISTAKES = 24  # and as many hits
@@ -83,7 +83,7 @@ def first_layer(data: ReportData) -> HtmlContent:
     networks = {"before": untrained.network, "after": data.served.network}
     shown = []
     try:
-        load_pretrained(untrained.network, data.run.recipe.model)
+        load_weights_of_run(untrained, data.run)
     except ConvlineError as error:
         shown.append(muted(f"The weights before training cannot be shown: {error}"))
         del networks["before"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,14 +13,16 @@ from pipeline.dataset import Dataset
 from pipeline.network import build_network
 from pipeline.recipe import load
 from pipeline.reporting.image_grid import View
+from pipeline.training.resolved_weights import resolve_pixels
 
 
-def network_view(recipe: str, dataset: Dataset) -> View:
+def network_view(recipe: str, dataset: Dataset, runs_dir: Path) -> View:
     """A function that applies a recipe's crop and standardisation to stored images and makes the result visible.
+    `runs_dir` holds the runs that it may name.
 
     Raises ConvlineError where the recipe's network does not accept the dataset.
     """
-    preprocessing = build_network(load(recipe), dataset.meta).preprocessing
+    preprocessing = build_network(resolve_pixels(load(recipe), dataset.meta, runs_dir), dataset.meta).preprocessing
 
     return lambda images: to_visible(preprocessing(torch.from_numpy(images)))
 

@@ -27,11 +27,11 @@ class BatchLoader:
     """Batches of a training split on `device`; of each batch only this process's `share`.
 
     `sampling` "epoch": shuffled passes over the split, one after the other; a batch may end one and begin the next.
-    "independent": each step draws anew, without repeats within a batch. "balanced": the images of a batch are of all
-    classes in turn, in an order that is shuffled each time; each class goes through shuffled passes of its own. Where the images take more than `memory_limit`
-    bytes (default: half of the device's free memory), they are not held on the device: a thread reads them from disk,
-    some steps ahead. Raises ValueError where sampling is independent and a batch is larger than the split.
-    """
+    "independent": each step draws anew, without repeats within a batch. "balanced": the images of a batch are of
+    all classes in turn, in an order that is shuffled each time; each class goes through shuffled passes of its own.
+    Where the images take more than `memory_limit` bytes (default: half of the device's free memory), they are not
+    held on the device: a thread reads them from disk, some steps ahead. Raises ValueError where sampling is
+    independent and a batch is larger than the split. """
 
     def __init__(
         self,

@@ -33,8 +33,8 @@ class BestCheckpoint:
         """Whether the last `patience` evaluations were not better."""
         return 0 < self.patience <= self.evaluations
 
-    def sentence(self, step: int, *, is_last: bool) -> str:
-        """For the log at the end of the training after `step` updates; empty where there is nothing to say."""
+    def sentence(self, *, is_last: bool) -> str:
+        """For the log at the end of the training; empty where there is nothing to say."""
         parts = [] if is_last else [f"stopped: {self.patience} evaluations were not better on validation"]
         if self.keep == "best":
             parts.append(f"the weights after {self.step} steps count, the best on validation ({self.precision:.3f})")

@@ -17,7 +17,8 @@ TORCHVISION = {
 }  # fmt: skip
 TIMM = {
     "convnext_atto": ["head.fc"], "deit_tiny_distilled_patch16_224": ["head", "head_dist"],
-    "edgenext_xx_small": ["head.fc"], "efficientnet_lite0": ["classifier"], "levit_128s": ["head.linear", "head_dist.linear"],
+    "edgenext_xx_small": ["head.fc"], "efficientnet_lite0": ["classifier"],
+    "levit_128s": ["head.linear", "head_dist.linear"], "levit_384_s8": ["head.linear", "head_dist.linear"],
     "mobilenetv4_conv_small": ["classifier"], "nasnetalarge": ["last_linear"], "regnety_002": ["head.fc"],
     "resnet18": ["fc"], "swin_tiny_patch4_window7_224": ["head.fc"], "test_vit": ["head"],
     "tf_efficientnet_lite0": ["classifier"], "vit_tiny_patch16_224": ["head"],

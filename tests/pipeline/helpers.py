@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,3 +82,11 @@ def refused(*parts: str, unchanged: Path | None = None) -> Iterator[None]:
     for part in parts:
         assert part in message
     assert before is None or unchanged is None or contents(unchanged) == before
+
+
+def dataset_meta(image: tuple[int, int, int], classes: Sequence[str]) -> dict[str, Any]:
+    """What a network has to know of a dataset with images of (height, width, channels)."""
+    height, width, channels = image
+    described = {"height": height, "width": width, "channels": channels}
+    statistics = {"mean": [99.0] * channels, "std": [9.0] * channels}
+    return {"name": "photographs", "image": described, "classes": list(classes), **statistics}
