@@ -100,23 +100,27 @@ def samples(
     count: Annotated[int, typer.Option(min=1, help="Number of images, over all classes.")] = 100,
     output: Annotated[Path | None, typer.Option(help="Folder; default samples/DATASET.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Also write DIR.seen.png: the images as the network of this recipe sees them.")
+        str | None,
+        typer.Option(
+            help="Also write DIR.seen.png, the images as the network of this recipe sees them, and "
+            "DIR.augmented.png, a few of them as it sees them in training."
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open the contact sheet.")] = False,
     data_dir: DataDir = DATA,
 ) -> None:
     """Write images of a dataset as DIR/<class>/<i>.png, and a contact sheet as DIR.png."""
     from pipeline.dataset import Dataset
-    from pipeline.samples import write_samples
+    from pipeline.samples import AUGMENTED_STEPS, write_samples
 
     opened = Dataset.open(data_dir, dataset)
     folder = output or Path("samples") / dataset
-    view = None
+    views = None
     if recipe is not None:
-        from pipeline.reporting.network_input import network_view
+        from pipeline.reporting.network_input import network_views
 
-        view = network_view(recipe, opened, RUNS)
-    sheets = write_samples(opened, opened.split(split), count, folder, view)
+        views = network_views(recipe, opened, RUNS, AUGMENTED_STEPS)
+    sheets = write_samples(opened, opened.split(split), count, folder, views)
     print(folder, *sheets, sep="\n")
     if show:
         typer.launch(str(sheets[-1]))

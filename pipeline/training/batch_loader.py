@@ -31,7 +31,7 @@ class BatchLoader:
     all classes in turn, in an order that is shuffled each time; each class goes through shuffled passes of its own.
     Where the images take more than `memory_limit` bytes (default: half of the device's free memory), they are not
     held on the device: a thread reads them from disk, some steps ahead. Raises ValueError where sampling is
-    independent and a batch is larger than the split. """
+    independent and a batch is larger than the split."""
 
     def __init__(
         self,

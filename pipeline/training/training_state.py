@@ -100,6 +100,8 @@ class TrainingState:
         open_split = partial(dataset.split, validation=recipe.data.validation, seed=settings.seed)
         split, size, seed = open_split("train"), settings.batch_size, settings.seed
         share = ranks.share(size)
+        augment = Augmentations(recipe.augment, served.preprocessing, seed, size, share)
+        loaded = slice(None) if augment.needs_whole_batch else share
         class_weights = None
         if settings.class_weights == "balanced":
             class_weights = balanced_class_weights(split.class_counts(len(run.classes))).to(device)
@@ -115,8 +117,8 @@ class TrainingState:
             optimizer=recipe.optimizer.build(parameter_groups(served.network, head, recipe.optimizer)),
             scaler=GradScaler(device.type) if settings.precision == "float16" else None,
             split=split,
-            batches=BatchLoader(split, recipe.data.sampling, size, seed, device, share, memory_limit),
-            augment=Augmentations(recipe.augment, served.preprocessing, seed, size, share),
+            batches=BatchLoader(split, recipe.data.sampling, size, seed, device, loaded, memory_limit),
+            augment=augment,
             loss=CrossEntropy(settings.loss, settings.label_smoothing, class_weights),
             guard=NonFiniteLossGuard(device, ranks),
             best=BestCheckpoint(settings.keep, settings.patience),
@@ -153,13 +155,20 @@ class TrainingState:
 
     def load(self, step: int) -> Batch:
         """This rank's share of a batch, augmented and standardised."""
+        share = self.ranks.share(len(self.batches))
+        # of the whole batch where images are to be mixed, because any image may be another's partner
+        of_loaded = share if self.augment.needs_whole_batch else slice(None)
         if self.features is not None:
-            positions = torch.from_numpy(self.batches.positions(step)[self.ranks.share(len(self.batches))])
-            return Batch(self.features[positions.to(self.device)], self.batches.labels(step))
+            positions = torch.from_numpy(self.batches.positions(step)[share]).to(self.device)
+            return Batch(self.features[positions], self.batches.labels(step)[of_loaded])
         images, labels = self.batches.load(step)
         if not self._augments(step):
-            return Batch(self.served.preprocessing(images), labels)
-        return Batch(self.served.preprocessing.standardized(self.augment(images, step)), labels)
+            return Batch(self.served.preprocessing(images[of_loaded]), labels[of_loaded])
+        images, mixed = self.augment(images, step), None
+        if self.augment.needs_whole_batch:
+            images, mixed = self.augment.mix(images, labels, step)
+        inputs = self.served.preprocessing.standardized(images)
+        return Batch(inputs, labels) if mixed is None else Batch(inputs, mixed.label, (mixed.partner, mixed.weight))
 
     def compute_gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Set the gradients of the whole loss. Returns the logits, float32 [share, classes]; the cross-entropy of this
