@@ -137,7 +137,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe.")
     from pipeline.reporting.recipe_list import HEADER, recipe_rows
 
     for recipe, dataset, network, parameters, products, published in [HEADER, *recipe_rows()]:
-        print(f"{recipe:25}{dataset:10}{network:20}{parameters:>10}{products:>15}{published:>11}")
+        print(f"{recipe:25}{dataset:10}{network:30}{parameters:>10}{products:>15}{published:>11}")
 
 
 @app.command()

@@ -178,7 +178,7 @@ class TrainSection(RecipeSection):
     @model_validator(mode="after")
     def _check(self) -> TrainSection:
         if not (self.steps or self.epochs):
-            raise ValueError("steps or epochs is missing")
+            raise ValueError("steps or epochs must be given, and greater than 0")
         if self.freeze_steps and self.freeze == "none":
             raise ValueError('freeze_steps has no effect without freeze = "backbone"')
         if (self.keep == "best" or self.patience) and not self.evaluate_every:
@@ -495,7 +495,8 @@ def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
     if members := get_args(schema):
         name = fields[section].get("name", "constant")
         schema = next(member for member in members if name in get_args(member.model_fields["name"].annotation))
-    return list(schema.model_fields)
+    fields_of_schema = list(schema.model_fields)
+    return sorted(fields_of_schema, key=lambda field: field != "name")
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
