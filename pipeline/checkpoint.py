@@ -1,7 +1,8 @@
 """Checkpoints: what they hold; saved atomically, verified by a checksum, loaded without running code, the newest kept.
 
 A checkpoint holds, as `TrainingState.save` writes it: "format", "step", "raw" and "averaged" weights, "optimizer",
-"threads", "ranks", "monitor" (of the progress log) and "provenance" (of the run).
+"threads", "ranks", "monitor" (of the progress log), "provenance" (of the run), "best" (the step and precision of the
+best weights on validation, if the recipe keeps those), "finished" and, with float16, "scaler".
 
 The file ends with the SHA-256 of all bytes before, so that any damage is found before torch reads the file: torch does
 not verify the checksums of its own format, and damaged files make it raise anything.
@@ -29,7 +30,8 @@ REQUIRED = {"step": int, "raw": dict, "averaged": dict, "optimizer": dict}
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Save `state` as step-<step>.pt in `folder`, durably and atomically, and delete all but the newest KEEP.
+    """Save `state` as step-<step>.pt in `folder`, durably and atomically, and delete all but the newest KEEP and the
+    best one, where `state` names it.
 
     Raises ConvlineError where it cannot be written; the earlier checkpoints are not changed then.
     """
@@ -48,9 +50,17 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             f"{path} could not be saved: {system_error.strerror}; {last}. Free some space, then --resume"
         ) from error
     # checkpoints of later steps are damaged (else this training would have continued from them) and do not count
+    best = best_step(state)
     for old in [saved for saved in paths(folder) if step_of(saved) <= step][:-KEEP]:
-        old.unlink()
+        if step_of(old) != best:
+            old.unlink()
     return path
+
+
+def best_step(state: dict[str, Any]) -> int | None:
+    """The step whose checkpoint counts in the end, where that is not the newest."""
+    best = state.get("best")
+    return best["step"] if best and best["keep"] == "best" else None
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
@@ -129,6 +139,19 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
             return state
         skipped.append(path)
     return None
+
+
+def load_kept(folder: Path) -> dict[str, Any] | None:
+    """The checkpoint that counts: the best, where the newest names one, else the newest. Raises ConvlineError as `load`
+    does."""
+    newest = load_newest(folder)
+    best = None if newest is None else best_step(newest)
+    if newest is None or best is None or best == newest["step"]:
+        return newest
+    kept = load(folder / f"step-{best}.pt")
+    if kept is None:
+        log(f"warning: the best checkpoint in {folder}, of step {best}, is lost; using that of step {newest['step']}")
+    return kept or newest
 
 
 def remove_unfinished(folder: Path) -> None:

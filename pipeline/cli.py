@@ -61,6 +61,9 @@ def preprocess(
     dataset: DatasetArgument,
     source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz/.bz2/.xz or .zip of images.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Resize to the size that this recipe is made for, unless --image-size is given.")
+    ] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
     fit: Annotated[
         Literal["crop", "stretch", "pad"], typer.Option(help="crop: cut off the longer side; pad: add black borders.")
@@ -80,9 +83,15 @@ def preprocess(
     """Turn an archive or an image folder into a prepared dataset."""
     from pipeline.preparing.class_counts import class_counts_table
     from pipeline.preparing.image_folder import ImageFolderOptions
+    from pipeline.preprocess import image_size_for
     from pipeline.preprocess import preprocess as prepare
 
-    folder_options = ImageFolderOptions(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
+    size = _image_size(image_size)
+    if size is None and recipe is not None and source is not None:
+        from pipeline.recipe import load
+
+        size = image_size_for(load(recipe))
+    folder_options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
     print(*class_counts_table(prepared.meta["counts"]), sep="\n")
     image = prepared.meta["image"]
@@ -100,23 +109,27 @@ def samples(
     count: Annotated[int, typer.Option(min=1, help="Number of images, over all classes.")] = 100,
     output: Annotated[Path | None, typer.Option(help="Folder; default samples/DATASET.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Also write DIR.seen.png: the images as the network of this recipe sees them.")
+        str | None,
+        typer.Option(
+            help="Also write DIR.seen.png, the images as the network of this recipe sees them, and "
+            "DIR.augmented.png, a few of them as it sees them in training."
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open the contact sheet.")] = False,
     data_dir: DataDir = DATA,
 ) -> None:
     """Write images of a dataset as DIR/<class>/<i>.png, and a contact sheet as DIR.png."""
     from pipeline.dataset import Dataset
-    from pipeline.samples import write_samples
+    from pipeline.samples import AUGMENTED_STEPS, write_samples
 
     opened = Dataset.open(data_dir, dataset)
     folder = output or Path("samples") / dataset
-    view = None
+    views = None
     if recipe is not None:
-        from pipeline.reporting.network_input import network_view
+        from pipeline.reporting.network_input import network_views
 
-        view = network_view(recipe, opened, RUNS)
-    sheets = write_samples(opened, opened.split(split), count, folder, view)
+        views = network_views(recipe, opened, RUNS, AUGMENTED_STEPS)
+    sheets = write_samples(opened, opened.split(split), count, folder, views)
     print(folder, *sheets, sep="\n")
     if show:
         typer.launch(str(sheets[-1]))
@@ -133,7 +146,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show this recipe.")
     from pipeline.reporting.recipe_list import HEADER, recipe_rows
 
     for recipe, dataset, network, parameters, products, published in [HEADER, *recipe_rows()]:
-        print(f"{recipe:25}{dataset:10}{network:20}{parameters:>10}{products:>15}{published:>11}")
+        print(f"{recipe:25}{dataset:10}{network:30}{parameters:>10}{products:>15}{published:>11}")
 
 
 @app.command()

@@ -42,6 +42,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def class_counts(self, classes: int) -> list[int]:
+        """The number of images of each class."""
+        return np.bincount(self.labels[self.rows], minlength=classes).tolist()
+
     def take(self, limit: int | None) -> Split:
         """The first `limit` images; all of them for None."""
         return replace(self, rows=self.rows[:limit])
@@ -101,15 +105,16 @@ class Dataset:
         return str(self.meta["fingerprint"])
 
     def split(self, name: str, validation: int | float = 0, seed: int = 0) -> Split:
-        """The split "train", "validation" or "test". A stratified sample of the training images, drawn by `seed`, is
-        held out as validation: a number of them, or a fraction.
+        """The split "train", "validation" or "test". Where the dataset has no validation split of its own, a stratified
+        sample of the training images, drawn by `seed`, is held out as validation: a number of them, or a fraction.
 
         Raises ConvlineError for a split without images, and where the arrays are not those that were prepared.
         """
-        stored_split = "test" if name == "test" else "train"
+        own_validation = "validation" in self.meta["counts"]
+        stored_split = name if name == "test" or own_validation else "train"
         images, labels = open_arrays(self.folder, self.meta, stored_split)
         rows = np.arange(len(labels))
-        if stored_split == "train":
+        if stored_split == "train" and not own_validation:
             held_out = stratified_sample(labels, validation, seed) if validation else rows[:0]
             rows = held_out if name == "validation" else np.setdiff1d(rows, held_out, assume_unique=True)
         if not len(rows):

@@ -100,12 +100,13 @@ def _first_line(error: Exception) -> str:
 
 
 def load_network(run: Run, weights: str = "averaged") -> tuple[ServedNetwork, int]:
-    """The run's network with its newest "averaged" or "raw" weights, for inference, and their step.
+    """The run's network with its "averaged" or "raw" weights that count (see `checkpoint.load_kept`), for inference,
+    and their step.
 
     Raises ConvlineError where the run has no checkpoint yet, or no intact one that fits it.
     """
     folder = run.folder / "checkpoints"
-    state = checkpoint.load_newest(folder)
+    state = checkpoint.load_kept(folder)
     if state is None and checkpoint.paths(folder):
         raise ConvlineError(
             f"every checkpoint in {folder} is damaged; `pipeline train --resume` starts again at step 0"

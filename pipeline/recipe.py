@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -130,13 +131,13 @@ class ModelSection(BaseModel):
 
 
 class TrainSection(RecipeSection):
-    """`steps`: updates, each on `batch_size` images (over all devices); or `epochs`: passes over the training images,
-    after `freeze_steps`. `loss`: the mean or the sum of the batch's cross-entropies. `label_smoothing`: the share of
-    each label that is spread over all classes. `class_weights`: "balanced" weighs each class's loss by
-    1 / its number of training images (mean 1). `l2`: for each layer named, the coefficient of ‖weight‖² / 2 in the
-    loss. `accumulate`: the forward and backward pass takes the batch in this many parts, one after the other.
-    `clip_norm`: the most that the norm of all gradients may be, 0 for no limit. `average_decay`: of the moving average
-    of the weights, 0 for none.
+    """`steps`: updates, each on `batch_size` images (over all devices). `epochs`: passes over the training images,
+    after `freeze_steps`; with both, whichever is longer. `loss`: the mean or the sum of the batch's
+    cross-entropies. `label_smoothing`: the share of each label that is spread over all classes. `class_weights`:
+    "balanced" weighs each class's loss by 1 / its number of training images (mean 1). `l2`: for each layer named,
+    the coefficient of ‖weight‖² / 2 in the loss. `accumulate`: the forward and backward pass takes the batch in
+    this many parts, one after the other. `clip_norm`: the most that the norm of all gradients may be, 0 for no
+    limit. `average_decay`: of the moving average of the weights, 0 for none.
 
     `freeze`: "backbone" trains the head alone, for `freeze_steps` steps, or for good where they are 0.
     `freeze_statistics`: BatchNorm keeps the running statistics of the pretrained weights, and uses them.
@@ -176,9 +177,40 @@ class TrainSection(RecipeSection):
 
     @model_validator(mode="after")
     def _check(self) -> TrainSection:
-        if bool(self.steps) == bool(self.epochs):
-            raise ValueError("give either steps or epochs")
+        if not (self.steps or self.epochs):
+            raise ValueError("steps or epochs must be given, and greater than 0")
+        if self.freeze_steps and self.freeze == "none":
+            raise ValueError('freeze_steps has no effect without freeze = "backbone"')
+        if (self.keep == "best" or self.patience) and not self.evaluate_every:
+            raise ValueError('keep = "best" and patience need evaluations: set evaluate_every')
         return self
+
+    @property
+    def frozen_steps(self) -> int:
+        """The number of steps, from the first, in which the backbone is frozen."""
+        if self.freeze == "none":
+            return 0
+        return min(self.freeze_steps, self.steps) if self.freeze_steps else self.steps
+
+    @property
+    def evaluated_splits(self) -> list[SplitName]:
+        """The splits that are evaluated during the training."""
+        if not self.evaluate_every:
+            return []
+        decisive: list[SplitName] = ["validation"] if self.uses_validation else []
+        return list(dict.fromkeys([*self.evaluate_splits, *decisive]))
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether validation images decide which weights count, or when training ends."""
+        return self.keep == "best" or self.patience > 0
+
+    def with_steps(self, images: int) -> TrainSection:
+        """The same with `steps` instead of `epochs`, for a training split of this many images."""
+        if not self.epochs:
+            return self
+        passes = self.freeze_steps + math.ceil(self.epochs * images / self.batch_size)
+        return self.model_copy(update={"steps": max(self.steps, passes), "epochs": 0.0})
 
 
 Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False)]
@@ -241,6 +273,11 @@ class AugmentSection(RecipeSection):
     cutmix: NonNegativeFloat = 0.0
     while_frozen: bool = False
 
+    @property
+    def is_off(self) -> bool:
+        """Whether no image is changed."""
+        return self.model_copy(update={"while_frozen": False}) == AugmentSection()
+
     @model_validator(mode="after")
     def _check(self) -> AugmentSection:
         if self.padding and not self.random_crop:
@@ -272,6 +309,22 @@ class Recipe(RecipeSection):
     optimizer: OptimizerSection
     schedule: ScheduleSection = Constant()
     published: PublishedSection = PublishedSection()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.train.freeze == "backbone" and self.model.weights == "none":
+            raise ValueError('train.freeze = "backbone" needs pretrained weights: set model.weights, or train.freeze')
+        return self
+
+    def learning_rate(self, step: int) -> float:
+        """The highest learning rate at `step`, before head_multiplier. The schedule runs from its beginning to its end
+        while the backbone is frozen, and once more after that."""
+        settings = self.train
+        if step < settings.frozen_steps:
+            factor = self.schedule.factor(step, settings.frozen_steps)
+        else:
+            factor = self.schedule.factor(step - settings.frozen_steps, settings.steps - settings.frozen_steps)
+        return self.optimizer.learning_rate * factor
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, defaults included; None is left out, because TOML has no null."""
@@ -348,13 +401,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     if any(override.partition("=")[0].strip() == "data.dataset" for override in overrides):
         fields.pop("published", None)  # it was measured on other images
     loaded = parse(fields, f"recipe {name}")
-    warmup = getattr(loaded.schedule, "warmup", 0)
-    if warmup >= loaded.train.steps:
+    if not loaded.train.epochs:
+        check_warmup(loaded)
+    return loaded
+
+
+def check_warmup(recipe: Recipe) -> None:
+    """Raises ConvlineError where a warm-up of a fixed number of steps would never end."""
+    warmup, steps = recipe.schedule.warmup, recipe.train.steps
+    if warmup >= steps:
         raise ConvlineError(
-            f"recipe {name}: schedule.warmup {warmup} is not shorter than train.steps {loaded.train.steps}; lower "
+            f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than train.steps {steps}; lower "
             "schedule.warmup or raise train.steps"
         )
-    return loaded
 
 
 def parse(fields: dict[str, Any], where: str) -> Recipe:
@@ -384,6 +443,8 @@ def _override(fields: dict[str, Any], override: str) -> None:
         # the options of the previous optimiser, schedule or network do not fit the new one
         shared = {"learning_rate"} if section == "optimizer" else set()
         fields[section] = table = {k: v for k, v in table.items() if k in shared}
+    if section == "train" and field in ("steps", "epochs"):
+        table.pop("epochs" if field == "steps" else "steps", None)  # the one that was set decides alone
     inner, dot, key = field.partition(".")
     if dot and isinstance(table.setdefault(inner, {}), dict):
         table[inner][key] = value  # as in train.l2.local3=0.004
@@ -436,7 +497,7 @@ def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
         members = _sections(schema.model_fields[part].annotation)
         name = fields.get("name", "constant")
         schema = next(m for m in members if len(members) == 1 or name in get_args(m.model_fields["name"].annotation))
-    return list(schema.model_fields)
+    return sorted(schema.model_fields, key=lambda field: field != "name")
 
 
 def _sections(annotation: Any) -> list[Any]:

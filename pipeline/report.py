@@ -23,7 +23,7 @@ SECTIONS: dict[str, Sequence[Callable[[ReportData], HtmlContent]]] = {
     "Images worth a look": (image_sections.notable_predictions,),
     "First layer": (image_sections.first_layer,),
     "Layers over training": (sections.layer_statistics,),
-    "Distortions": (image_sections.distortions,),
+    "Augmentation": (image_sections.augmentation,),
     "Parity and provenance": (sections.provenance,),
 }
 

@@ -1,4 +1,4 @@
-"""Writes sample images of a dataset as PNG files, a folder per class, and a contact sheet of them."""
+"""Writes sample images of a dataset as PNG files, a folder per class, and contact sheets of them."""
 
 from __future__ import annotations
 
@@ -13,34 +13,42 @@ from PIL.PngImagePlugin import PngInfo
 from convline.errors import ConvlineError
 from convline.files import atomic_write, name_on_disk
 from pipeline.dataset import Dataset, Split
-from pipeline.reporting.image_grid import View, grid, to_pil
+from pipeline.reporting.image_grid import NetworkViews, View, grid, to_pil
 
 SHEET_COLUMNS = 10  # images per class on the contact sheet
+AUGMENTED_IMAGES, AUGMENTED_STEPS = 10, 9  # rows and columns of the sheet of augmented images
 SOFTWARE = "convline samples"  # PNG text that marks contact sheets, which may be replaced
 
 
-def write_samples(dataset: Dataset, split: Split, count: int, output: Path, view: View | None = None) -> list[Path]:
+def write_samples(
+    dataset: Dataset, split: Split, count: int, output: Path, views: NetworkViews | None = None
+) -> list[Path]:
     """Write the first images of each class, `count` in all, as `output`/<class>/<row>.png, and contact sheets.
 
-    Returns the paths of the contact sheets: `output`.png, and with a `view` (the images as a network sees them)
-    `output`.seen.png. Raises ConvlineError where a file exists that is neither the same image nor a contact sheet.
+    Returns the paths of the contact sheets: `output`.png; with `views`, `output`.seen.png, of the images as the network
+    sees them; and where it augments, `output`.augmented.png, of a few images, each several times. Raises ConvlineError
+    where a file exists that is neither the same image nor a contact sheet.
     """
-    folder = output if output.name else output.resolve()
-    views = {".png": None, **({".seen.png": view} if view else {})}
-    sheets = [folder.with_name(folder.name + ending) for ending in views]
-    for sheet in sheets:
-        if sheet.exists() and not _is_contact_sheet(sheet):
-            raise ConvlineError(f"{sheet} exists and is not a contact sheet; choose another --output")
     positions = _round_robin(split, len(dataset.classes))[:count]
+    images = {".png": contact_sheet(dataset, split, positions)}
+    if views:
+        images[".seen.png"] = contact_sheet(dataset, split, positions, views.seen)
+    if views and views.augmented:
+        images[".augmented.png"] = augmented_sheet(dataset, split, positions, views.augmented)
+    folder = output if output.name else output.resolve()
+    sheets = {folder.with_name(folder.name + ending): image for ending, image in images.items()}
+    for path in sheets:
+        if path.exists() and not _is_contact_sheet(path):
+            raise ConvlineError(f"{path} exists and is not a contact sheet; choose another --output")
     class_folders = [output / name_on_disk(label) for label in dataset.classes]
     for row in split.rows[positions]:
         _write_png(class_folders[split.labels[row]] / f"{row}.png", split.images[row])
     sheet_text = PngInfo()
     sheet_text.add_text("Software", SOFTWARE)
-    for sheet, sheet_view in zip(sheets, views.values(), strict=True):
-        with atomic_write(sheet) as file:
-            contact_sheet(dataset, split, positions, sheet_view).save(file, "PNG", pnginfo=sheet_text)
-    return sheets
+    for path, sheet in sheets.items():
+        with atomic_write(path) as file:
+            sheet.save(file, "PNG", pnginfo=sheet_text)
+    return list(sheets)
 
 
 def _is_contact_sheet(path: Path) -> bool:
@@ -82,3 +90,17 @@ def contact_sheet(
     rows_of_classes = [rows[labels == number][:SHEET_COLUMNS] for number in range(len(dataset.classes))]
     images = [split.images[of_class] if view is None else view(split.images[of_class]) for of_class in rows_of_classes]
     return grid([(label, list(map(to_pil, shown))) for label, shown in zip(dataset.classes, images, strict=True)])
+
+
+def augmented_sheet(dataset: Dataset, split: Split, positions: NDArray[np.int64], view: View) -> Image.Image:
+    """The first images at `positions` of the split, a row each: the name of its class on the left, the image as it is
+    stored, then as training may see it."""
+    rows = split.rows[positions[:AUGMENTED_IMAGES]]
+    stored = split.images[rows]
+    labels = [dataset.classes[label] for label in split.labels[rows]]
+    return grid(
+        [
+            (label, list(map(to_pil, [image, *augmented])))
+            for label, image, augmented in zip(labels, stored, view(stored), strict=True)
+        ]
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from convline.console import log
 from convline.errors import ConvlineError
 from convline.files import atomic_write, restore_folder
+from models import head_layers
 from models.served_network import ServedNetwork
 from pipeline import checkpoint
 from pipeline.dataset import Dataset
@@ -17,11 +18,12 @@ from pipeline.device import choose_device
 from pipeline.network import build_network, check_trains
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preprocess import preprocess
-from pipeline.recipe import Recipe, differences
+from pipeline.recipe import Recipe, check_warmup, differences
 from pipeline.run import Run
 from pipeline.tracking.follower import Follower
 from pipeline.training.distributed import RankGroup, join
 from pipeline.training.interrupts import StopRequest, stop_request
+from pipeline.training.parameter_groups import description, parameter_groups
 from pipeline.training.pretrained import load_pretrained
 from pipeline.training.progress_log import ProgressLog, progress_log
 from pipeline.training.rank_environment import restart_count
@@ -56,17 +58,19 @@ def train(
         chosen_device = choose_device(device, ranks.local_rank)
         ranks.on_main(lambda: _prepare_dataset(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, ranks)
+        recipe = _with_steps(recipe, dataset)
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
         named = recipe
         recipe, weights = ranks.main_first(lambda: resolve_weights(named, dataset.meta, folder, starts_new=starts_new))
         ranks.on_main(lambda: _check_batches(recipe, dataset, ranks))
-        served = ranks.main_first(lambda: _build_network(recipe, dataset, ranks, weights))
+        head = _head(recipe, dataset)
+        served = ranks.main_first(lambda: _build_network(recipe, dataset, head, ranks, weights))
         info = ranks.on_main(
             lambda: _open_run(recipe, folder, dataset, weights, resume=resume, overwrite=overwrite).info
         )
         run = Run(folder, info, recipe)
         if ranks.on_main(lambda: _is_finished(run)):
-            log(f"{folder} is finished: {recipe.train.steps} steps; there is nothing to do")
+            log(f"{folder} is finished; there is nothing to do")
             return run
         ranks.on_main(lambda: run.check_dataset(dataset))
         ranks.on_main(lambda: locks.enter_context(run.lock()))
@@ -76,8 +80,9 @@ def train(
             if state is None and not starts_new:  # all checkpoints are damaged
                 _, weights = resolve_weights(named, dataset.meta, folder, starts_new=True)
                 _load_weights(served, recipe, dataset, weights)
-            training = TrainingState.create(run, dataset, served, chosen_device, ranks, memory_limit)
-            log(training.batches.description)
+            training = TrainingState.create(run, dataset, served, head, chosen_device, ranks, memory_limit)
+            for line in (training.batches.description, *description(served.network, head, recipe)):
+                log(line)
             with progress_log(run, ranks) as progress, stop_request() as stop:
                 first_step = training.restore(state, progress, threads)
                 del state  # it is as large as the network and its optimiser
@@ -93,15 +98,16 @@ def train_steps(training: TrainingState, first_step: int, progress: ProgressLog,
     if first_step == 0:
         training.evaluate(0, progress)
     for step in range(first_step, settings.steps):
-        images, labels = training.batches.load(step)
-        inputs = training.prepare(images, step)
-        logits, cross_entropy = training.forward(inputs, labels, step)
-        penalties = training.backward(cross_entropy)
-        loss = sum(penalties.values(), cross_entropy.detach())
+        if step == first_step or training.phase_begins(step):
+            training.begin(step)
+        batch = training.load(step)
+        logits, cross_entropy, penalties = training.compute_gradients(batch, step)
+        loss = sum(penalties.values(), cross_entropy)
         guard.mask(step, loss, training.parameters)
-        progress.summarize_layers(step, training.served.network, inputs)
+        if training.features is None:
+            progress.summarize_layers(step, training.served.network, batch.inputs)
 
-        learning_rate = training.update(step)
+        learning_rate, gradient_norm = training.update(step)
         training.average.update(step)
 
         progress.smooth(loss)
@@ -111,16 +117,22 @@ def train_steps(training: TrainingState, first_step: int, progress: ProgressLog,
         if step % settings.log_every == 0 or is_last:
             guard.check()
             terms = penalties and {"cross_entropy": cross_entropy, **penalties}
-            values = {"loss": loss, **terms, "gradient_norm": training.gradient_norm()}
-            progress.log_step(step, values, logits, labels, learning_rate)
+            norm = training.gradient_norm() if gradient_norm is None else gradient_norm
+            progress.log_step(step, {"loss": loss, **terms, "gradient_norm": norm}, logits, batch.labels, learning_rate)
         if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
             training.evaluate(done, progress)
-        if done % settings.checkpoint_every == 0 or is_last or exit_status is not None:
+        ends = is_last or training.best.stops
+        is_kept = training.best.is_worth_saving(done)
+        if done % settings.checkpoint_every == 0 or ends or is_kept or exit_status is not None:
             training.check_finite(done)
-            if is_last:
+            if ends:
                 progress.finish(done, done - first_step)
-            training.save(done, progress)
-        if exit_status is not None and not is_last:
+            training.save(done, progress, finished=ends)
+        if ends:
+            if sentence := training.best.sentence(is_last=is_last):
+                log(sentence)
+            return
+        if exit_status is not None:
             sys.exit(exit_status)
 
 
@@ -171,12 +183,34 @@ def _check_batches(recipe: Recipe, dataset: Dataset, ranks: RankGroup) -> None:
         raise ConvlineError(
             f"train.batch_size {settings.batch_size} exceeds the {len(split)} training images of {dataset.name}"
         )
-    for name in settings.evaluate_splits if settings.evaluate_every else ():
+    if settings.batch_size // ranks.size % settings.accumulate:
+        raise ConvlineError(
+            f"train.accumulate {settings.accumulate} does not divide the {settings.batch_size // ranks.size} images of "
+            "a batch into equal parts; choose a divisor"
+        )
+    for name in settings.evaluated_splits:
         dataset.split(name, recipe.data.validation, settings.seed)
 
 
+def _with_steps(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """The recipe with its epochs as steps. Raises ConvlineError where its warm-up is not shorter."""
+    images = len(dataset.split("train", recipe.data.validation, recipe.train.seed))
+    settled = recipe.model_copy(update={"train": recipe.train.with_steps(images)})
+    check_warmup(settled)
+    return settled
+
+
+def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
+    """The names of the network's last layers; empty where the recipe treats no layer differently."""
+    if recipe.train.freeze == "none" and recipe.optimizer.head_multiplier == 1:
+        return []
+    image, side = dataset.meta["image"], recipe.preprocess.crop
+    shape = (image["channels"], side or image["height"], side or image["width"])
+    return head_layers(recipe.model.name, shape, len(dataset.classes), **recipe.model.options)
+
+
 def _build_network(
-    recipe: Recipe, dataset: Dataset, ranks: RankGroup, weights: PretrainedWeights | None
+    recipe: Recipe, dataset: Dataset, head: list[str], ranks: RankGroup, weights: PretrainedWeights | None
 ) -> ServedNetwork:
     """The network before the first step, with pretrained `weights`, if any.
 
@@ -188,7 +222,7 @@ def _build_network(
     if unknown := sorted(recipe.train.l2.keys() - set(layers)):
         raise ConvlineError(f"train.l2: {recipe.model.name} has no layer {unknown[0]!r}; it has {', '.join(layers)}")
     try:
-        recipe.optimizer.build(served.network.parameters())
+        recipe.optimizer.build(parameter_groups(served.network, head, recipe.optimizer))
     except ValueError as error:
         raise ConvlineError(f"optimizer: {error}") from error
     _load_weights(served, recipe, dataset, weights)
@@ -245,8 +279,7 @@ def _change_steps(run: Run, recipe: Recipe) -> None:
         before, steps = run.recipe.train.steps, recipe.train.steps
         if steps < done:
             raise ConvlineError(f"{run.folder} has trained {done} steps already; set train.steps to {done} or more")
-        factor = recipe.schedule.factor
-        if any(factor(step, steps) != factor(step, before) for step in range(done)):
+        if any(recipe.learning_rate(step) != run.recipe.learning_rate(step) for step in range(done)):
             raise ConvlineError(
                 f"{run.folder} was started with {before} steps and cannot continue to {steps}: the learning rates of "
                 f"the schedule {recipe.schedule.name!r} depend on train.steps; train into another --run, or "
@@ -258,4 +291,8 @@ def _change_steps(run: Run, recipe: Recipe) -> None:
 
 def _is_finished(run: Run) -> bool:
     paths = checkpoint.paths(run.folder / "checkpoints")
-    return any(checkpoint.load(path) for path in paths if checkpoint.step_of(path) >= run.recipe.train.steps)
+    if any(checkpoint.load(path) for path in paths if checkpoint.step_of(path) >= run.recipe.train.steps):
+        return True
+    # out of patience before the last step
+    newest = checkpoint.load_newest(run.folder / "checkpoints") if run.recipe.train.patience else None
+    return newest is not None and bool(newest.get("finished"))

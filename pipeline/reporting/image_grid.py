@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,14 @@ LABEL_WIDTH = 110
 
 # from images [n, height, width, channels] to images as a network sees them
 View = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+class NetworkViews(NamedTuple):
+    """`seen`: images as a network sees them in evaluation. `augmented`: as it sees them at several steps of training,
+    [n, steps, height, width, channels]; None where its recipe does not augment."""
+
+    seen: View
+    augmented: View | None
 
 
 def to_pil(image: NDArray[np.uint8]) -> Image.Image:

@@ -1,25 +1,23 @@
-"""The sections of a report that show images: dataset, mistakes, first-layer filters, distortions."""
+"""The sections of a report that show images: dataset, mistakes, first-layer filters, augmented images."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from convline.errors import ConvlineError
 from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, tile, tiles
 from pipeline.network import build_network
-from pipeline.recipe import AugmentSection
 from pipeline.reporting.filters import filter_sheet, first_filters
 from pipeline.reporting.image_grid import grid, to_pil
+from pipeline.reporting.network_input import augmented_images
 from pipeline.reporting.report_data import ReportData
 from pipeline.tracking.points import last_value, unpacked
-from pipeline.training.augmentations import Augmentations
 from pipeline.training.pretrained import load_weights_of_run
 
 SHOWN_CLASSES, IMAGES_PER_CLASS = 20, 6
 SHOWN_MISTAKES = 24  # and as many hits
-DISTORTED_IMAGES, DRAWS = 4, 8
+AUGMENTED_IMAGES, AUGMENTED_STEPS = 4, 8
 
 Pixels = NDArray[np.uint8]
 
@@ -99,23 +97,21 @@ def first_layer(data: ReportData) -> HtmlContent:
     return cards(*shown)
 
 
-def distortions(data: ReportData) -> HtmlContent:
-    """A few images, each several times with the random distortions of training; then images of a training batch."""
-    return [_distorted_images(data), _batch_images(data)]
+def augmentation(data: ReportData) -> HtmlContent:
+    """A few images, each as training may see it at several steps; then images of a training batch."""
+    return [_augmented_images(data), _batch_images(data)]
 
 
-def _distorted_images(data: ReportData) -> HtmlContent:
+def _augmented_images(data: ReportData) -> HtmlContent:
     recipe, split = data.run.recipe, data.run.split(data.dataset, "train")
-    if recipe.augment == AugmentSection():
-        return muted("Training images were not distorted.")
-    distort = Augmentations(recipe.augment, data.served.preprocessing, recipe.train.seed, DRAWS)
-    rows: list[list[Pixels]] = []
-    for step, image in enumerate(split.images[split.rows[:DISTORTED_IMAGES]]):
-        distorted = distort(torch.from_numpy(image).repeat(DRAWS, 1, 1, 1), step)
-        rows.append([image, *distorted.clamp(0, 255).to(torch.uint8).numpy()])
-    data.add_png("distortions", grid([("", list(map(to_pil, row))) for row in rows]))
+    if recipe.augment.is_off:
+        return muted("Training images were not augmented.")
+    stored = split.images[split.rows[:AUGMENTED_IMAGES]]
+    augmented = augmented_images(stored, recipe, data.served.preprocessing, AUGMENTED_STEPS)
+    rows: list[list[Pixels]] = [[image, *seen] for image, seen in zip(stored, augmented, strict=True)]
+    data.add_png("augmented", grid([("", list(map(to_pil, row))) for row in rows]))
     row_tiles = [
-        tiles(_tile(image, f"distorted, {number}" if number else "as stored") for number, image in enumerate(row))
+        tiles(_tile(image, f"augmented, {number}" if number else "as stored") for number, image in enumerate(row))
         for row in rows
     ]
     return [muted("In each row, the first image is as stored, the others are what training may see of it."), row_tiles]

@@ -9,6 +9,7 @@ from pipeline.network import count_parameters, multiply_adds
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.recipe import Recipe, load, names
 
+OWN_CLASSES = 10
 HEADER = ("recipe", "dataset", "network", "parameters", "multiply-adds", "published")
 
 
@@ -20,7 +21,7 @@ def recipe_rows() -> Iterator[tuple[str, ...]]:
         figure = recipe.published.precision_at_1
         yield (
             recipe.name,
-            recipe.data.dataset,
+            recipe.data.dataset if recipe.data.dataset in known_datasets() else "(yours)",
             recipe.model.name,
             f"{count_parameters(network):,}",
             f"{multiply_adds(network, shape):,}",
@@ -29,7 +30,11 @@ def recipe_rows() -> Iterator[tuple[str, ...]]:
 
 
 def _input_shape_and_classes(recipe: Recipe) -> tuple[tuple[int, int, int], int]:
-    """The shape (channels, height, width) of the network's input, and the number of classes."""
+    """The shape (channels, height, width) of the network's input, and the number of classes; for images of the user's,
+    those of the recipe's size, and OWN_CLASSES."""
+    if recipe.data.dataset not in known_datasets():
+        assert recipe.data.image_size is not None
+        return (3, recipe.data.image_size, recipe.data.image_size), OWN_CLASSES
     dataset = known_datasets()[recipe.data.dataset]
     height, width, channels = dataset.image
     side = recipe.preprocess.crop

@@ -74,7 +74,7 @@ class Sender:
                 self._client.update_run(cursor.mlflow_run, status="RUNNING")
             else:
                 last = next(iter(deque(read_points(self._run.metrics), maxlen=1)), None)
-                is_complete = last is not None and last.step >= self._run.recipe.train.steps
+                is_complete = last is not None and "training_seconds" in last.values  # the last point of a training
                 ended = None if last is None else last.milliseconds  # when training ended, not when this was sent
                 self._client.set_terminated(cursor.mlflow_run, "FINISHED" if is_complete else "KILLED", ended)
             return cursor.mlflow_run

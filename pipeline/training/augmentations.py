@@ -1,25 +1,41 @@
-"""Augmentations of training images, applied to a whole batch at once: random crop, flip, brightness, contrast.
+"""Augmentations of training images, applied to a whole batch at once, in this order: crop and flips, TrivialAugment,
+rotation, colour jitter, brightness, contrast, erasing; then mixup or CutMix.
 
-They are those of TensorFlow's CIFAR-10 tutorial. To add one, give it a field in `AugmentSection` (pipeline/recipe.py),
-a row of random numbers in `Augmentations.__call__`, and a function here.
+To add one, give it a field in `AugmentSection` (pipeline/recipe.py), a stream of random numbers (randomness.py), and a
+function in geometric_operations.py or color_operations.py; call it here.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.preprocessing import Preprocessing
 from pipeline.device import copy_to_device
-from pipeline.recipe import AugmentSection
-from pipeline.training.randomness import AUGMENT, generator
+from pipeline.recipe import AugmentSection, ColorJitter
+from pipeline.training import mixing, randomness
+from pipeline.training.color_operations import adjust_brightness, adjust_contrast, color_jitter, draw_jitter
+from pipeline.training.geometric_operations import (
+    crop_and_flip,
+    draw_crops,
+    draw_erased,
+    erase,
+    resized_crop,
+    rotation_matrices,
+    transform,
+)
+from pipeline.training.randomness import generator
+from pipeline.training.trivial_augment import draw_trivial, trivial_augment
 
 
 class Augmentations:
-    """The augmentations of `settings`. Without random crop, `preprocessing` crops the images.
+    """The augmentations of `settings`. Without random and resized crop, `preprocessing` crops the images.
 
-    Random numbers are drawn for the whole batch of `batch_size`; this process uses those of its `share`.
+    Random numbers are drawn for the whole batch of `batch_size`; this process uses those of its `share`. Where images
+    are mixed (`needs_whole_batch`), it augments the whole batch, and `mix` takes the share.
     """
 
     def __init__(
@@ -30,65 +46,81 @@ class Augmentations:
         batch_size: int,
         share: slice = slice(None),
     ) -> None:
+        self.needs_whole_batch = bool(settings.mixup or settings.cutmix)
         self._settings = settings
         self._preprocessing = preprocessing
         self._seed = seed
         self._is_off = settings == AugmentSection()
         self._batch_size = batch_size
         self._share = share
+        self._drawn = slice(None) if self.needs_whole_batch else share
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """From uint8 [batch, height, width, channels] as stored to images of the cropped size, not standardised yet:
-        float32 where brightness or contrast change, else uint8.
+        """From uint8 [share, height, width, channels] as stored to images of the cropped size, from 0 to 255, not
+        standardised yet: uint8, or float32 where an augmentation computes other values. Brightness and contrast may
+        leave the range. Where `needs_whole_batch`, the images are those of the whole batch.
 
         The result is a function of the seed and `step`; every image has its own random numbers.
         """
         settings = self._settings
         if self._is_off:
             return self._preprocessing.cropped(images)
-        height, width = self._preprocessing.output_size
-        if not settings.random_crop:
-            images = self._preprocessing.cropped(images)
-        elif settings.padding:
-            images = F.pad(images, (0, 0, *[settings.padding] * 4))
-        # one row each for top, left, flip, brightness, contrast; a new augmentation appends a row
-        draws = generator(self._seed, AUGMENT, step).random((5, self._batch_size))
-        uniform = copy_to_device(torch.from_numpy(draws[:, self._share]), images.device)
-        if settings.random_crop or settings.flip:
-            top = (uniform[0] * (images.shape[1] - height + 1)).long()
-            left = (uniform[1] * (images.shape[2] - width + 1)).long()
-            flipped = uniform[2] < (0.5 if settings.flip else 0)
-            images = crop_and_flip(images, top, left, flipped, (height, width))
+        # one row each for top, left, flip, brightness, contrast; other augmentations have streams of their own
+        rows = self._generator(randomness.AUGMENT, step).random((5, self._batch_size))
+        uniform = self._on_device(rows, images)
+        images = self._crop_and_flip(images, uniform, step)
+        if settings.trivial:
+            operations, strengths = draw_trivial(self._generator(randomness.TRIVIAL, step), self._batch_size)
+            images = trivial_augment(images, operations[self._drawn], strengths[self._drawn])
+        if settings.rotate:
+            angles = settings.rotate * (2 * self._generator(randomness.ROTATE, step).random(self._batch_size) - 1)
+            matrices = copy_to_device(torch.from_numpy(rotation_matrices(angles[self._drawn])), images.device)
+            images = transform(images, matrices.to(torch.get_default_dtype()), "bilinear")
+        if settings.color_jitter != ColorJitter():
+            draws = draw_jitter(self._generator(randomness.COLOR_JITTER, step), self._batch_size, settings.color_jitter)
+            images = color_jitter(images, draws.share(self._drawn))
         if settings.brightness:
             images = adjust_brightness(images, settings.brightness * (2 * uniform[3] - 1))
         if settings.contrast != (1, 1):
             lowest, highest = settings.contrast
             images = adjust_contrast(images, lowest + uniform[4] * (highest - lowest))
+        if settings.erasing:
+            rng, size = self._generator(randomness.ERASING, step), self._preprocessing.output_size
+            images = erase(images, self._on_device(draw_erased(rng, self._batch_size, size, settings.erasing), images))
         return images
 
+    def mix(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, mixing.MixedLabels]:
+        """mixup and CutMix of the augmented images and the labels, int64 [batch], of the whole batch. Returns those of
+        this process's share. Call it where `needs_whole_batch`."""
+        rng, settings = self._generator(randomness.MIX, step), self._settings
+        size = self._preprocessing.output_size
+        draws = mixing.draw_mix(rng, self._batch_size, size, settings.mixup, settings.cutmix)
+        return mixing.mix(images, labels, draws, self._share)
 
-def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, size: tuple[int, int]) -> Tensor:
-    """From each of [batch, height, width, channels] the crop of `size` at `top`, `left` (int64 [batch]), mirrored
-    left to right where `flipped` (bool [batch])."""
-    height, width = (torch.arange(side, device=images.device) for side in size)
-    count, full_height, full_width, channels = images.shape
-    first_row = torch.arange(count, device=images.device) * full_height + top
-    rows = (first_row[:, None] + height) * full_width
-    columns = left[:, None] + torch.where(flipped[:, None], width.flip(0), width)
-    # one gather of pixels for crop and flip: 0.3 ms for 128 images on 2 cores
-    pixels = images.reshape(-1, channels).index_select(0, (rows[:, :, None] + columns[:, None, :]).flatten())
-    return pixels.view(count, *size, channels)
+    def _crop_and_flip(self, images: Tensor, uniform: Tensor, step: int) -> Tensor:
+        settings, size = self._settings, self._preprocessing.output_size
+        mirrored = uniform[2] < (0.5 if settings.flip else 0)
+        upside_down = None
+        if settings.vertical_flip:
+            drawn = self._generator(randomness.VERTICAL_FLIP, step).random(self._batch_size) < 0.5
+            upside_down = self._on_device(drawn, images)
+        if settings.resized_crop:
+            rng, stored = self._generator(randomness.RESIZED_CROP, step), (images.shape[1], images.shape[2])
+            boxes = draw_crops(rng, self._batch_size, stored, settings.resized_crop.scale, settings.resized_crop.ratio)
+            return resized_crop(images, self._on_device(boxes, images), size, mirrored, upside_down)
+        if not settings.random_crop:
+            images = self._preprocessing.cropped(images)
+        elif settings.padding:
+            images = F.pad(images, (0, 0, *[settings.padding] * 4))
+        if settings.random_crop or settings.flip or settings.vertical_flip:
+            top = (uniform[0] * (images.shape[1] - size[0] + 1)).long()
+            left = (uniform[1] * (images.shape[2] - size[1] + 1)).long()
+            images = crop_and_flip(images, top, left, size, mirrored, upside_down)
+        return images
 
+    def _generator(self, stream: int, step: int) -> np.random.Generator:
+        return generator(self._seed, stream, step)
 
-def adjust_brightness(images: Tensor, delta: Tensor) -> Tensor:
-    """x + `delta` [batch], not clipped: TensorFlow's `tf.image.adjust_brightness` on floats."""
-    return images + delta.to(torch.get_default_dtype())[:, None, None, None]
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """(x - mean) * `factor` [batch] + mean, with the mean of each channel of each image, not clipped: TensorFlow's
-    `tf.image.adjust_contrast`."""
-    images = images.to(torch.get_default_dtype())
-    mean = images.mean((1, 2), keepdim=True)
-    factor = factor.to(torch.get_default_dtype())[:, None, None, None]
-    return torch.addcmul(mean * (1 - factor), images, factor)
+    def _on_device(self, draws: NDArray[np.generic], images: Tensor) -> Tensor:
+        """Random numbers [..., batch] of the whole batch, as those of `images`, on their device."""
+        return copy_to_device(torch.from_numpy(np.ascontiguousarray(draws[..., self._drawn])), images.device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.dataset import Split
 from pipeline.device import copy_to_device, free_memory
-from pipeline.training.randomness import DRAW, generator
+from pipeline.training.randomness import CLASSES, DRAW, MEMBERS, generator
 
 PREFETCHED = 3  # batches that are read from disk ahead of time
 
@@ -27,15 +27,16 @@ class BatchLoader:
     """Batches of a training split on `device`; of each batch only this process's `share`.
 
     `sampling` "epoch": shuffled passes over the split, one after the other; a batch may end one and begin the next.
-    "independent": each step draws anew, without repeats within a batch. Where the images take more than `memory_limit`
-    bytes (default: half of the device's free memory), they are not held on the device: a thread reads them from disk,
-    some steps ahead. Raises ValueError where sampling is independent and a batch is larger than the split.
-    """
+    "independent": each step draws anew, without repeats within a batch. "balanced": the images of a batch are of
+    all classes in turn, in an order that is shuffled each time; each class goes through shuffled passes of its own.
+    Where the images take more than `memory_limit` bytes (default: half of the device's free memory), they are not
+    held on the device: a thread reads them from disk, some steps ahead. Raises ValueError where sampling is
+    independent and a batch is larger than the split."""
 
     def __init__(
         self,
         split: Split,
-        sampling: Literal["epoch", "independent"],
+        sampling: Literal["epoch", "independent", "balanced"],
         batch_size: int,
         seed: int,
         device: torch.device,
@@ -51,6 +52,7 @@ class BatchLoader:
         self._seed = seed
         self._share = share
         self._permutations: dict[int, NDArray[np.int64]] = {}
+        self._classes = _ClassPasses(split, seed) if sampling == "balanced" else None
         limit = free_memory(device) // 2 if memory_limit is None else memory_limit
         is_held = split.images.nbytes <= limit
         self._held = _ImagesOnDevice(split, device) if is_held else None
@@ -58,6 +60,10 @@ class BatchLoader:
         self._prefetched: deque[tuple[int, Future[Batch]]] = deque()
         where = f"held on {device}" if is_held else f"streamed from disk: they are more than {limit / 1e6:,.0f} MB"
         self.description = f"{split.images.nbytes / 1e6:,.0f} MB of training images, {where}"
+
+    def __len__(self) -> int:
+        """The number of images in a batch, over all ranks."""
+        return self._batch_size
 
     def load(self, step: int) -> Batch:
         """The images, uint8 [share, height, width, channels], and labels, int64 [share], of `step`."""
@@ -77,6 +83,10 @@ class BatchLoader:
         self._split.release_memory()
         return batch if self._device.type == "cpu" else (batch[0].pin_memory(), batch[1].pin_memory())
 
+    def labels(self, step: int) -> Tensor:
+        """The labels of this process's share of `step`, int64 [share], without reading images."""
+        return copy_to_device(torch.from_numpy(self._split.labels[self._rows(step)]), self._device)
+
     def _rows(self, step: int) -> NDArray[np.int64]:
         """The rows of the prepared arrays in this process's share of `step`."""
         return self._split.rows[self.positions(step)[self._share]]
@@ -84,6 +94,8 @@ class BatchLoader:
     def positions(self, step: int) -> NDArray[np.int64]:
         """The positions in the split of all images that `step` sees, int64 [batch]."""
         count = len(self._split)
+        if self._classes is not None:
+            return self._classes.positions(np.arange(step * self._batch_size, (step + 1) * self._batch_size))
         if self._sampling == "independent":
             return generator(self._seed, DRAW, step).choice(count, self._batch_size, replace=False)
         epoch, start = divmod(step * self._batch_size, count)
@@ -100,6 +112,34 @@ class BatchLoader:
             self._permutations = {k: order for k, order in self._permutations.items() if k == epoch - 1}
             self._permutations[epoch] = generator(self._seed, DRAW, epoch).permutation(len(self._split))
         return self._permutations[epoch]
+
+
+class _ClassPasses:
+    """All classes of a split equally often: a sequence of positions that is a function of the seed."""
+
+    def __init__(self, split: Split, seed: int) -> None:
+        labels = split.labels[split.rows]
+        self._seed = seed
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)]  # positions, by class
+        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}  # by class: the number of a pass, and its order
+
+    def positions(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The positions at `numbers`, ascending, of the sequence."""
+        count = len(self._members)
+        turns = np.unique(numbers // count)
+        orders = {turn: generator(self._seed, CLASSES, turn).permutation(count) for turn in turns}
+        return np.array([self._member(orders[n // count][n % count], n // count) for n in numbers], np.int64)
+
+    def _member(self, number: int, turn: int) -> int:
+        """The position of the image of class `number` in its `turn`-th turn."""
+        members = self._members[number]
+        wanted, index = divmod(int(turn), len(members))
+        if self._orders.get(number, (-1,))[0] != wanted:
+            self._orders[number] = (
+                wanted,
+                np.random.default_rng([self._seed, MEMBERS, number, wanted]).permutation(members),
+            )
+        return int(self._orders[number][1][index])
 
 
 class _ImagesOnDevice:

@@ -68,11 +68,23 @@ class RankGroup:
         that one process would draw for the whole batch."""
         if self.size == 1:
             return network
-        for name, layer in list(network.named_modules()):
-            if type(layer) is nn.Dropout:
-                network.set_submodule(name, SharedDropout(layer.p, self))
         devices = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+        shared = self.with_shared_dropout(network)
+        return DistributedDataParallel(shared, device_ids=devices, gradient_as_bucket_view=True)
+
+    def with_shared_dropout(self, network: nn.Module) -> nn.Module:
+        """The same network, in which each rank draws its part of the dropout masks for the whole batch."""
+        for name, layer in list(network.named_modules()) if self.size > 1 else ():
+            if type(layer) is nn.Dropout:
+                shared = SharedDropout(layer.p, self)
+                network.set_submodule(name, shared.train(layer.training))
+        return network
+
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace each gradient by its mean over the ranks."""
+        for parameter in parameters if self.size > 1 else ():
+            if parameter.grad is not None:
+                self.sum(parameter.grad).div_(self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the ranks, in place."""

@@ -1,7 +1,9 @@
-"""The training loss: cross-entropy (label smoothing or class weights would go here) and L2 penalties."""
+"""The training loss: cross-entropy, with label smoothing, class weights and mixed labels, and L2 penalties."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -9,11 +11,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum"], ranks: int) -> Tensor:
-    """The cross-entropy of this rank's share of a batch, scaled so that its mean over the `ranks` is the whole batch's
-    mean or sum."""
-    loss = F.cross_entropy(logits, labels, reduction=reduction)
-    return loss * ranks if reduction == "sum" else loss
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The cross-entropy of a part of a batch.
+
+    `reduction`: over the whole batch. `label_smoothing`: as in torch (Szegedy et al., 2016, arXiv:1512.00567).
+    `class_weights`, float32 [classes]: what the loss of each image is multiplied by.
+    """
+
+    reduction: Literal["mean", "sum"] = "mean"
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, labels: Tensor, mixing: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The mean or sum over the images: logits, float32 [n, classes], labels, int64 [n]. `mixing`: the label of the
+        image that was mixed into each, int64 [n], and the share of the image itself, float32 [n]."""
+        if self.class_weights is None and mixing is None:
+            return F.cross_entropy(logits, labels, reduction=self.reduction, label_smoothing=self.label_smoothing)
+        losses = self._of_each(logits, labels)
+        if mixing is not None:
+            other_labels, share = mixing
+            losses = share * losses + (1 - share) * self._of_each(logits, other_labels)
+        return losses.mean() if self.reduction == "mean" else losses.sum()
+
+    def _of_each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        return losses if self.class_weights is None else losses * self.class_weights[labels]
+
+
+def balanced_class_weights(counts: Sequence[int]) -> Tensor:
+    """1 / the number of training images of each class, times a factor that makes the mean over all images 1; float32
+    [classes], 0 for a class without images. The formula is scikit-learn's `compute_class_weight("balanced")`."""
+    numbers = torch.tensor(counts, dtype=torch.float64)
+    weights = numbers.sum() / (len(counts) * numbers)
+    return weights.where(numbers > 0, 0).float()
 
 
 def add_l2_gradients(network: nn.Module, coefficients: dict[str, float]) -> dict[str, Tensor]:
@@ -22,6 +53,8 @@ def add_l2_gradients(network: nn.Module, coefficients: dict[str, float]) -> dict
     penalties: dict[str, Tensor] = {}
     for layer, coefficient in coefficients.items():
         weight = network.get_parameter(f"{layer}.weight")
+        if not weight.requires_grad:  # it is frozen
+            continue
         values = weight.detach()
         if weight.grad is None:  # the network does not use this layer
             weight.grad = torch.zeros_like(values)

@@ -21,13 +21,14 @@ from pipeline.training.weight_sources import PretrainedWeights
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 # counts batches; older files lack it, and networks that average with a momentum do not use it
 OPTIONAL = "num_batches_tracked"
+NEW_HEAD_STD = 1e-3
 
 
 def load_pretrained(
     served: ServedNetwork, model: ModelSection, channels: int, classes: Sequence[str], weights: PretrainedWeights
 ) -> str:
-    """Load `weights` into the network of `model`, for images of so many `channels` and these `classes`. The head keeps
-    its own weights unless it was trained for the same classes. Returns what was loaded, for the log.
+    """Load `weights` into the network of `model`, for images of so many `channels` and these `classes`. The head is
+    made anew, with small weights, unless it was trained for the same classes. Returns what was loaded, for the log.
 
     Raises ConvlineError, which names the first tensor that does not fit, and then changes nothing.
     """
@@ -47,9 +48,20 @@ def load_pretrained(
     with torch.no_grad():
         for name in loaded:
             expected[name].copy_(found[name])
+        for name in () if takes_head else in_head:
+            _shrink(expected[name])
     return _description(
         network, weights, loaded, sorted(in_head), heads, takes_head, len(found.keys() - expected.keys())
     )
+
+
+def _shrink(values: Tensor) -> None:
+    """Make a new head's weights so small that at first all classes are equally probable, and its biases 0: the networks
+    draw them for training from scratch, and their errors would reach into the pretrained layers."""
+    if values.ndim > 1:
+        values.mul_(NEW_HEAD_STD / values.std().clamp(min=NEW_HEAD_STD))
+    else:
+        values.zero_()
 
 
 def load_weights_of_run(served: ServedNetwork, run: Run) -> None:

@@ -15,7 +15,9 @@ from pipeline.training.torch_internals import seed_generator
 # each use of random numbers has its own stream
 DRAW = 1
 DROPOUT = 2
-AUGMENT = 3
+AUGMENT = 3  # random crop, flip, brightness, contrast
+CLASSES, MEMBERS = 4, 5  # of balanced sampling: the order of the classes, and of the images of each
+RESIZED_CROP, VERTICAL_FLIP, ROTATE, TRIVIAL, COLOR_JITTER, ERASING, MIX = range(10, 17)
 
 
 def generator(seed: int, stream: int, number: int) -> np.random.Generator:

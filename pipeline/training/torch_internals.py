@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
-def fused_optimizer(kind: Callable[..., Optimizer], parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
+def fused_optimizer(
+    kind: Callable[..., Optimizer], parameters: Iterable[Tensor] | list[dict[str, Any]], **settings: Any
+) -> Optimizer:
     """An optimiser of torch that updates all parameters by one fused kernel, without importing torch's compiler.
 
     torch marks some methods of Optimizer as not to be compiled; the first call of one of them imports torch._dynamo for
@@ -27,11 +29,9 @@ def fused_optimizer(kind: Callable[..., Optimizer], parameters: Iterable[Tensor]
     return kind(parameters, fused=True, **settings)
 
 
-def update_weights(optimizer: Optimizer, learning_rate: float) -> None:
+def update_weights(optimizer: Optimizer) -> None:
     """One step of an optimiser from `fused_optimizer`, without the hooks, profiling and compiler checks that torch
     wraps around `step`; the last of these would import torch._dynamo."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
     with torch.no_grad():
         inspect.unwrap(type(optimizer).step)(optimizer)
 

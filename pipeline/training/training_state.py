@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from convline.console import log
 from models.served_network import ServedNetwork
 from pipeline import checkpoint
 from pipeline.average import MovingAverage
@@ -21,33 +24,62 @@ from pipeline.run import Run
 from pipeline.tracking.points import cut_back
 from pipeline.training.augmentations import Augmentations
 from pipeline.training.batch_loader import BatchLoader
+from pipeline.training.best_checkpoint import BestCheckpoint
 from pipeline.training.distributed import RankGroup
-from pipeline.training.loss import add_l2_gradients, cross_entropy
+from pipeline.training.frozen_backbone import features, freeze, unfreeze
+from pipeline.training.loss import CrossEntropy, add_l2_gradients, balanced_class_weights
 from pipeline.training.malloc import keep_freed_memory
 from pipeline.training.non_finite_loss import NonFiniteLossGuard
+from pipeline.training.parameter_groups import RATE, parameter_groups
 from pipeline.training.progress_log import ProgressLog
 from pipeline.training.randomness import seed_step
 from pipeline.training.threads import set_threads
 from pipeline.training.torch_internals import update_weights
 
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a batch. `inputs`: of the network, float32 [n, channels, height, width], or of its head
+    alone. `labels`: int64 [n]. `mixing`: see `CrossEntropy`."""
+
+    inputs: Tensor
+    labels: Tensor
+    mixing: tuple[Tensor, Tensor] | None = None
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in `count` equal parts."""
+        if count == 1:
+            return [self]
+        columns = [self.inputs, self.labels, *(self.mixing or ())]
+        pieces = zip(*(column.chunk(count) for column in columns), strict=True)
+        return [Batch(x, y, (mixed[0], mixed[1]) if mixed else None) for x, y, *mixed in pieces]
+
 
 @dataclass
 class TrainingState:
-    """A training of `run`'s recipe on `device`."""
+    """A training of `run`'s recipe on `device`. Call `begin` before the first step, and where `phase_begins`."""
 
     run: Run
     device: torch.device
     ranks: RankGroup
     served: ServedNetwork  # what is exported; its network is the one in training
-    network: nn.Module  # the same network, compiled and distributed over the ranks as needed
+    head: list[str]  # the names of the layers that learn while the others are frozen
+    network: nn.Module  # what learns, as it is called: compiled and distributed over the ranks as needed
     parameters: list[nn.Parameter]
     average: MovingAverage
     optimizer: Optimizer
+    scaler: GradScaler | None  # for float16
+    split: Split
     batches: BatchLoader
     augment: Augmentations
+    loss: CrossEntropy
     guard: NonFiniteLossGuard
+    best: BestCheckpoint
     # opened once, so that preparing the dataset again during the training does not change them
     evaluated_splits: dict[str, Split]
+    features: Tensor | None = None  # inputs of the head for each image of the split, while they can be kept
 
     @classmethod
     def create(
@@ -55,6 +87,7 @@ class TrainingState:
         run: Run,
         dataset: Dataset,
         served: ServedNetwork,
+        head: list[str],
         device: torch.device,
         ranks: RankGroup,
         memory_limit: int | None = None,
@@ -62,59 +95,139 @@ class TrainingState:
         """The state before the first step. `served` is freshly built, and moved to `device` here."""
         keep_freed_memory()
         recipe = run.recipe
+        settings = recipe.train
         served = served.to(device)
-        open_split = partial(dataset.split, validation=recipe.data.validation, seed=recipe.train.seed)
-        split, size, seed = open_split("train"), recipe.train.batch_size, recipe.train.seed
+        open_split = partial(dataset.split, validation=recipe.data.validation, seed=settings.seed)
+        split, size, seed = open_split("train"), settings.batch_size, settings.seed
         share = ranks.share(size)
-        network = ranks.distributed(served.network, device)
+        augment = Augmentations(recipe.augment, served.preprocessing, seed, size, share)
+        loaded = slice(None) if augment.needs_whole_batch else share
+        class_weights = None
+        if settings.class_weights == "balanced":
+            class_weights = balanced_class_weights(split.class_counts(len(run.classes))).to(device)
         return cls(
             run=run,
             device=device,
             ranks=ranks,
             served=served,
-            network=_compile(network, device) if recipe.train.compile else network,
+            head=head,
+            network=served.network,
             parameters=list(served.network.parameters()),
-            average=MovingAverage(served.network, recipe.train.average_decay),
-            optimizer=recipe.optimizer.build(served.network.parameters()),
-            batches=BatchLoader(split, recipe.data.sampling, size, seed, device, share, memory_limit),
-            augment=Augmentations(recipe.augment, served.preprocessing, seed, size, share),
+            average=MovingAverage(served.network, settings.average_decay),
+            optimizer=recipe.optimizer.build(parameter_groups(served.network, head, recipe.optimizer)),
+            scaler=GradScaler(device.type) if settings.precision == "float16" else None,
+            split=split,
+            batches=BatchLoader(split, recipe.data.sampling, size, seed, device, loaded, memory_limit),
+            augment=augment,
+            loss=CrossEntropy(settings.loss, settings.label_smoothing, class_weights),
             guard=NonFiniteLossGuard(device, ranks),
-            evaluated_splits={
-                name: open_split(name) for name in recipe.train.evaluate_splits if recipe.train.evaluate_every
-            },
+            best=BestCheckpoint(settings.keep, settings.patience),
+            evaluated_splits={name: open_split(name) for name in settings.evaluated_splits},
         )
 
-    def prepare(self, images: Tensor, step: int) -> Tensor:
-        """Augment and standardise a batch: from uint8 [share, height, width, channels] to the network's input, float32
-        [share, channels, height, width] of the cropped size."""
-        return self.served.preprocessing.standardized(self.augment(images, step))
+    def phase_begins(self, step: int) -> bool:
+        """Whether other layers learn from this step on than before."""
+        return step in (0, self.run.recipe.train.frozen_steps)
 
-    def forward(self, inputs: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Logits, and the cross-entropy of this rank's share (see `loss.cross_entropy`)."""
+    def begin(self, step: int) -> None:
+        """Let the layers learn that do so from `step` on."""
+        settings, network = self.run.recipe.train, self.served.network
+        self.features = None
+        if step < settings.frozen_steps:
+            freeze(network, self.head)
+            self.network = self.ranks.with_shared_dropout(network)
+            if not self._augments(step):
+                self.features = features(network, self.head, self.served.preprocessing, self.split, self.ranks)
+            if self.features is not None:
+                self.network = network.get_submodule(self.head[0])
+            kept = "computed at each step" if self.features is None else f"of {len(self.split):,} images computed once"
+            log(f"the backbone is frozen for {settings.frozen_steps - step:,} steps, its outputs {kept}")
+            return
+        unfreeze(network, keep_statistics=settings.freeze_statistics)
+        self.network = self.ranks.distributed(network, self.device)
+        if settings.compile:
+            self.network = _compile(self.network, self.device)
+
+    def _augments(self, step: int) -> bool:
+        recipe = self.run.recipe
+        is_on = recipe.augment.while_frozen or step >= recipe.train.frozen_steps
+        return is_on and not recipe.augment.is_off
+
+    def load(self, step: int) -> Batch:
+        """This rank's share of a batch, augmented and standardised."""
+        share = self.ranks.share(len(self.batches))
+        # of the whole batch where images are to be mixed, because any image may be another's partner
+        of_loaded = share if self.augment.needs_whole_batch else slice(None)
+        if self.features is not None:
+            positions = torch.from_numpy(self.batches.positions(step)[share]).to(self.device)
+            return Batch(self.features[positions], self.batches.labels(step)[of_loaded])
+        images, labels = self.batches.load(step)
+        if not self._augments(step):
+            return Batch(self.served.preprocessing(images[of_loaded]), labels[of_loaded])
+        images, mixed = self.augment(images, step), None
+        if self.augment.needs_whole_batch:
+            images, mixed = self.augment.mix(images, labels, step)
+        inputs = self.served.preprocessing.standardized(images)
+        return Batch(inputs, labels) if mixed is None else Batch(inputs, mixed.label, (mixed.partner, mixed.weight))
+
+    def compute_gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Set the gradients of the whole loss. Returns the logits, float32 [share, classes]; the cross-entropy of this
+        rank's share, scaled so that its mean over the ranks is that of the whole batch; and the L2 penalties."""
         settings = self.run.recipe.train
-        seed_step(settings.seed, step, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext():
-            logits = self.network(inputs)
-            return logits, cross_entropy(logits, labels, settings.loss, self.ranks.size)
-
-    def backward(self, cross_entropy: Tensor) -> dict[str, Tensor]:
-        """Set the gradients of the whole loss, cross-entropy and L2 penalties; returns the penalties."""
         for parameter in self.parameters:
             parameter.grad = None
-        cross_entropy.backward()
-        return add_l2_gradients(self.served.network, self.run.recipe.train.l2)
+        seed_step(settings.seed, step, self.device)
+        parts = batch.parts(settings.accumulate)
+        scale = self.ranks.size if settings.loss == "sum" else 1 / len(parts)
+        logits, losses = [], []
+        for number, part in enumerate(parts, 1):
+            with self._sends_gradients(number == len(parts)):
+                with self._autocast():
+                    output = self.network(part.inputs)
+                    loss = self.loss(output, part.labels, part.mixing)
+                if scale != 1:
+                    loss = loss * scale
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            logits.append(output.detach())
+            losses.append(loss.detach())
+        if not isinstance(self.network, DistributedDataParallel) and step < settings.frozen_steps:
+            self.ranks.average_gradients(self.parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        penalties = add_l2_gradients(self.served.network, settings.l2)
+        if len(parts) == 1:
+            return logits[0], losses[0], penalties
+        return torch.cat(logits), torch.stack(losses).sum(), penalties
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = AUTOCAST.get(self.run.recipe.train.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
+    def _sends_gradients(self, sends: bool) -> AbstractContextManager[Any]:
+        """A block whose backward pass averages the gradients over the ranks, or not."""
+        network = getattr(self.network, "_orig_mod", self.network)  # what torch.compile wraps
+        return nullcontext() if sends or not isinstance(network, DistributedDataParallel) else network.no_sync()
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of all gradients together."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def update(self, step: int) -> float:
-        """Update the weights; returns the learning rate."""
+    def update(self, step: int) -> tuple[float, Tensor | None]:
+        """Update the weights. Returns the highest learning rate, and the norm of the gradients if it was limited."""
         recipe = self.run.recipe
-        learning_rate = recipe.optimizer.learning_rate * recipe.schedule.factor(step, recipe.train.steps)
-        update_weights(self.optimizer, learning_rate)
-        return learning_rate
+        learning_rate = recipe.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get(RATE, 1.0)
+        norm = None
+        if recipe.train.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.parameters, recipe.train.clip_norm)
+        if self.scaler is None:
+            update_weights(self.optimizer)
+        else:  # leaves the weights as they are where gradients are not finite, and lowers the scale
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return learning_rate, norm
 
     def evaluate(self, step: int, progress: ProgressLog) -> None:
         """Log the precision@1 of the averaged weights on the splits that the recipe names, if it asks for it."""
@@ -130,6 +243,8 @@ class TrainingState:
                 self.ranks.sum(torch.from_numpy(counts))
             precision[name] = evaluation.precision_at(1)
         progress.log_precision(step, precision)
+        if step and "validation" in precision:
+            self.best.update(step, precision["validation"])
 
     def check_finite(self, step: int) -> None:
         """Raises ConvlineError where the loss, or the weights after `step` updates, are not finite. Call it before
@@ -138,7 +253,7 @@ class TrainingState:
         networks = (self.served.network, self.average.network)
         self.guard.check_weights(step, [value for network in networks for value in network.state_dict().values()])
 
-    def save(self, step: int, progress: ProgressLog) -> None:
+    def save(self, step: int, progress: ProgressLog, *, finished: bool) -> None:
         """Save a checkpoint after `step` updates."""
         if self.ranks.is_main:
             state: dict[str, Any] = {
@@ -149,6 +264,9 @@ class TrainingState:
                 "ranks": self.ranks.size,
                 "monitor": progress.state(),
                 "provenance": self.run.provenance(),
+                "best": self.best.state(),
+                "finished": finished,
+                **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
             }
             checkpoint.save(self.run.folder / "checkpoints", step, state)
         progress.restart_clock(step)
@@ -167,6 +285,9 @@ class TrainingState:
                 self.served.network.load_state_dict(state["raw"])
                 self.average.network.load_state_dict(state["averaged"])
                 self.optimizer.load_state_dict(state["optimizer"])
+                if self.scaler is not None:
+                    self.scaler.load_state_dict(state["scaler"])
+            self.best.restore(state.get("best"))
             progress.restore(state["monitor"], state["step"], self.device)
         if self.ranks.is_main:
             checkpoint.remove_unfinished(self.run.folder / "checkpoints")

@@ -137,11 +137,10 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.T
 def test_pretrained_weights_fill_all_but_the_last_layer(
     cached: dict[str, torch.Tensor], tmp_path: Path, weights: str
 ) -> None:
-    recipe, served = start(tmp_path, "resnet18", weights)
+    _, served = start(tmp_path, "resnet18", weights)
     loaded = served.network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in cached.items() if not key.startswith("fc."))
-    meta = dataset_meta((32, 32, 3), [f"class {number}" for number in range(10)])
-    assert torch.equal(loaded["fc.weight"], build_network(recipe, meta).network.get_parameter("fc.weight"))
+    assert loaded["fc.weight"].shape == (10, 512) and not loaded["fc.bias"].any()
 
 
 @pytest.mark.usefixtures("cached")

@@ -88,6 +88,7 @@ def test_a_run_without_model_summaries_and_evaluations_has_a_report(tmp_path: Pa
     page = check(tmp_path / "runs/odd/report.html")
     text = " ".join(text for _, text in page.text)
     assert "has no summaries" in text and "not exported yet" in text and "what training may see" in text
+    assert (tmp_path / "runs/odd/pictures/augmented.png").exists()
     shown_names = page.texts("bdi")
     assert {HOSTILE[0], HOSTILE[1], HOSTILE[4], "x" * 59 + "…" + "x" * 60} <= set(shown_names)
     mistakes = [alt for image in page.all("img") if "truth" in (alt := image["alt"] or "")]

@@ -156,3 +156,19 @@ def test_a_second_sheet_shows_what_a_network_sees(cli: Cli, digits: Dataset, tmp
     whole, seen = (pixels(tmp_path / name) for name in printed[1:])
     assert seen.shape == whole.shape  # 4x4 pixels are enlarged to the same size as 8x8
     assert seen.min() == 0 and seen.max() == 255
+
+
+def test_a_third_sheet_shows_augmented_images(cli: Cli, digits: Dataset, tmp_path: Path) -> None:
+    """At most ten rows: an image as it is stored, then nine draws of its augmentations, mixed with others too."""
+    options = ("--data-dir", digits.folder.parent, "--count", 20, "--output", "out")
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(read("digits") + "[augment]\nresized_crop = {}\nflip = true\nmixup = 0.2\n")
+    printed = cli("pipeline", "samples", "digits", *options, "--recipe", recipe).stdout.split()
+    assert printed == ["out", "out.png", "out.seen.png", "out.augmented.png"]
+    sheet = pixels(tmp_path / "out.augmented.png")
+    tile = 48 + 4  # 8x8 pixels, enlarged, and a margin
+    assert sheet.shape == (10 * tile, 110 + 10 * tile, 3)
+    first_row = [sheet[2:50, 110 + column * tile : 110 + column * tile + 48 : 6] for column in range(10)]
+    stored = digits.split("test").images
+    assert any((first_row[0][::6, :, 0] == image[..., 0]).all() for image in stored)
+    assert len({tile.tobytes() for tile in first_row}) == 10
