@@ -489,14 +489,22 @@ def _choices(section: str) -> list[str]:
 
 def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
     """The fields that a section accepts; for a model, optimiser or schedule they depend on its name."""
-    schema: Any = Recipe.model_fields[section].annotation if section else Recipe
     if section == "model":
         return ["name", "weights", *options(fields[section]["name"])]
-    if members := get_args(schema):
-        name = fields[section].get("name", "constant")
-        schema = next(member for member in members if name in get_args(member.model_fields["name"].annotation))
-    fields_of_schema = list(schema.model_fields)
-    return sorted(fields_of_schema, key=lambda field: field != "name")
+    schema: Any = Recipe
+    for part in section.split(".") if section else ():
+        fields = fields[part]
+        members = _sections(schema.model_fields[part].annotation)
+        name = fields.get("name", "constant")
+        schema = next(m for m in members if len(members) == 1 or name in get_args(m.model_fields["name"].annotation))
+    return sorted(schema.model_fields, key=lambda field: field != "name")
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """The sections that a field may hold, by its type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for member in get_args(annotation) for section in _sections(member)]
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

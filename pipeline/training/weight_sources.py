@@ -234,8 +234,8 @@ def _of_repository(model: ModelSection, repository: str) -> WeightSource:
         trained_with = _trained_with(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConvlineError(
-            f"{where}: its config.json is not that of a network of timm ({type(error).__name__}: {error}); choose a "
-            "repository whose library is timm"
+            f"{where}: its config.json is not that of a network of timm ({type(error).__name__}); choose a repository "
+            "whose library is timm"
         ) from error
     if TIMM + architecture != model.name or arguments:
         changed = f" with other {', '.join(arguments)}" if arguments else ""
