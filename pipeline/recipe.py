@@ -345,13 +345,17 @@ WITHOUT_INFLUENCE = {
     "train.evaluate_splits",
     "train.evaluate_limit",
 }
+# but these decide which weights count, or when training ends, where validation decides that
+DECIDES_ON_VALIDATION = {"train.evaluate_every", "train.evaluate_limit"}
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """The dotted names of the fields by which two recipes would train different weights."""
     a, b = flat(one.to_dict()), flat(other.to_dict())
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-    return [key for key in changed if key not in WITHOUT_INFLUENCE and key.split(".")[0] not in WITHOUT_INFLUENCE]
+    decisive = DECIDES_ON_VALIDATION if one.train.uses_validation and other.train.uses_validation else set()
+    free = WITHOUT_INFLUENCE - decisive
+    return [key for key in changed if key not in free and key.split(".")[0] not in free]
 
 
 def names() -> list[str]:
@@ -408,12 +412,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_warmup(recipe: Recipe) -> None:
     """Raises ConvlineError where a warm-up of a fixed number of steps would never end."""
-    warmup, steps = recipe.schedule.warmup, recipe.train.steps
-    if warmup >= steps:
+    warmup, settings = recipe.schedule.warmup, recipe.train
+    if warmup >= settings.steps:
         raise ConvlineError(
-            f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than train.steps {steps}; lower "
+            f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than train.steps {settings.steps}; lower "
             "schedule.warmup or raise train.steps"
         )
+    frozen = settings.frozen_steps
+    for phase, steps in (("with a frozen backbone", frozen), ("after that", settings.steps - frozen)):
+        if 0 < steps <= warmup:
+            raise ConvlineError(
+                f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than the {steps} steps {phase}, and "
+                "each of the two has its own; lower schedule.warmup, or make it a fraction"
+            )
 
 
 def parse(fields: dict[str, Any], where: str) -> Recipe:

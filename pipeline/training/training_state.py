@@ -253,7 +253,7 @@ class TrainingState:
         networks = (self.served.network, self.average.network)
         self.guard.check_weights(step, [value for network in networks for value in network.state_dict().values()])
 
-    def save(self, step: int, progress: ProgressLog, *, finished: bool) -> None:
+    def save(self, step: int, progress: ProgressLog) -> None:
         """Save a checkpoint after `step` updates."""
         if self.ranks.is_main:
             state: dict[str, Any] = {
@@ -265,7 +265,6 @@ class TrainingState:
                 "monitor": progress.state(),
                 "provenance": self.run.provenance(),
                 "best": self.best.state(),
-                "finished": finished,
                 **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
             }
             checkpoint.save(self.run.folder / "checkpoints", step, state)
