@@ -28,10 +28,10 @@ from pydantic import (
 
 from convline.errors import ConvlineError
 from models import NETWORKS, options
+from pipeline.pretrained.weight_names import check_weights
 from pipeline.training.optimizers import OptimizerSection
 from pipeline.training.recipe_section import RecipeSection
 from pipeline.training.schedules import Constant, ScheduleSection
-from pipeline.training.weight_names import check_weights
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -99,7 +99,7 @@ class PreprocessSection(RecipeSection):
 
 class ModelSection(BaseModel):
     """`name`: a key of `models.NETWORKS`, "torchvision/…" or "timm/…". `weights`: the pretrained weights that training
-    starts from (see pipeline/training/weight_names.py). Every other key is an option of that network."""
+    starts from (see pipeline/pretrained/weight_names.py). Every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str

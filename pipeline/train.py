@@ -20,6 +20,9 @@ from pipeline.device import choose_device
 from pipeline.network import build_network, check_trains
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preprocess import preprocess
+from pipeline.pretrained.load import load_pretrained
+from pipeline.pretrained.resolve import resolve_weights
+from pipeline.pretrained.weight_sources import PretrainedWeights
 from pipeline.recipe import Recipe, check_warmup, differences
 from pipeline.run import Run
 from pipeline.tracking.follower import Follower
@@ -27,12 +30,9 @@ from pipeline.training.best_checkpoint import BestCheckpoint
 from pipeline.training.distributed import RankGroup, join
 from pipeline.training.interrupts import StopRequest, stop_request
 from pipeline.training.parameter_groups import description, parameter_groups
-from pipeline.training.pretrained import load_pretrained
 from pipeline.training.progress_log import ProgressLog, progress_log
 from pipeline.training.rank_environment import restart_count
-from pipeline.training.resolved_weights import resolve_weights
 from pipeline.training.training_state import TrainingState
-from pipeline.training.weight_sources import PretrainedWeights
 
 
 def train(

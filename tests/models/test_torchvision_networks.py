@@ -17,9 +17,9 @@ from convline.errors import ConvlineError
 from models.option_reader import torchvision_weights
 from models.served_network import ServedNetwork
 from pipeline.network import build_network, check_trains
+from pipeline.pretrained.load import load_pretrained
+from pipeline.pretrained.resolve import resolve_weights
 from pipeline.recipe import Recipe, load
-from pipeline.training.pretrained import load_pretrained
-from pipeline.training.resolved_weights import resolve_weights
 from tests.conftest import Cli, run_command, run_process
 from tests.pipeline.helpers import dataset_meta
 

@@ -26,12 +26,12 @@ from models.option_reader import timm_names, timm_weights
 from models.served_network import ServedNetwork
 from pipeline.checkpoint import load_newest
 from pipeline.network import build_network
+from pipeline.pretrained.load import load_pretrained
+from pipeline.pretrained.packages import packaged_weights
+from pipeline.pretrained.resolve import resolve_weights
+from pipeline.pretrained.weight_sources import PretrainedWeights
 from pipeline.recipe import Recipe, Standardization, load, parse
 from pipeline.run import Run
-from pipeline.training.packaged_weights import packaged_weights
-from pipeline.training.pretrained import load_pretrained
-from pipeline.training.resolved_weights import resolve_weights
-from pipeline.training.weight_sources import PretrainedWeights
 from tests.conftest import Cli, run_command
 from tests.pipeline.helpers import dataset_meta, refused
 from tests.shared import shared_folder
@@ -488,7 +488,7 @@ import sys
 from pathlib import Path
 from convline.errors import ConvlineError
 from pipeline.recipe import load
-from pipeline.training.resolved_weights import resolve_weights
+from pipeline.pretrained.resolve import resolve_weights
 recipe = load("digits", ["model.name=timm/test_vit", "model.weights=hf:" + sys.argv[1], {FROM_WEIGHTS!r}])
 _, weights = resolve_weights(recipe, {VIT!r}, Path("runs/new"), starts_new=True)
 try:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from convline.errors import ConvlineError
 from models import TIMM, TORCHVISION, head_layers
 from models.served_network import ServedNetwork
+from pipeline.pretrained.resolve import resolve_weights
+from pipeline.pretrained.timm_conversions import TimmMisfit, converted_by_timm
+from pipeline.pretrained.weight_sources import PretrainedWeights
 from pipeline.recipe import ModelSection
 from pipeline.run import Run
-from pipeline.training.resolved_weights import resolve_weights
-from pipeline.training.timm_weights import TimmMisfit, converted_by_timm
-from pipeline.training.weight_sources import PretrainedWeights
 
 # as torchvision.models.densenet converts its older files, whose names have a dot before the number
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
