@@ -34,7 +34,7 @@ from pipeline.training.parameter_groups import RATE, parameter_groups
 from pipeline.training.progress_log import ProgressLog
 from pipeline.training.randomness import seed_step
 from pipeline.training.threads import set_threads
-from pipeline.training.torch_internals import update_weights
+from pipeline.training.torch_internals import begin_velocities, update_weights
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -144,6 +144,8 @@ class TrainingState:
             log(f"the backbone is frozen for {settings.frozen_steps - step:,} steps, its outputs {kept}")
             return
         unfreeze(network, keep_statistics=settings.freeze_statistics)
+        if settings.frozen_steps:
+            begin_velocities(self.optimizer)
         self.network = self.ranks.distributed(network, self.device)
         if settings.compile:
             self.network = _compile(self.network, self.device)
