@@ -21,7 +21,10 @@ from tests.conftest import Cli
 from tests.pipeline.small_datasets import write_dataset
 
 FINE_TUNING = ["augment.mixup=0.2", "augment.cutmix=1.0", "train.class_weights=balanced", "data.sampling=balanced"]
-CUDA = [(name, []) for name in recipe.names()] + [("photos", FINE_TUNING), ("photos", ["train.accumulate=2"])]
+CUDA: list[tuple[str, list[str]]] = [(name, []) for name in recipe.names()] + [
+    ("photos", FINE_TUNING),
+    ("photos", ["train.accumulate=2"]),
+]
 
 
 def fake_state(folder: Path, name: str, overrides: list[str]) -> TrainingState:
@@ -59,11 +62,10 @@ def test_a_recipe_computes_its_loss_on_cuda_without_waiting_for_it(
         state.device = torch.device("cuda", 0)
         for module in (state.served, state.average.network):
             for layer in module.modules():
-                for tensors in (layer._parameters, layer._buffers):
-                    for key, value in tensors.items():
-                        if value is not None:
-                            fake = mode.from_tensor(value.detach()).to("cuda")
-                            tensors[key] = torch.nn.Parameter(fake) if tensors is layer._parameters else fake
+                for key, weight in layer.named_parameters(recurse=False):
+                    layer._parameters[key] = torch.nn.Parameter(mode.from_tensor(weight.detach()).to("cuda"))
+                for key, buffer in layer.named_buffers(recurse=False):
+                    layer._buffers[key] = mode.from_tensor(buffer).to("cuda")
         images, labels = (mode.from_tensor(tensor).to("cuda") for tensor in state.batches.load(0))
         monkeypatch.setattr(state.batches, "load", lambda _: (images, labels))
         if settings.class_weights == "balanced":
