@@ -145,3 +145,50 @@ def test_streaming_keeps_no_pages_of_the_file(tmp_path: Path) -> None:
         assert found
         largest = max(largest, int(found[1]) * 1024)
     assert largest < source.images.nbytes / 4
+
+
+LABELS = np.array([5] * 7 + [1] * 2 + [3] * 4)  # classes of 7, 2 and 4 images
+
+
+def balanced(batch_size: int, seed: int = 0) -> BatchLoader:
+    """Every second row is in the split, with the labels above; image i is filled with i."""
+    images = np.arange(2 * len(LABELS), dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(3, 2)
+    labels = np.random.default_rng(1).permutation(LABELS)
+    return BatchLoader(
+        Split("train", images, labels.repeat(2), 2 * np.arange(len(LABELS))), "balanced", batch_size, seed, CPU
+    )
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 7, 30])
+def test_balanced_sampling_sees_all_classes_equally_often(batch_size: int) -> None:
+    loader = balanced(batch_size)
+    labels = np.concatenate([loader.load(step)[1].numpy() for step in range(60)])
+    for turn in labels[: len(labels) // 3 * 3].reshape(-1, 3):
+        assert sorted(turn) == [1, 3, 5]
+    assert len({tuple(turn) for turn in labels[: len(labels) // 3 * 3].reshape(-1, 3)}) == 6  # in every order
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 7, 30])
+def test_balanced_sampling_sees_each_image_of_a_class_once_in_a_pass_over_it(batch_size: int) -> None:
+    loader = balanced(batch_size)
+    order = seen(loader, range(840 // batch_size))
+    of_position = loader._split.labels[loader._split.rows]
+    for label, count in ((5, 7), (1, 2), (3, 4)):
+        members = [position for position in order if of_position[position] == label]
+        passes = [members[start : start + count] for start in range(0, len(members) - count + 1, count)]
+        assert len(passes) > 20
+        assert all(len(set(one)) == count for one in passes)
+        assert len(set(map(tuple, passes))) > 1
+
+
+def test_balanced_sampling_is_a_function_of_seed_and_step() -> None:
+    loader = balanced(7)
+    through_all = [loader.positions(step).tolist() for step in range(301)]
+    for step in (300, 0, 299, 14):
+        assert balanced(7).positions(step).tolist() == through_all[step]
+        assert loader.positions(step).tolist() == through_all[step]
+    assert len({tuple(seen(balanced(7, seed), range(2))) for seed in range(10)}) == 10
+    images, labels = loader.load(5)
+    rows = loader._split.rows[loader.positions(5)]
+    assert images[:, 0, 0, 0].tolist() == rows.tolist()
+    assert labels.tolist() == loader.labels(5).tolist() == loader._split.labels[rows].tolist()

@@ -142,6 +142,7 @@ def test_gradients_are_limited_as_torch_limits_them(tmp_path: Path, limit: float
         copy.grad = gradient.clone()
     nn.utils.clip_grad_norm_(copies, limit)
     for weight, copy, after in zip(weights, copies, training.parameters, strict=True):
+        assert copy.grad is not None
         torch.testing.assert_close(after.detach(), weight - 0.25 * copy.grad, rtol=1e-6, atol=1e-9)
 
 

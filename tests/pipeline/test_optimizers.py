@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 import models
@@ -13,10 +14,11 @@ from pipeline import recipe
 from pipeline.dataset import Dataset
 from pipeline.export import export
 from pipeline.train import train
-from pipeline.training.optimizers import AdaGrad, Adam, Sgd
+from pipeline.training.optimizers import AdaGrad, Adam, AdamW, Sgd
+from pipeline.training.parameter_groups import parameter_groups
 from pipeline.training.randomness import seed_step
-from pipeline.training.schedules import Cosine, Exponential, Linear
-from pipeline.training.torch_internals import update_weights
+from pipeline.training.schedules import Constant, Cosine, Exponential, Linear
+from pipeline.training.torch_internals import begin_velocities, update_weights
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
@@ -63,9 +65,39 @@ def adam(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return w
 
 
+def adamw(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Loshchilov and Hutter, algorithm 2, with the decay times the learning rate, as all libraries have it."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, gradient in enumerate(gradients, 1):
+        m = 0.9 * m + 0.1 * gradient
+        v = 0.999 * v + 0.001 * gradient**2
+        w = w - 0.1 * (m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.05 * w)
+    return w
+
+
+def decayed(reference: Reference, decay: float) -> Reference:
+    """A reference whose gradients are those plus decay * weight, one update after the other."""
+
+    def updated(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+        seen: list[np.ndarray] = []
+        now = w
+        for gradient in gradients:
+            seen.append(gradient + decay * now)
+            now = reference(w, np.array(seen))
+        return now
+
+    return updated
+
+
 @pytest.mark.parametrize(
     ("section", "reference"),
     [
+        (Sgd(name="sgd", learning_rate=0.1, weight_decay=0.05), decayed(sgd, 0.05)),
+        (Sgd(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.05), decayed(momentum, 0.05)),
+        (Adam(name="adam", learning_rate=0.1, weight_decay=0.05), decayed(adam, 0.05)),
+        (AdaGrad(name="adagrad", learning_rate=0.1, weight_decay=0.05), decayed(adagrad, 0.05)),
+        (AdamW(name="adamw", learning_rate=0.1, weight_decay=0.05), adamw),
+        (AdamW(name="adamw", learning_rate=0.1, weight_decay=0.0), adam),
         (Sgd(name="sgd", learning_rate=0.1), sgd),
         (Sgd(name="sgd", learning_rate=0.1, momentum=0.9), momentum),
         (Sgd(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True), nesterov),
@@ -73,26 +105,76 @@ def adam(w: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         (Adam(name="adam", learning_rate=0.1), adam),
     ],
 )
-def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference: Reference) -> None:
+def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam | AdamW, reference: Reference) -> None:
     start, gradients = fixed.average_values()
     gradients = gradients.astype(np.float64)
     gradients[:, 0] *= 1e-7  # so small that an epsilon inside the root, or of 1e-10, would show
-    weight = nn.Parameter(torch.from_numpy(start.astype(np.float64)))
-    optimizer = section.build([weight])
+    network = nn.Module()  # a weight matrix, because vectors do not decay
+    weight = network.weight = nn.Parameter(torch.from_numpy(start.astype(np.float64))[None])
+    optimizer = section.build(parameter_groups(network, [], section))
     for gradient in gradients:
-        weight.grad = torch.from_numpy(gradient)
+        weight.grad = torch.from_numpy(gradient)[None]
         update_weights(optimizer)
     expected = reference(start.astype(np.float64), gradients)
-    np.testing.assert_allclose(weight.detach().numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(weight.detach().numpy()[0], expected, atol=1e-9)
+
+
+def test_a_layer_that_begins_to_learn_later_gets_the_updates_of_one_that_begins_then() -> None:
+    section = Sgd(name="sgd", learning_rate=0.1, momentum=0.9)
+    gradients = np.random.default_rng(0).normal(size=(6, 5))
+    early, late = (nn.Parameter(torch.zeros(5, dtype=torch.float64)) for _ in range(2))
+    optimizer = section.build([early, late])
+    for step, gradient in enumerate(gradients):
+        if step == 2:
+            begin_velocities(optimizer)
+        early.grad = torch.from_numpy(gradient)
+        late.grad = torch.from_numpy(gradient) if step >= 2 else None
+        update_weights(optimizer)
+    np.testing.assert_allclose(early.detach().numpy(), momentum(np.zeros(5), gradients), atol=1e-12)
+    np.testing.assert_allclose(late.detach().numpy(), momentum(np.zeros(5), gradients[2:]), atol=1e-12)
+
+
+SCHEDULES: list[Constant | Cosine | Exponential | Linear] = [
+    Constant(warmup=10), Cosine(name="cosine", floor=0.1, warmup=10), Linear(name="linear", floor=0.5, warmup=10),
+    Exponential(name="exponential", rate=0.5, every=20, warmup=10),
+    Exponential(name="exponential", rate=0.5, every=20, staircase=False, warmup=10),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_begins_after_its_warm_up(schedule: Constant | Cosine | Exponential | Linear) -> None:
+    found = [schedule.factor(step, 110) for step in range(110)]
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    without = schedule.model_copy(update={"warmup": 0})
+    assert found[10:] == [without.factor(step, 100) for step in range(100)]
+    fraction = schedule.model_copy(update={"warmup": 10 / 110})
+    assert found == [fraction.factor(step, 110) for step in range(110)]
+
+
+@pytest.mark.parametrize(("value", "is_accepted"), [(0, 1), (7, 1), (0.0, 1), (0.99, 1), (1.0, 0), (-1, 0), (-0.1, 0)])
+def test_a_warm_up_is_a_number_of_steps_or_a_fraction(value: float, is_accepted: bool) -> None:
+    if is_accepted:
+        assert Cosine(name="cosine", warmup=value).warmup == value
+    else:
+        with pytest.raises(ValidationError, match="a number of steps"):
+            Cosine(name="cosine", warmup=value)
+
+
+def test_learning_rates_begin_anew_when_all_layers_learn() -> None:
+    settings = ["train.freeze=backbone", "train.freeze_steps=20", "train.steps=70", "optimizer.learning_rate=0.5"]
+    settings += ["model.weights=not-read.pth", "schedule.name=linear", "schedule.warmup=0.1"]
+    found = [recipe.load("digits", settings).learning_rate(step) for step in range(70)]
+    phases = [np.r_[(np.arange(n) + 1) / n, 1 - np.arange(m) / m] for n, m in ((2, 18), (5, 45))]
+    assert found == pytest.approx(0.5 * np.concatenate(phases))
 
 
 def test_an_optimiser_does_not_import_torchs_compiler() -> None:
     """Its import takes 2 s and 160 MB."""
     script = """if True:
         import sys, torch
-        from pipeline.training.optimizers import AdaGrad, Adam, Sgd
+        from pipeline.training.optimizers import AdaGrad, Adam, AdamW, Sgd
         from pipeline.training.torch_internals import update_weights
-        for section, name in ((Sgd, "sgd"), (Adam, "adam"), (AdaGrad, "adagrad")):
+        for section, name in ((Sgd, "sgd"), (Adam, "adam"), (AdamW, "adamw"), (AdaGrad, "adagrad")):
             weight = torch.nn.Parameter(torch.ones(2))
             optimizer = section(name=name, learning_rate=0.1).build([weight])
             weight.grad = torch.ones(2)

@@ -33,7 +33,7 @@ def settings(network: nn.Module, groups: list[dict[str, Any]], rate: str) -> dic
 def test_rates_and_decay_are_timms(name: str) -> None:
     network = models.build(f"timm/test_{name}", (3, 32, 32), 5)
     optimizer = AdamW(name="adamw", learning_rate=1e-3, layer_decay=0.7, weight_decay=0.05)
-    exempt = getattr(network, "no_weight_decay", set)()
+    exempt: set[str] = getattr(network, "no_weight_decay", set)()
     timms = param_groups_layer_decay(network, 0.05, exempt, layer_decay=0.7)
     expected = settings(network, timms, "lr_scale")
     found = settings(network, parameter_groups(network, [], optimizer), RATE)
@@ -98,7 +98,7 @@ def fine_tuning(*more: str) -> Recipe:
 
 def test_the_log_says_what_is_frozen_what_decays_and_how_fast_layers_learn() -> None:
     network = models.build("timm/test_efficientnet", (3, 32, 32), 5)
-    in_head = sum(p.numel() for p in network.classifier.parameters())
+    in_head = sum(p.numel() for p in network.get_submodule("classifier").parameters())
     in_all = sum(p.numel() for p in network.parameters())
     decaying = sum(p.numel() for p in network.parameters() if p.ndim > 1)
     assert description(network, [], fine_tuning()) == ["highest learning rate: 0.01"]

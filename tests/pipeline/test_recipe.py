@@ -2,6 +2,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline import recipe
 from pipeline.recipe import differences, load, parse
+from pipeline.run import Run
 from tests.conftest import ROOT, Cli
 from tests.pipeline.helpers import contents, refused
 
@@ -389,3 +391,74 @@ def test_a_refused_recipe_exits_1_with_one_sentence_and_leaves_nothing(cli: Cli,
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
     assert "train.stepz" in result.stderr and "batch_size" in result.stderr
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"epochs": 1.0}, 10),
+        ({"epochs": 2.5}, 24),  # 23.75
+        ({"epochs": 0.01}, 1),
+        ({"epochs": 2.0, "steps": 5}, 19),
+        ({"epochs": 2.0, "steps": 50}, 50),
+        ({"epochs": 2.0, "freeze": "backbone", "freeze_steps": 7}, 26),
+        ({"epochs": 2.0, "freeze": "backbone", "freeze_steps": 7, "steps": 30}, 30),
+        ({"epochs": 2.0, "freeze": "backbone"}, 19),
+    ],
+)
+def test_epochs_are_passes_over_the_training_images(fields: dict[str, Any], steps: int) -> None:
+    """Of 95 images in batches of 10."""
+    settled = recipe.TrainSection(batch_size=10, **fields).with_steps(95)
+    assert (settled.steps, settled.epochs) == (steps, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], (350, 4.0)),
+        (["train.steps=9"], (9, 0.0)),
+        (["train.epochs=2"], (0, 2.0)),
+        (["train.steps=9", "train.epochs=2"], (0, 2.0)),
+        (["train.epochs="], (350, 0.0)),
+    ],
+)
+def test_steps_or_epochs_that_are_set_replace_those_of_the_recipe(
+    overrides: list[str], expected: tuple[int, float]
+) -> None:
+    settings = load("photos", overrides).train
+    assert (settings.steps, settings.epochs) == expected
+
+
+def test_a_training_without_steps_and_epochs_is_refused() -> None:
+    with refused("recipe digits: train: steps or epochs must be given, and greater than 0"):
+        load("digits", ["train.steps=0"])
+
+
+def test_a_warm_up_longer_than_a_phase_is_refused() -> None:
+    frozen = ["train.freeze=backbone", "train.freeze_steps=30", "train.steps=100", "model.weights=not-read.pth"]
+    assert load("digits", [*frozen, "schedule.warmup=29"]).train.steps == 100
+    with refused("schedule.warmup 30 is not shorter than the 30 steps with a frozen backbone"):
+        load("digits", [*frozen, "schedule.warmup=30"])
+    with refused("schedule.warmup 40 is not shorter than the 40 steps after that"):
+        load("digits", [*frozen, "train.freeze_steps=60", "schedule.warmup=40"])
+
+
+def test_a_warm_up_as_long_as_the_epochs_is_refused_before_anything_is_written(cli: Cli, tmp_path: Path) -> None:
+    """1,438 images in batches of 64: 23 steps."""
+    options = ("--set", "train.epochs=1", "--set", "train.evaluate_every=0", "--tracking", "none")
+    error = cli("pipeline", "train", "digits", *options, "--set", "schedule.warmup=23", status=1).stderr
+    assert "schedule.warmup 23 is not shorter than train.steps 23" in error
+    assert not (tmp_path / "runs").exists()
+    cli("pipeline", "train", "digits", *options, "--set", "schedule.warmup=22")
+    assert Run.open(tmp_path / "runs/digits").recipe.train.steps == 23
+    assert (
+        "is finished" in cli("pipeline", "train", "digits", *options, "--set", "schedule.warmup=22", "--resume").stderr
+    )
+
+
+def test_when_weights_are_evaluated_matters_where_validation_decides() -> None:
+    decides = ["train.keep=best", "data.validation=0.1"]
+    one = load("digits", decides)
+    assert differences(one, load("digits", [*decides, "train.evaluate_every=7"])) == ["train.evaluate_every"]
+    assert differences(one, load("digits", [*decides, "train.evaluate_limit=7"])) == ["train.evaluate_limit"]
+    assert differences(one, load("digits", [*decides, "train.log_every=7"])) == []
