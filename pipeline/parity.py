@@ -131,7 +131,7 @@ def _checkpoint_predictor(run: Run, model: OnnxModel, path: Path) -> Predict:
     served, step = load_network(run)
     if (exported := model.metadata["run"]["step"]) != step:
         raise ConvlineError(
-            f"{path} holds step {exported}, the newest checkpoint of {run.folder} is step {step}; export again"
+            f"{path} holds step {exported}, the weights of {run.folder} that count are of step {step}; export again"
         )
     _check_belongs_to(model, run, path)
     return predictor(served, torch.device("cpu"))

@@ -146,9 +146,9 @@ class TrainSection(RecipeSection):
     evaluations without a better one, 0 for never.
 
     `log_every`, `checkpoint_every`, `summary_every`, `evaluate_every`: in steps; 0 is never, for the last two.
-    `evaluate_limit`: evaluate the first N images of each of `evaluate_splits`. `precision`: of forward and backward
-    pass ("bfloat16" and, on CUDA, "float16" by autocast; the weights stay float32). `compile`: use torch.compile, on
-    CUDA with CUDA graphs."""
+    `evaluate_limit`: evaluate the first N images of each of `evaluate_splits`; all of validation, where that decides
+    by `keep` or `patience`. `precision`: of forward and backward pass ("bfloat16" and, on CUDA, "float16" by autocast;
+    the weights stay float32). `compile`: use torch.compile, on CUDA with CUDA graphs."""
 
     steps: NonNegativeInt = 0
     epochs: NonNegativeFloat = 0.0
@@ -346,7 +346,7 @@ WITHOUT_INFLUENCE = {
     "train.evaluate_limit",
 }
 # but these decide which weights count, or when training ends, where validation decides that
-DECIDES_ON_VALIDATION = {"train.evaluate_every", "train.evaluate_limit"}
+DECIDES_ON_VALIDATION = {"train.evaluate_every"}
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:

@@ -59,13 +59,11 @@ def train(
         resume, overwrite = True, False
     with join(device) as ranks, ExitStack() as locks:
         chosen_device = choose_device(device, ranks.local_rank)
-        named = recipe
+        ranks.on_main(lambda: _check_precision(recipe, chosen_device))
         ranks.on_main(lambda: _prepare_dataset(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, ranks)
-        ranks.on_main(lambda: _check_precision(named, chosen_device))
-        recipe = ranks.main_first(lambda: _with_steps(named, dataset))
+        with_steps = ranks.main_first(lambda: _with_steps(recipe, dataset))
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
-        with_steps = recipe
         recipe, weights = ranks.main_first(
             lambda: resolve_weights(with_steps, dataset.meta, folder, starts_new=starts_new)
         )

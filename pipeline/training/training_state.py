@@ -239,7 +239,9 @@ class TrainingState:
         predict = predictor(ServedNetwork(self.served.preprocessing, self.average.network), self.device)
         precision: dict[str, float] = {}
         for name, split in self.evaluated_splits.items():
-            share = split.take(settings.evaluate_limit).shard(self.ranks.size, self.ranks.rank)
+            # where validation decides, all of it counts: the first images are often of the first classes alone
+            limit = None if name == "validation" and settings.uses_validation else settings.evaluate_limit
+            share = split.take(limit).shard(self.ranks.size, self.ranks.rank)
             evaluation = evaluate(predict, share, self.run.classes)
             for counts in (evaluation.confusion, evaluation.ranks):
                 self.ranks.sum(torch.from_numpy(counts))

@@ -94,6 +94,19 @@ def test_evaluation_export_and_parity_use_the_best_weights(data: Path, best: Run
     best.model.unlink()
 
 
+def test_all_validation_images_decide_although_fewer_are_evaluated_of_other_splits(
+    data: Path, best: Run, tmp_path: Path
+) -> None:
+    """The rows of a dataset are often sorted by class."""
+    run = trained(data, tmp_path / "run", [*BEST, "train.evaluate_limit=3"])
+    assert precisions(run.folder) == precisions(best.folder)
+    assert set(precisions(run.folder, "").values()) <= {0, 1 / 3, 2 / 3, 1}
+    plain = trained(
+        data, tmp_path / "plain", [*COMMON, "train.evaluate_limit=3", 'train.evaluate_splits=["validation"]']
+    )
+    assert set(precisions(plain.folder).values()) <= {0, 1 / 3, 2 / 3, 1}
+
+
 def test_the_log_names_the_step_that_counts(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(data, tmp_path / "run", BEST)
     step = best_step(run)

@@ -201,6 +201,12 @@ def test_a_dead_rank_is_restarted_where_restarts_are_allowed(tmp_path: Path) -> 
         (("--devices", 999), "--devices 999: there are"),
         (("--devices", 2, "--set", "train.batch_size=65"), "train.batch_size 65 cannot be shared evenly by 2 ranks"),
         (("--devices", 2, "--set", "train.stepz=65"), "train.stepz"),
+        (
+            ("--devices", 2, "--set", "train.epochs=1", "--set", "schedule.warmup=23"),
+            "schedule.warmup 23 is not shorter",
+        ),
+        (("--devices", 2, "--set", "train.precision=float16", "--device", "cpu"), "float16 needs a CUDA device"),
+        (("--devices", 2, "--set", "train.accumulate=5"), "does not divide the 32 images"),
     ],
 )
 def test_settings_that_ranks_cannot_share_are_refused_in_one_sentence(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.amp.grad_scaler import GradScaler
 
 from pipeline import recipe
 from pipeline.network import build_network
@@ -83,12 +84,36 @@ def test_a_recipe_computes_its_loss_on_cuda_without_waiting_for_it(
         assert probability.device.type == logit.device.type == "cuda"
 
 
+def test_a_float16_step_that_overflows_changes_no_weight_and_the_next_ones_go_on(tmp_path: Path) -> None:
+    """By torch's autocast and gradient scaler for the CPU, which behave as those for CUDA do."""
+    state = fake_state(tmp_path, "digits", ["train.precision=float16", "train.steps=9", "train.clip_norm=1.0"])
+    state.scaler = GradScaler("cpu", init_scale=2.0**100)
+    state.begin(0)
+
+    def weights() -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in state.parameters])
+
+    before = weights()
+    assert state.compute_gradients(state.load(0), 0)[1].isfinite()
+    _, norm = state.update(0)
+    assert norm is not None and not norm.isfinite()
+    assert torch.equal(weights(), before)
+    assert state.scaler.get_scale() == 2.0**99
+    for step in range(1, 9):
+        state.scaler.update(2.0**10)
+        state.compute_gradients(state.load(step), step)
+        _, norm = state.update(step)
+        assert norm is not None and 0 < norm < 100
+    assert weights().isfinite().all() and not torch.equal(weights(), before)
+    assert {p.dtype for p in state.parameters} == {torch.float32}
+
+
 def test_float16_is_refused_on_the_cpu_before_anything_is_written(cli: Cli, tmp_path: Path) -> None:
     options = ("--set", "train.precision=float16", "--device", "cpu", "--tracking", "none")
     error = cli("pipeline", "train", "digits", *options, status=1).stderr
     assert "train.precision float16 needs a CUDA device; set train.precision to float32, or to bfloat16" in error
     assert error.count("error: ") == 1
-    assert not (tmp_path / "runs").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gradient_norm_that_overflowed_is_left_out_of_the_log(tmp_path: Path) -> None:
