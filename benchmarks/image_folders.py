@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 import sys
 import tarfile
 import time
@@ -49,7 +48,8 @@ def finish(folder: Path, *words: object) -> Finished:
                 memory = max(memory, held(process))
     seconds = time.time() - began
     if status:
-        raise subprocess.CalledProcessError(status, command, stderr=(folder / "log.txt").read_text()[-2000:])
+        said = (folder / "log.txt").read_text()[-2000:]
+        raise RuntimeError(f"{' '.join(map(str, words))} ended with status {status}: {said}")
     return Finished(began, seconds, printed.read_text(), memory)
 
 

@@ -176,10 +176,9 @@ def timm_settings(recipe: Recipe, frozen: int, steps: int, threads: int, seed: i
     weights = packaged_weights()[recipe.model.weights.removeprefix(PACKAGE)]
     augment, optimizer = recipe.augment, recipe.optimizer
     crop, jitter = augment.resized_crop, augment.color_jitter
-    understood = AugmentSection(
-        resized_crop=crop, flip=augment.flip, color_jitter=jitter, erasing=augment.erasing
-    ).model_copy(update={"while_frozen": augment.while_frozen})
-    if augment != understood or crop is None or (optimizer.name, recipe.schedule.name) != ("adamw", "cosine"):
+    known = {"resized_crop", "flip", "color_jitter", "erasing", "mixup", "cutmix", "while_frozen"}
+    rest = augment.model_copy(update={field: getattr(AugmentSection(), field) for field in known})
+    if rest != AugmentSection() or crop is None or (optimizer.name, recipe.schedule.name) != ("adamw", "cosine"):
         raise typer.BadParameter(f"timm_loop.py does not know all that {recipe.name} does; teach it")
     warmup = recipe.schedule.warmup
     return {
@@ -197,6 +196,8 @@ def timm_settings(recipe: Recipe, frozen: int, steps: int, threads: int, seed: i
         "flip": 0.5 if augment.flip else 0.0,
         "color_jitter": None if jitter == ColorJitter() else list(jitter.model_dump().values()),
         "erasing": augment.erasing,
+        "mixup": augment.mixup,
+        "cutmix": augment.cutmix,
         "batch": recipe.train.batch_size,
         "frozen_steps": frozen,
         "steps": steps,

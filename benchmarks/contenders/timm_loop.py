@@ -8,10 +8,10 @@ timm's layer-wise learning rates, cosine schedule and moving average. train.py i
 here: a frozen backbone computes without gradients at every step, as in inference, and the head alone learns.
 
 SETTINGS: network, weights (a file whose tensors are in the network's order), threads, workers, size, mean, std,
-crop_pct, interpolation, scale, ratio, flip (probability), color_jitter, erasing, batch, frozen_steps, steps (in all),
-learning_rate, head_multiplier, layer_decay, weight_decay, warmup (fraction), label_smoothing, average_decay,
-freeze_statistics, seed. At the end prints a line of JSON: the seconds from the start of the process to the end of each
-step, and how many test images of how many are right, by the average.
+crop_pct, interpolation, scale, ratio, flip (probability), color_jitter, erasing, mixup, cutmix, batch, frozen_steps,
+steps (in all), learning_rate, head_multiplier, layer_decay, weight_decay, warmup (fraction), label_smoothing,
+average_decay, freeze_statistics, seed. At the end prints a line of JSON: the seconds from the start of the process to
+the end of each step, and how many test images of how many are right, by the average.
 """
 
 import json
@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 import torch
 from timm import create_model
-from timm.data import create_dataset, create_loader
+from timm.data import Mixup, create_dataset, create_loader
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
@@ -79,8 +80,17 @@ def set_mode(model: Any, *, frozen: bool) -> None:
                 layer.eval()
 
 
+def mixing(classes: int) -> tuple[Mixup | None, nn.Module]:
+    """What mixes a batch, if anything does, and the loss that fits."""
+    if SETTINGS["mixup"] or SETTINGS["cutmix"]:
+        smoothing = SETTINGS["label_smoothing"]
+        mixup = Mixup(SETTINGS["mixup"], SETTINGS["cutmix"], label_smoothing=smoothing, num_classes=classes)
+        return mixup, SoftTargetCrossEntropy()
+    return None, LabelSmoothingCrossEntropy(SETTINGS["label_smoothing"])
+
+
 def phase(
-    model: nn.Module,
+    model: Any,
     average: ModelEmaV3,
     images: Iterator[tuple[torch.Tensor, torch.Tensor]],
     steps: range,
@@ -98,9 +108,11 @@ def phase(
     )
     warmup = round(SETTINGS["warmup"] * len(steps))
     schedule = CosineLRScheduler(optimizer, len(steps), warmup_t=warmup, warmup_prefix=False, t_in_epochs=False)
-    criterion = nn.CrossEntropyLoss(label_smoothing=SETTINGS["label_smoothing"])
+    mixup, criterion = mixing(model.num_classes)
     ended = []
     for number, (step, (inputs, targets)) in enumerate(zip(steps, images, strict=False), 1):
+        if mixup is not None:
+            inputs, targets = mixup(inputs, targets)
         loss = criterion(model(inputs), targets)
         optimizer.zero_grad()
         loss.backward()
