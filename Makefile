@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-RECIPE  ?= digits
+RECIPE  ?= $(if $(SOURCE),photos,digits)
 RUN     ?= $(basename $(notdir $(RECIPE)))
 DATASET ?=
 SOURCE  ?=
@@ -32,10 +32,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
-data: setup ## prepare DATASET (from SOURCE, a folder or archive of your own images, resized to SIZE)
+data: setup ## prepare DATASET (from SOURCE, a folder or archive of your own images, resized to SIZE or for RECIPE)
 	@test -z "$(SOURCE)" -o -n "$(DATASET)" || { echo "give the images of SOURCE a name: DATASET=pets" >&2; exit 2; }
 	@if [ -e data/$(or $(DATASET),digits)/meta.json ]; then echo "data/$(or $(DATASET),digits) is prepared"; \
-	else $(BIN)/pipeline preprocess $(or $(DATASET),digits) $(if $(SOURCE),--source "$(SOURCE)") $(if $(SIZE),--image-size $(SIZE)); fi
+	else $(BIN)/pipeline preprocess $(or $(DATASET),digits) $(if $(SOURCE),--source "$(SOURCE)") $(if $(SIZE),--image-size $(SIZE),--recipe $(RECIPE)); fi
 
 train: setup $(if $(SOURCE),data) ## train RECIPE into runs/RUN, going on where it was
 	$(BIN)/pipeline train $(RECIPE) --run $(RUN) --resume $(if $(DATASET),--dataset $(DATASET)) $(if $(STEPS),--steps $(STEPS))

@@ -41,7 +41,7 @@ def build(name: str, image_shape: tuple[int, int, int], classes: int) -> nn.Modu
         arguments = IMAGE_SIZE_ARGUMENTS[family](height)
     if family in WITH_AUXILIARY_HEAD:
         # transform_input would convert from ImageNet's mean and std to those that their weights were trained with;
-        # here preprocessing applies them (pipeline/training/weight_sources.py)
+        # here preprocessing applies them (pipeline/pretrained/weight_sources.py)
         arguments = {"aux_logits": False, "init_weights": True, "transform_input": False}
     try:
         network: nn.Module = models.get_model(name, weights=None, num_classes=classes, **arguments)

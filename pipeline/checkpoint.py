@@ -2,7 +2,7 @@
 
 A checkpoint holds, as `TrainingState.save` writes it: "format", "step", "raw" and "averaged" weights, "optimizer",
 "threads", "ranks", "monitor" (of the progress log), "provenance" (of the run), "best" (the step and precision of the
-best weights on validation, if the recipe keeps those), "finished" and, with float16, "scaler".
+best weights on validation, and the evaluations since then, if the recipe asks for them) and, with float16, "scaler".
 
 The file ends with the SHA-256 of all bytes before, so that any damage is found before torch reads the file: torch does
 not verify the checksums of its own format, and damaged files make it raise anything.

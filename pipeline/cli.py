@@ -61,6 +61,9 @@ def preprocess(
     dataset: DatasetArgument,
     source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz/.bz2/.xz or .zip of images.")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Resize to the size that this recipe is made for, unless --image-size is given.")
+    ] = None,
     channels: Annotated[Literal["auto", "1", "3"], typer.Option(help="auto: 1 if every image is grey.")] = "auto",
     fit: Annotated[
         Literal["crop", "stretch", "pad"], typer.Option(help="crop: cut off the longer side; pad: add black borders.")
@@ -80,9 +83,15 @@ def preprocess(
     """Turn an archive or an image folder into a prepared dataset."""
     from pipeline.preparing.class_counts import class_counts_table
     from pipeline.preparing.image_folder import ImageFolderOptions
+    from pipeline.preprocess import image_size_for
     from pipeline.preprocess import preprocess as prepare
 
-    folder_options = ImageFolderOptions(_image_size(image_size), channels, fit, allow_rejects, jpeg, resample)
+    size = _image_size(image_size)
+    if size is None and recipe is not None and source is not None:
+        from pipeline.recipe import load
+
+        size = image_size_for(load(recipe))
+    folder_options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
     print(*class_counts_table(prepared.meta["counts"]), sep="\n")
     image = prepared.meta["image"]

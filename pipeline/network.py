@@ -20,8 +20,8 @@ from pipeline import checkpoint
 from pipeline.recipe import Recipe
 from pipeline.run import Run
 
-# what torch raises for sizes that a network cannot process
-SIZE_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError)
+# what torch, or a network of timm, raises for sizes that a network cannot process
+SIZE_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError)
 
 LAYERS_WITH_WEIGHTS = (nn.Conv2d, nn.Linear, LocallyConnected2d)
 

@@ -25,6 +25,7 @@ from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
 from pipeline.preparing.mapped_arrays import chunks
 from pipeline.preparing.official_archive_formats import FORMATS
 from pipeline.preparing.official_datasets import known_datasets
+from pipeline.recipe import Recipe
 
 
 def preprocess(
@@ -53,6 +54,18 @@ def preprocess(
             decoded = _read_official(name, data_dir, mirrors)
         _write(folder, name, decoded)
     return Dataset.open(data_dir, name)
+
+
+def image_size_for(recipe: Recipe) -> tuple[int, int] | None:
+    """Height and width of the images that a recipe is made for: those of its dataset where that is known by name, else
+    its data.image_size, else a seventh more than its crop, so that the crop has room to move, as in the usual 256
+    pixels for a crop of 224. None where it does not say."""
+    official = known_datasets().get(recipe.data.dataset)
+    if official is not None:
+        return official.image[0], official.image[1]
+    crop = recipe.preprocess.crop
+    side = recipe.data.image_size or (None if crop is None else crop + crop // 7)
+    return None if side is None else (side, side)
 
 
 def _read_official(name: str, data_dir: Path, mirrors: Sequence[str]) -> DecodedSource:

@@ -17,7 +17,6 @@ from convline.files import restore_folder
 if TYPE_CHECKING:
     from pipeline.dataset import Dataset
     from pipeline.export import Exported
-    from pipeline.recipe import Recipe
     from pipeline.run import Run
     from serving import Classifier
 
@@ -166,14 +165,15 @@ def train(
 
     `data` is the name of a dataset, or a folder or archive of images of your own. Images of your own are prepared
     first, as the dataset of the run's name: resized to `image_size`, or without it to the size that the recipe is made
-    for (that of its dataset where it is a known one, else a seventh more than its crop; a recipe without a crop needs
-    images of one size). `set` overrides fields of the recipe:
+    for (that of its dataset where it is a known one, else its data.image_size, else a seventh more than its crop; a
+    recipe that says none of these needs images of one size). `set` overrides fields of the recipe:
     {"train.batch_size": 64, "optimizer.learning_rate": 0.01}; None leaves a field to its default.
 
     Raises ConvlineError for a recipe that does not fit, and for a run that exists, unless `resume` goes on with it or
     `overwrite` replaces it; KeyboardInterrupt, after saving a checkpoint, when interrupted.
     """
     from pipeline.dataset import check_name
+    from pipeline.preprocess import image_size_for
     from pipeline.recipe import load
     from pipeline.train import train as train_recipe
 
@@ -194,7 +194,7 @@ def train(
             if (folder / "run.json").exists() and not (resume or overwrite):
                 raise ConvlineError(f"{folder} exists: resume=True goes on with it, overwrite=True replaces it")
             if not (resume and (data_dir / name / "meta.json").exists()):
-                _prepare(Path(data).expanduser(), name, image_size or _size_for(loaded), data_dir, overwrite)
+                _prepare(Path(data).expanduser(), name, image_size or image_size_for(loaded), data_dir, overwrite)
         elif image_size is not None:
             raise ConvlineError(f"image_size is for images that are still to be prepared, and {data} is a dataset")
         loaded = load(path, [*overrides, *_overrides({"data.dataset": name})])
@@ -249,6 +249,7 @@ def preprocess(
     source: str | Path | None = None,
     *,
     image_size: ImageSize | None = None,
+    recipe: str | Path | None = None,
     channels: Literal["auto", "1", "3"] = "auto",
     fit: Literal["crop", "stretch", "pad"] = "crop",
     resample: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear",
@@ -259,14 +260,20 @@ def preprocess(
 ) -> Dataset:
     """Prepare a known dataset by its name, or images of your own (`source`: a folder or an archive) under a new name.
 
+    `image_size`: side, or (height, width), in pixels; without it that which `recipe` is made for.
+
     Raises ConvlineError, with nothing left behind, for a source that cannot be used, and for a dataset that exists,
     unless `overwrite` prepares it again.
     """
     from pipeline.preparing.class_counts import class_counts_table
     from pipeline.preparing.image_folder import ImageFolderOptions
+    from pipeline.preprocess import image_size_for
     from pipeline.preprocess import preprocess as prepare
+    from pipeline.recipe import load
 
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is None and recipe is not None and source is not None:
+        size = image_size_for(load(str(Path(recipe).expanduser())))
     options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample)
     images = None if source is None else Path(source).expanduser()
     prepared = prepare(dataset, Path(data_dir), images, options, overwrite=overwrite)
@@ -301,18 +308,6 @@ def _is_source(data: str | Path, data_dir: Path) -> bool:
     restore_folder(data_dir / data)
     is_dataset = (data_dir / data / "meta.json").exists() or data in known_datasets()
     return not is_dataset and Path(data).exists()
-
-
-def _size_for(recipe: Recipe) -> ImageSize | None:
-    """The size of the images that a recipe is made for, where it says one. Above a crop there must be room for it to
-    move: a seventh, as in the usual 256 pixels for a crop of 224."""
-    from pipeline.preparing.official_datasets import known_datasets
-
-    official = known_datasets().get(recipe.data.dataset)
-    if official is not None:
-        return official.image[0], official.image[1]
-    crop = recipe.preprocess.crop
-    return None if crop is None else crop + crop // 7
 
 
 def _prepare(source: Path, name: str, image_size: ImageSize | None, data_dir: Path, overwrite: bool) -> None:

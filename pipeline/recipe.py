@@ -28,10 +28,10 @@ from pydantic import (
 
 from convline.errors import ConvlineError
 from models import NETWORKS, options
+from pipeline.pretrained.weight_names import check_weights
 from pipeline.training.optimizers import OptimizerSection
 from pipeline.training.recipe_section import RecipeSection
 from pipeline.training.schedules import Constant, ScheduleSection
-from pipeline.training.weight_names import check_weights
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -99,7 +99,7 @@ class PreprocessSection(RecipeSection):
 
 class ModelSection(BaseModel):
     """`name`: a key of `models.NETWORKS`, "torchvision/…" or "timm/…". `weights`: the pretrained weights that training
-    starts from (see pipeline/training/weight_names.py). Every other key is an option of that network."""
+    starts from (see pipeline/pretrained/weight_names.py). Every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -345,13 +345,17 @@ WITHOUT_INFLUENCE = {
     "train.evaluate_splits",
     "train.evaluate_limit",
 }
+# but these decide which weights count, or when training ends, where validation decides that
+DECIDES_ON_VALIDATION = {"train.evaluate_every", "train.evaluate_limit"}
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """The dotted names of the fields by which two recipes would train different weights."""
     a, b = flat(one.to_dict()), flat(other.to_dict())
     changed = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-    return [key for key in changed if key not in WITHOUT_INFLUENCE and key.split(".")[0] not in WITHOUT_INFLUENCE]
+    decisive = DECIDES_ON_VALIDATION if one.train.uses_validation and other.train.uses_validation else set()
+    free = WITHOUT_INFLUENCE - decisive
+    return [key for key in changed if key not in free and key.split(".")[0] not in free]
 
 
 def names() -> list[str]:
@@ -408,12 +412,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_warmup(recipe: Recipe) -> None:
     """Raises ConvlineError where a warm-up of a fixed number of steps would never end."""
-    warmup, steps = recipe.schedule.warmup, recipe.train.steps
-    if warmup >= steps:
+    warmup, settings = recipe.schedule.warmup, recipe.train
+    if warmup >= settings.steps:
         raise ConvlineError(
-            f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than train.steps {steps}; lower "
+            f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than train.steps {settings.steps}; lower "
             "schedule.warmup or raise train.steps"
         )
+    frozen = settings.frozen_steps
+    for phase, steps in (("with a frozen backbone", frozen), ("after that", settings.steps - frozen)):
+        if 0 < steps <= warmup:
+            raise ConvlineError(
+                f"recipe {recipe.name}: schedule.warmup {warmup} is not shorter than the {steps} steps {phase}, and "
+                "each of the two has its own; lower schedule.warmup, or make it a fraction"
+            )
 
 
 def parse(fields: dict[str, Any], where: str) -> Recipe:
@@ -489,14 +500,22 @@ def _choices(section: str) -> list[str]:
 
 def _accepted(section: str, fields: dict[str, Any]) -> list[str]:
     """The fields that a section accepts; for a model, optimiser or schedule they depend on its name."""
-    schema: Any = Recipe.model_fields[section].annotation if section else Recipe
     if section == "model":
         return ["name", "weights", *options(fields[section]["name"])]
-    if members := get_args(schema):
-        name = fields[section].get("name", "constant")
-        schema = next(member for member in members if name in get_args(member.model_fields["name"].annotation))
-    fields_of_schema = list(schema.model_fields)
-    return sorted(fields_of_schema, key=lambda field: field != "name")
+    schema: Any = Recipe
+    for part in section.split(".") if section else ():
+        fields = fields[part]
+        members = _sections(schema.model_fields[part].annotation)
+        name = fields.get("name", "constant")
+        schema = next(m for m in members if len(members) == 1 or name in get_args(m.model_fields["name"].annotation))
+    return sorted(schema.model_fields, key=lambda field: field != "name")
+
+
+def _sections(annotation: Any) -> list[Any]:
+    """The sections that a field may hold, by its type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for member in get_args(annotation) for section in _sections(member)]
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from convline.console import log
 from convline.errors import ConvlineError
 from convline.files import atomic_write, restore_folder
@@ -18,18 +20,19 @@ from pipeline.device import choose_device
 from pipeline.network import build_network, check_trains
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preprocess import preprocess
+from pipeline.pretrained.load import load_pretrained
+from pipeline.pretrained.resolve import resolve_weights
+from pipeline.pretrained.weight_sources import PretrainedWeights
 from pipeline.recipe import Recipe, check_warmup, differences
 from pipeline.run import Run
 from pipeline.tracking.follower import Follower
+from pipeline.training.best_checkpoint import BestCheckpoint
 from pipeline.training.distributed import RankGroup, join
 from pipeline.training.interrupts import StopRequest, stop_request
 from pipeline.training.parameter_groups import description, parameter_groups
-from pipeline.training.pretrained import load_pretrained
 from pipeline.training.progress_log import ProgressLog, progress_log
 from pipeline.training.rank_environment import restart_count
-from pipeline.training.resolved_weights import resolve_weights
 from pipeline.training.training_state import TrainingState
-from pipeline.training.weight_sources import PretrainedWeights
 
 
 def train(
@@ -56,15 +59,18 @@ def train(
         resume, overwrite = True, False
     with join(device) as ranks, ExitStack() as locks:
         chosen_device = choose_device(device, ranks.local_rank)
+        named = recipe
         ranks.on_main(lambda: _prepare_dataset(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, ranks)
-        recipe = _with_steps(recipe, dataset)
+        ranks.on_main(lambda: _check_precision(named, chosen_device))
+        recipe = ranks.main_first(lambda: _with_steps(named, dataset))
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
-        named = recipe
-        recipe, weights = ranks.main_first(lambda: resolve_weights(named, dataset.meta, folder, starts_new=starts_new))
+        with_steps = recipe
+        recipe, weights = ranks.main_first(
+            lambda: resolve_weights(with_steps, dataset.meta, folder, starts_new=starts_new)
+        )
         ranks.on_main(lambda: _check_batches(recipe, dataset, ranks))
-        head = _head(recipe, dataset)
-        served = ranks.main_first(lambda: _build_network(recipe, dataset, head, ranks, weights))
+        served, head = ranks.main_first(lambda: _build_network(recipe, dataset, ranks, weights))
         info = ranks.on_main(
             lambda: _open_run(recipe, folder, dataset, weights, resume=resume, overwrite=overwrite).info
         )
@@ -78,7 +84,7 @@ def train(
         with _log_what_is_saved(run):
             state = ranks.on_main(lambda: checkpoint.load_newest(folder / "checkpoints"))
             if state is None and not starts_new:  # all checkpoints are damaged
-                _, weights = resolve_weights(named, dataset.meta, folder, starts_new=True)
+                _, weights = resolve_weights(with_steps, dataset.meta, folder, starts_new=True)
                 _load_weights(served, recipe, dataset, weights)
             training = TrainingState.create(run, dataset, served, head, chosen_device, ranks, memory_limit)
             for line in (training.batches.description, *description(served.network, head, recipe)):
@@ -127,7 +133,7 @@ def train_steps(training: TrainingState, first_step: int, progress: ProgressLog,
             training.check_finite(done)
             if ends:
                 progress.finish(done, done - first_step)
-            training.save(done, progress, finished=ends)
+            training.save(done, progress)
         if ends:
             if sentence := training.best.sentence(is_last=is_last):
                 log(sentence)
@@ -174,6 +180,14 @@ def _open_dataset(recipe: Recipe, data_dir: Path, ranks: RankGroup) -> Dataset:
     return dataset
 
 
+def _check_precision(recipe: Recipe, device: torch.device) -> None:
+    """Raises ConvlineError where the device does not compute in the recipe's precision."""
+    if recipe.train.precision == "float16" and device.type != "cuda":
+        raise ConvlineError(
+            "train.precision float16 needs a CUDA device; set train.precision to float32, or to bfloat16"
+        )
+
+
 def _check_batches(recipe: Recipe, dataset: Dataset, ranks: RankGroup) -> None:
     """Raises ConvlineError where the dataset lacks a split that is needed, or where batches are too large or uneven."""
     settings = recipe.train
@@ -201,23 +215,33 @@ def _with_steps(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 
 def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
-    """The names of the network's last layers; empty where the recipe treats no layer differently."""
+    """The names of the network's last layers; empty where the recipe treats no layer differently.
+
+    Raises ConvlineError where it does, and the network has none.
+    """
     if recipe.train.freeze == "none" and recipe.optimizer.head_multiplier == 1:
         return []
     image, side = dataset.meta["image"], recipe.preprocess.crop
     shape = (image["channels"], side or image["height"], side or image["width"])
-    return head_layers(recipe.model.name, shape, len(dataset.classes), **recipe.model.options)
+    head = head_layers(recipe.model.name, shape, len(dataset.classes), **recipe.model.options)
+    if not head:
+        raise ConvlineError(
+            f"train.freeze and optimizer.head_multiplier need a network with a head, and {recipe.model.name} has none; "
+            "leave them out, or choose another network"
+        )
+    return head
 
 
 def _build_network(
-    recipe: Recipe, dataset: Dataset, head: list[str], ranks: RankGroup, weights: PretrainedWeights | None
-) -> ServedNetwork:
-    """The network before the first step, with pretrained `weights`, if any.
+    recipe: Recipe, dataset: Dataset, ranks: RankGroup, weights: PretrainedWeights | None
+) -> tuple[ServedNetwork, list[str]]:
+    """The network before the first step, with pretrained `weights`, if any; and its head (see `_head`).
 
     Raises ConvlineError, before anything is written, where it cannot be trained on this dataset.
     """
     served = build_network(recipe, dataset.meta)
-    check_trains(served, recipe, dataset.meta, recipe.train.batch_size // ranks.size)
+    check_trains(served, recipe, dataset.meta, recipe.train.batch_size // ranks.size // recipe.train.accumulate)
+    head = _head(recipe, dataset)
     layers = [name for name, layer in served.network.named_modules() if hasattr(layer, "weight")]
     if unknown := sorted(recipe.train.l2.keys() - set(layers)):
         raise ConvlineError(f"train.l2: {recipe.model.name} has no layer {unknown[0]!r}; it has {', '.join(layers)}")
@@ -226,7 +250,7 @@ def _build_network(
     except ValueError as error:
         raise ConvlineError(f"optimizer: {error}") from error
     _load_weights(served, recipe, dataset, weights)
-    return served
+    return served, head
 
 
 def _load_weights(served: ServedNetwork, recipe: Recipe, dataset: Dataset, weights: PretrainedWeights | None) -> None:
@@ -293,6 +317,8 @@ def _is_finished(run: Run) -> bool:
     paths = checkpoint.paths(run.folder / "checkpoints")
     if any(checkpoint.load(path) for path in paths if checkpoint.step_of(path) >= run.recipe.train.steps):
         return True
-    # out of patience before the last step
-    newest = checkpoint.load_newest(run.folder / "checkpoints") if run.recipe.train.patience else None
-    return newest is not None and bool(newest.get("finished"))
+    settings = run.recipe.train
+    newest = checkpoint.load_newest(run.folder / "checkpoints") if settings.patience else None
+    best = BestCheckpoint(settings.keep, settings.patience)
+    best.restore(None if newest is None else newest.get("best"))
+    return best.stops

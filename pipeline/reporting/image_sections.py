@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from convline.errors import ConvlineError
 from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, tile, tiles
 from pipeline.network import build_network
+from pipeline.pretrained.load import load_weights_of_run
 from pipeline.reporting.filters import filter_sheet, first_filters
 from pipeline.reporting.image_grid import grid, to_pil
 from pipeline.reporting.network_input import augmented_images
 from pipeline.reporting.report_data import ReportData
 from pipeline.tracking.points import last_value, unpacked
-from pipeline.training.pretrained import load_weights_of_run
 
 SHOWN_CLASSES, IMAGES_PER_CLASS = 20, 6
 SHOWN_MISTAKES = 24  # and as many hits

@@ -12,10 +12,10 @@ from torch import Tensor
 from models.preprocessing import Preprocessing
 from pipeline.dataset import Dataset
 from pipeline.network import build_network
+from pipeline.pretrained.resolve import resolve_pixels
 from pipeline.recipe import Recipe, load
 from pipeline.reporting.image_grid import NetworkViews
 from pipeline.training.augmentations import Augmentations
-from pipeline.training.resolved_weights import resolve_pixels
 
 
 def network_views(recipe_name: str, dataset: Dataset, runs_dir: Path, steps: int) -> NetworkViews:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import time
 from base64 import b64decode, b64encode
@@ -49,6 +50,9 @@ class PointWriter:
             self._file = open_in_place(path, "ab", buffering=0)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
+        """Write a point, without numbers that are not finite (the gradient norm of a step that overflowed in float16):
+        JSON cannot hold them."""
+        values = {key: value for key, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
         line = json.dumps({"step": step, "time": round(time.time(), 3), **values}).encode() + b"\n"
         try:
             if self._file.write(line) < len(line):

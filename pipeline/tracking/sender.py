@@ -74,10 +74,15 @@ class Sender:
                 self._client.update_run(cursor.mlflow_run, status="RUNNING")
             else:
                 last = next(iter(deque(read_points(self._run.metrics), maxlen=1)), None)
-                is_complete = last is not None and "training_seconds" in last.values  # the last point of a training
+                is_complete = last is not None and self._is_end(last)
                 ended = None if last is None else last.milliseconds  # when training ended, not when this was sent
                 self._client.set_terminated(cursor.mlflow_run, "FINISHED" if is_complete else "KILLED", ended)
             return cursor.mlflow_run
+
+    def _is_end(self, point: Point) -> bool:
+        """Whether it is the last point of a training: at its last step, or where it ran out of patience."""
+        settings = self._run.recipe.train
+        return "training_seconds" in point.values and (point.step >= settings.steps or settings.patience > 0)
 
     @contextmanager
     def _server(self, wait: bool = True) -> Iterator[Cursor]:

@@ -41,7 +41,7 @@ class BestCheckpoint:
         return "; ".join(parts)
 
     def state(self) -> dict[str, Any] | None:
-        """For a checkpoint; None where the last weights count and patience has no end."""
+        """For a checkpoint; None where the last weights count and patience has no end, and before any evaluation."""
         if not self.step or (self.keep == "last" and not self.patience):
             return None
         return {"keep": self.keep, "step": self.step, "precision": self.precision, "evaluations": self.evaluations}

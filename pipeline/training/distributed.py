@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from convline import console
 from convline.errors import ConvlineError
 from pipeline.training.rank_environment import is_rank, meeting_file, restart_count
+from pipeline.training.shared_batch_norm import share_batch_statistics
 
 T = TypeVar("T")
 
@@ -64,12 +65,12 @@ class RankGroup:
             )
 
     def distributed(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network with gradients that are averaged over the ranks, and with each rank's part of the dropout masks
-        that one process would draw for the whole batch."""
+        """The network with gradients that are averaged over the ranks, with each rank's part of the dropout masks that
+        one process would draw for the whole batch, and with BatchNorm over the whole batch."""
         if self.size == 1:
             return network
         devices = [device] if device.type == "cuda" else None
-        shared = self.with_shared_dropout(network)
+        shared = share_batch_statistics(self.with_shared_dropout(network), self.size, device)
         return DistributedDataParallel(shared, device_ids=devices, gradient_as_bucket_view=True)
 
     def with_shared_dropout(self, network: nn.Module) -> nn.Module:

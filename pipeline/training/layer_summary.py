@@ -127,12 +127,13 @@ def _activations(network: nn.Module, layers: dict[str, Any], inputs: Tensor) -> 
         for name, layer in network.named_modules()
         if _is_weighted(layer)
     ]
-    was_training = network.training
+    modes = [(layer, layer.training) for layer in network.modules()]  # frozen layers are in inference mode already
     try:
         with activations:
             network.eval()(inputs)
     finally:
-        network.train(was_training)
+        for layer, is_training in modes:
+            layer.training = is_training
         for hook in hooks:
             hook.remove()
     return activations.values

@@ -43,7 +43,7 @@ def balanced_class_weights(counts: Sequence[int]) -> Tensor:
     """1 / the number of training images of each class, times a factor that makes the mean over all images 1; float32
     [classes], 0 for a class without images. The formula is scikit-learn's `compute_class_weight("balanced")`."""
     numbers = torch.tensor(counts, dtype=torch.float64)
-    weights = numbers.sum() / (len(counts) * numbers)
+    weights = numbers.sum() / (numbers.count_nonzero() * numbers)
     return weights.where(numbers > 0, 0).float()
 
 

@@ -32,7 +32,8 @@ def parameter_groups(network: nn.Module, head: Sequence[str], optimizer: Optimiz
         rate = optimizer.layer_decay ** (deepest - depths.get(name, deepest))
         if is_part_of(name, head):
             rate *= optimizer.head_multiplier
-        decay = optimizer.weight_decay if parameter.ndim > 1 and name not in exempt else 0.0
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
+        decay = optimizer.weight_decay if decays else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": groups[key], RATE: key[0], "weight_decay": key[1]} for key in sorted(groups)]
 
@@ -63,7 +64,7 @@ def description(network: nn.Module, head: Sequence[str], recipe: Recipe) -> list
     lines = []
     if settings.freeze == "backbone":
         count = sum(p.numel() for name, p in network.named_parameters() if not is_part_of(name, head))
-        until = f"for {settings.freeze_steps:,} steps" if settings.freeze_steps else "throughout"
+        until = "throughout" if settings.frozen_steps == settings.steps else f"for {settings.frozen_steps:,} steps"
         lines.append(f"frozen {until}: the {count:,} parameters of all layers but {', '.join(head)}")
     if settings.freeze_statistics:
         lines.append("the running statistics of BatchNorm layers are frozen throughout")

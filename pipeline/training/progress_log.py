@@ -155,7 +155,8 @@ class ProgressLog:
     def finish(self, steps: int, trained: int) -> None:
         """Write and show how long the training took: in all, per 100 steps, and up to the first of the `trained` steps
         of this process."""
-        assert self._seconds_to_first_step is not None
+        if self._seconds_to_first_step is None:  # it ends early, and this process has not logged a step
+            self._seconds_to_first_step = time.perf_counter() - self._clock_start
         figures = {
             "training_seconds": self.elapsed,
             "seconds_per_100_steps": 100 * self.elapsed / steps,

@@ -36,6 +36,15 @@ def update_weights(optimizer: Optimizer) -> None:
         inspect.unwrap(type(optimizer).step)(optimizer)
 
 
+def begin_velocities(optimizer: Optimizer) -> None:
+    """Give every parameter of SGD with momentum a velocity, 0 where it has none yet: the fused kernel refuses a group
+    in which some parameters have been updated before and others have not."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def blend_all(averages: list[Tensor], values: list[Tensor], weight: float) -> None:
     """average += weight * (value - average) for all pairs, in place, by one call for all tensors; torch has no public
     function for that."""

@@ -34,7 +34,7 @@ from pipeline.training.parameter_groups import RATE, parameter_groups
 from pipeline.training.progress_log import ProgressLog
 from pipeline.training.randomness import seed_step
 from pipeline.training.threads import set_threads
-from pipeline.training.torch_internals import update_weights
+from pipeline.training.torch_internals import begin_velocities, update_weights
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -144,6 +144,8 @@ class TrainingState:
             log(f"the backbone is frozen for {settings.frozen_steps - step:,} steps, its outputs {kept}")
             return
         unfreeze(network, keep_statistics=settings.freeze_statistics)
+        if settings.frozen_steps:
+            begin_velocities(self.optimizer)
         self.network = self.ranks.distributed(network, self.device)
         if settings.compile:
             self.network = _compile(self.network, self.device)
@@ -253,7 +255,7 @@ class TrainingState:
         networks = (self.served.network, self.average.network)
         self.guard.check_weights(step, [value for network in networks for value in network.state_dict().values()])
 
-    def save(self, step: int, progress: ProgressLog, *, finished: bool) -> None:
+    def save(self, step: int, progress: ProgressLog) -> None:
         """Save a checkpoint after `step` updates."""
         if self.ranks.is_main:
             state: dict[str, Any] = {
@@ -265,7 +267,6 @@ class TrainingState:
                 "monitor": progress.state(),
                 "provenance": self.run.provenance(),
                 "best": self.best.state(),
-                "finished": finished,
                 **({} if self.scaler is None else {"scaler": self.scaler.state_dict()}),
             }
             checkpoint.save(self.run.folder / "checkpoints", step, state)

@@ -1,6 +1,7 @@
 """Networks of torchvision by name. The test of the README's recipe trains and exports one."""
 
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,18 @@ import pytest
 import torch
 import torchvision
 from torchvision.models import resnet18
+from torchvision.transforms._presets import ImageClassification
 
 import models
 from convline.errors import ConvlineError
 from models.option_reader import torchvision_weights
+from models.served_network import ServedNetwork
 from pipeline.network import build_network, check_trains
-from pipeline.recipe import ModelSection, load
-from pipeline.training.pretrained import load_pretrained
+from pipeline.pretrained.load import load_pretrained
+from pipeline.pretrained.resolve import resolve_weights
+from pipeline.recipe import Recipe, load
 from tests.conftest import Cli, run_command, run_process
+from tests.pipeline.helpers import dataset_meta
 
 SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_b_32": 64}
 # one of each family
@@ -107,6 +112,17 @@ def test_a_name_or_option_that_torchvision_lacks_is_refused(setting: str, messag
         load("digits", ["model.name=torchvision/resnet18", setting])
 
 
+def start(folder: Path, name: str, weights: str, side: int = 32, classes: int = 10) -> tuple[Recipe, ServedNetwork]:
+    """The network with these weights of torchvision, and its recipe with the pixels that they were trained with."""
+    settings = [f"model.name=torchvision/{name}", f"model.weights={weights}", "preprocess.standardize=weights"]
+    meta = dataset_meta((side, side, 3), [f"class {number}" for number in range(classes)])
+    recipe, found = resolve_weights(load("digits", settings), meta, folder / "runs/new", starts_new=True)
+    assert found is not None
+    served = build_network(recipe, meta)
+    load_pretrained(served, recipe.model, 3, meta["classes"], found)
+    return recipe, served.eval()
+
+
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Weights of resnet18 in the cache of torch, so that the test works offline."""
@@ -118,25 +134,75 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("weights", ["default", "IMAGENET1K_V1"])
-def test_pretrained_weights_fill_all_but_the_last_layer(cached: dict[str, torch.Tensor], weights: str) -> None:
-    network = models.build("torchvision/resnet18", (3, 32, 32), 10)
-    before = network.get_parameter("fc.weight").clone()
-    load_pretrained(network, ModelSection.model_validate({"name": "torchvision/resnet18", "weights": weights}))
-    loaded = network.state_dict()
+def test_pretrained_weights_fill_all_but_the_last_layer(
+    cached: dict[str, torch.Tensor], tmp_path: Path, weights: str
+) -> None:
+    _, served = start(tmp_path, "resnet18", weights)
+    loaded = served.network.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in cached.items() if not key.startswith("fc."))
-    assert torch.equal(network.get_parameter("fc.weight"), before)
+    assert loaded["fc.weight"].shape == (10, 512) and not loaded["fc.bias"].any()
+
+
+@pytest.mark.usefixtures("cached")
+def test_pixels_are_standardised_as_torchvision_says(tmp_path: Path) -> None:
+    _, served = start(tmp_path, "resnet18", "default", 224)
+    image = torch.randint(256, (1, 224, 224, 3), dtype=torch.uint8)
+    preset = ImageClassification(crop_size=224, resize_size=224)
+    expected = preset(image.permute(0, 3, 1, 2))
+    torch.testing.assert_close(served.preprocessing(image), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "side"),
+    [("googlenet", "googlenet-1378be20.pth", 64), ("inception_v3", "inception_v3_google-0cc3c7bd.pth", 96)],
+)
+def test_networks_that_torchvision_gives_other_pixels_compute_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str, side: int
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    theirs = torchvision.models.get_model(name, transform_input=True, aux_logits=False, init_weights=True)
+    for layer in theirs.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0
+    theirs(torch.randn(8, 3, side, side))  # so that the images matter: with fresh statistics the signal vanishes
+    theirs.eval()
+    torch.save(theirs.state_dict(), tmp_path / "hub/checkpoints" / file)
+    _, served = start(tmp_path, name, "default", side)
+    theirs.fc = served.network.fc
+    image = torch.randint(256, (2, side, side, 3), dtype=torch.uint8)
+    preset = ImageClassification(crop_size=side, resize_size=side)
+    with torch.inference_mode():
+        found, expected = served(image)[1], theirs(preset(image.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(found / expected.abs().max(), expected / expected.abs().max(), atol=1e-4, rtol=0)
+
+
+def test_older_files_of_densenet_have_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    tensors = torchvision.models.densenet121().state_dict()
+    renamed = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): x for key, x in tensors.items()}
+    renamed = {key: value for key, value in renamed.items() if not key.endswith("num_batches_tracked")}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in renamed
+    torch.save(renamed, tmp_path / "hub/checkpoints/densenet121-a639ec97.pth")
+    _, served = start(tmp_path, "densenet121", "default", 64)
+    loaded = served.network.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in tensors.items() if not key.startswith("classifier"))
 
 
 def test_weights_that_cannot_be_downloaded_stop_the_training_in_one_sentence(
     photographs: Path, cli_process: Cli, tmp_path: Path
 ) -> None:
-    settings = ["model.name=torchvision/resnet18", "model.weights=default"]
+    settings = ["model.name=torchvision/resnet18", "model.weights=default", "preprocess.standardize=weights"]
     overrides = [word for setting in settings for word in ("--set", setting)]
     error = cli_process(
         "pipeline", "train", "digits", "--dataset", "rgb32", "--data-dir", photographs / "data", *overrides,
         "--tracking", "none", status=1, TORCH_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9",
     ).stderr  # fmt: skip
-    assert "cannot load the weights default of resnet18 from https://" in error and "model.weights=none" in error
+    assert "cannot load the weights default of torchvision/resnet18" in error and "model.weights=none" in error
+    path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    assert f"{path} is missing, and https://download.pytorch.org/models/resnet18-f37072fd.pth cannot be down" in error
+    assert "preprocess.standardize={mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225]}" in error
     assert not (tmp_path / "runs").exists()
 
 
@@ -145,18 +211,16 @@ def test_weights_that_cannot_be_downloaded_stop_the_training_in_one_sentence(
 def test_a_damaged_weights_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
     path.write_bytes(content)
-    model = ModelSection.model_validate({"name": "torchvision/resnet18", "weights": "default"})
-    with pytest.raises(ConvlineError, match=f"delete {path}"):
-        load_pretrained(models.build("torchvision/resnet18", (3, 32, 32), 10), model)
+    with pytest.raises(ConvlineError, match=f"{path} is damaged .*delete it"):
+        start(tmp_path, "resnet18", "default")
 
 
 @pytest.mark.usefixtures("cached")
-def test_weights_that_differ_beyond_the_last_layer_are_refused() -> None:
-    model = ModelSection.model_validate({"name": "torchvision/resnet18", "weights": "default"})
-    network = models.build("torchvision/resnet18", (3, 32, 32), 1000)
-    network.conv1 = torch.nn.Conv2d(3, 8, 7)
-    with pytest.raises(ConvlineError, match=r"do not fit the network: conv1\.weight"):
-        load_pretrained(network, model)
+def test_weights_that_differ_beyond_the_last_layer_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "hub/checkpoints/resnet18-f37072fd.pth"
+    torch.save(torch.load(path) | {"conv1.weight": torch.zeros(8, 3, 7, 7)}, path)
+    with pytest.raises(ConvlineError, match=r"conv1\.weight has the shape \[8, .* trained on images of 224x224"):
+        start(tmp_path, "resnet18", "default")
 
 
 def test_torchvision_is_imported_only_for_its_own_networks() -> None:

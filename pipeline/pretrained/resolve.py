@@ -7,9 +7,9 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.files import sha256
+from pipeline.pretrained.weight_sources import PretrainedWeights, WeightSource, find_source
 from pipeline.recipe import Recipe, Standardization
 from pipeline.run import Run
-from pipeline.training.weight_sources import PretrainedWeights, WeightSource, find_source
 
 NAMED_BY_HAND = "set preprocess.standardize={mean=[...], std=[...]}, in units of x / 255, as they were trained"
 

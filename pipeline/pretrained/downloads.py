@@ -73,5 +73,5 @@ def file_of_repository(repository: str, names: Sequence[str], where: str, remedy
 
 
 def _reason(error: Exception) -> str:
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    first_sentence = re.split(r"\n|\. ", str(error).strip())[0]
+    return f"{type(error).__name__}: {first_sentence}" if first_sentence else type(error).__name__

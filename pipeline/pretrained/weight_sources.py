@@ -16,12 +16,12 @@ from convline.errors import ConvlineError
 from models import TIMM, TORCHVISION
 from pipeline import checkpoint
 from pipeline.network import load_network
+from pipeline.pretrained.downloads import file_of_repository, file_of_url, hub_path
+from pipeline.pretrained.packages import packaged_weights
+from pipeline.pretrained.tensor_files import read_tensors
+from pipeline.pretrained.weight_names import HUB, PACKAGE, RUN, is_name
 from pipeline.recipe import ModelSection, Standardization
 from pipeline.run import Run
-from pipeline.training.packaged_weights import packaged_weights
-from pipeline.training.weight_downloads import file_of_repository, file_of_url, hub_path
-from pipeline.training.weight_files import read_tensors
-from pipeline.training.weight_names import HUB, PACKAGE, RUN, is_name
 
 # timm's word for the 1,000 classes of its networks
 IMAGENET = "imagenet-1k"
@@ -234,8 +234,8 @@ def _of_repository(model: ModelSection, repository: str) -> WeightSource:
         trained_with = _trained_with(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConvlineError(
-            f"{where}: its config.json is not that of a network of timm ({type(error).__name__}: {error}); choose a "
-            "repository whose library is timm"
+            f"{where}: its config.json is not that of a network of timm ({type(error).__name__}); choose a repository "
+            "whose library is timm"
         ) from error
     if TIMM + architecture != model.name or arguments:
         changed = f" with other {', '.join(arguments)}" if arguments else ""

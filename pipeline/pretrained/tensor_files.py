@@ -30,7 +30,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ConvlineError(
             f"{path} is damaged or holds more than tensors ({type(error).__name__}), and code from a file is never "
-            "run; take an intact file of tensors, such as a .safetensors file"
+            "run; delete it if it was downloaded, or choose an intact file of tensors, such as a .safetensors file"
         ) from error
     for key in NESTED_UNDER:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

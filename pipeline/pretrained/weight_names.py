@@ -1,7 +1,7 @@
 """What `model.weights` of a recipe may say, checked without importing torch or a library of networks.
 
 "none"; "default" or another name that the network's library gives to weights; "hf:ORG/NAME", a repository of the
-Hugging Face hub in timm's format; "pip:PACKAGE" (see packaged_weights.toml); "run:NAME", a run of one's own; or the
+Hugging Face hub in timm's format; "pip:PACKAGE" (see packages.toml); "run:NAME", a run of one's own; or the
 path of a .safetensors or .pth file.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from models import TIMM, TORCHVISION, weights_of
-from pipeline.training.packaged_weights import packaged_weights
+from pipeline.pretrained.packages import packaged_weights
 
 HUB, PACKAGE, RUN = "hf:", "pip:", "run:"
 FILE_ENDINGS = (".safetensors", ".pth", ".pt")

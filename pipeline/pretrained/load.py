@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from convline.errors import ConvlineError
 from models import TIMM, TORCHVISION, head_layers
 from models.served_network import ServedNetwork
+from pipeline.pretrained.resolve import resolve_weights
+from pipeline.pretrained.timm_conversions import TimmMisfit, converted_by_timm
+from pipeline.pretrained.weight_sources import PretrainedWeights
 from pipeline.recipe import ModelSection
 from pipeline.run import Run
-from pipeline.training.resolved_weights import resolve_weights
-from pipeline.training.timm_weights import TimmMisfit, converted_by_timm
-from pipeline.training.weight_sources import PretrainedWeights
 
 # as torchvision.models.densenet converts its older files, whose names have a dot before the number
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
@@ -27,8 +27,8 @@ NEW_HEAD_STD = 1e-3
 def load_pretrained(
     served: ServedNetwork, model: ModelSection, channels: int, classes: Sequence[str], weights: PretrainedWeights
 ) -> str:
-    """Load `weights` into the network of `model`, for images of so many `channels` and these `classes`. The head keeps
-    its own weights unless it was trained for the same classes. Returns what was loaded, for the log.
+    """Load `weights` into the network of `model`, for images of so many `channels` and these `classes`. The head is
+    made anew, with small weights, unless it was trained for the same classes. Returns what was loaded, for the log.
 
     Raises ConvlineError, which names the first tensor that does not fit, and then changes nothing.
     """
