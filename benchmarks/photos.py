@@ -36,10 +36,10 @@ from machine import hardware, versions
 from convline.cpus import usable_cpus
 from models import TIMM
 from pipeline.dataset import Dataset
+from pipeline.pretrained.packages import packaged_weights
+from pipeline.pretrained.weight_names import PACKAGE
 from pipeline.recipe import AugmentSection, ColorJitter, Recipe, load
 from pipeline.tracking.points import read_points
-from pipeline.training.packaged_weights import packaged_weights
-from pipeline.training.weight_names import PACKAGE
 
 LOOP = Path(__file__).parent / "contenders/timm_loop.py"
 WARM_UP = 10  # steps of each phase that are not counted
