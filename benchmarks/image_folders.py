@@ -1,0 +1,98 @@
+"""Folders of photographs as both sides of a benchmark take them, and what a command on them took."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tarfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+SAMPLED_EVERY = 1.0  # seconds between two looks at the memory: each takes milliseconds of a CPU
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well: when it `began` (seconds since the epoch), its `seconds`, what it printed, and the
+    most memory that it and its children held together, in bytes: the sum of their proportional set sizes, in which a
+    page that several of them share counts once."""
+
+    began: float
+    seconds: float
+    output: str
+    memory: int
+
+    def last_line(self) -> Any:
+        return json.loads(self.output.splitlines()[-1])
+
+
+def finish(folder: Path, *words: object) -> Finished:
+    """Run `python words…` in `folder`, in the environment of a user: what this process sets for itself is left out."""
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    printed = folder / "printed.txt"
+    began, memory = time.time(), 0
+    with printed.open("w") as output, (folder / "log.txt").open("w") as log:
+        command = [sys.executable, *map(str, words)]
+        process = psutil.Popen(command, cwd=folder, env=environment, stdout=output, stderr=log)
+        while True:
+            try:
+                status = process.wait(SAMPLED_EVERY)
+                break
+            except psutil.TimeoutExpired:
+                memory = max(memory, held(process))
+    seconds = time.time() - began
+    if status:
+        said = (folder / "log.txt").read_text()[-2000:]
+        raise RuntimeError(f"{' '.join(map(str, words))} ended with status {status}: {said}")
+    return Finished(began, seconds, printed.read_text(), memory)
+
+
+def held(process: psutil.Process) -> int:
+    """The memory of a process and its children now, in bytes."""
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            total += each.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended in between
+            continue
+    return total
+
+
+def pipeline(folder: Path, *words: object) -> Finished:
+    return finish(folder, "-m", "pipeline", *words)
+
+
+def unpack(source: Path, target: Path) -> Path:
+    """The folder that holds train and test, of a folder or an archive, which is unpacked into `target`."""
+    if source.is_file():
+        with tarfile.open(source) as archive:
+            archive.extractall(target, filter="data")
+        source = target
+    for folder in [source, *source.iterdir()]:
+        if (folder / "train").is_dir() and (folder / "test").is_dir():
+            return folder
+    raise FileNotFoundError(f"{source} has no folders train and test")
+
+
+def right(evaluation: dict[str, Any]) -> tuple[int, int]:
+    """How many images of how many, by what `pipeline evaluate --json` prints."""
+    return round(evaluation["precision_at_1"] * evaluation["count"]), evaluation["count"]
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson, 1927)."""
+    share, spread = right / count, z**2 / count
+    centre = share + spread / 2
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
+
+
+def share_of(right: int, count: int) -> str:
+    lowest, highest = wilson(right, count)
+    return f"{right / count:6.1%} ({lowest:.1%} to {highest:.1%})"
