@@ -26,7 +26,7 @@ ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test|check|fix|report)")
 RUN = re.compile(r"(find .*\| )?(pipeline|serving|make) ")
 INCOMPLETE = re.compile(r" [A-Z]{3,}|^(pipeline|serving) \w+$")  # quoted, without what it needs
 SMALL = (
-    (r"make train export RECIPE=(\S+)", r"pipeline train \1 && pipeline export \1"),  # once through make is enough
+    (r"make train export RECIPE=(\S+)$", r"pipeline train \1 && pipeline export \1"),  # once through make is enough
     (r"make train export( report)?", r"\g<0> STEPS=20"),
     (r" --steps \d+", ""),
     (r"pipeline train \S+", r"\g<0> --steps 2 --overwrite --tracking none"),
