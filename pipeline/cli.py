@@ -213,7 +213,7 @@ def evaluate(
     onnx: Annotated[bool, typer.Option("--onnx", help="Evaluate the exported file instead.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: at most 256, by the images' size.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Evaluate each checkpoint as it is written.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two checks.")] = 30.0,
     tracking: Annotated[Tracking, typer.Option(help="With --watch: where precision @ 1 is sent.")] = "mlflow",

@@ -11,7 +11,7 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write
 from convline.html import elide_middle
 from pipeline.device import choose_device
-from pipeline.metrics import BATCH_SIZE, evaluate
+from pipeline.metrics import evaluate
 from pipeline.network import Predict, load_network, predictor
 from pipeline.run import Run
 from serving.model import open_model
@@ -33,7 +33,7 @@ class EvaluationOptions:
     onnx: bool = False
     limit: int | None = None
     device: str = "auto"
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None
     top_k: int = 1
 
     @property

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.dataset import Split
 from pipeline.network import Predict
 
-BATCH_SIZE = 256
+BATCH_SIZE = 256  # at most
+BATCH_PIXELS = 2**21  # at most: larger batches of photographs take gigabytes and are slower
 
 
 @dataclass
@@ -73,11 +74,18 @@ def ranks(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.
     return np.where(np.isnan(logits).any(1), logits.shape[1], larger)
 
 
+def batch_size_for(split: Split) -> int:
+    """How many images of a split to evaluate at once, by their size: a power of 2."""
+    height, width = split.images.shape[1:3]
+    return max(1, min(BATCH_SIZE, 1 << (BATCH_PIXELS // (height * width)).bit_length() - 1))
+
+
 def evaluate(
-    predict: Predict, split: Split, classes: Sequence[str], limit: int | None = None, batch_size: int = BATCH_SIZE
+    predict: Predict, split: Split, classes: Sequence[str], limit: int | None = None, batch_size: int | None = None
 ) -> Evaluation:
-    """Evaluate `predict` on the first `limit` images of a split, or on all of them."""
+    """Evaluate `predict` on the first `limit` images of a split, or on all of them. `batch_size`: by default by the
+    size of the images."""
     evaluation = Evaluation(classes)
-    for images, labels in split.take(limit).batches(batch_size):
+    for images, labels in split.take(limit).batches(batch_size or batch_size_for(split)):
         evaluation.add(predict(images)[1], labels)
     return evaluation

@@ -17,6 +17,7 @@ from models.layers import LocallyConnected2d
 from models.preprocessing import Preprocessing
 from models.served_network import ServedNetwork
 from pipeline import checkpoint
+from pipeline.malloc import keep_freed_memory
 from pipeline.recipe import Recipe
 from pipeline.run import Run
 
@@ -130,6 +131,7 @@ def network_from_checkpoint(run: Run, state: dict[str, Any], weights: str = "ave
 
 def predictor(served: nn.Module, device: torch.device) -> Predict:
     """A network that is on `device` already, as a function on NumPy arrays."""
+    keep_freed_memory()
 
     @torch.inference_mode()
     def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset import Split
-from pipeline.metrics import BATCH_SIZE, Evaluation
+from pipeline.metrics import Evaluation, batch_size_for
 from pipeline.network import Predict
 
 BINS = 10
@@ -30,7 +30,7 @@ class SplitPredictions:
     def compute(cls, predict: Predict, split: Split, classes: Sequence[str]) -> SplitPredictions:
         evaluation = Evaluation(classes)
         columns: list[tuple[NDArray[np.generic], ...]] = []
-        for images, labels in split.batches(BATCH_SIZE):
+        for images, labels in split.batches(batch_size_for(split)):
             probability, logit = predict(images)
             evaluation.add(logit, labels)
             rows = np.arange(len(labels))

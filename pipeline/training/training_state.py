@@ -18,6 +18,7 @@ from models.served_network import ServedNetwork
 from pipeline import checkpoint
 from pipeline.average import MovingAverage
 from pipeline.dataset import Dataset, Split
+from pipeline.malloc import keep_freed_memory
 from pipeline.metrics import evaluate
 from pipeline.network import predictor
 from pipeline.run import Run
@@ -28,7 +29,6 @@ from pipeline.training.best_checkpoint import BestCheckpoint
 from pipeline.training.distributed import RankGroup
 from pipeline.training.frozen_backbone import features, freeze, unfreeze
 from pipeline.training.loss import CrossEntropy, add_l2_gradients, balanced_class_weights
-from pipeline.training.malloc import keep_freed_memory
 from pipeline.training.non_finite_loss import NonFiniteLossGuard
 from pipeline.training.parameter_groups import RATE, parameter_groups
 from pipeline.training.progress_log import ProgressLog
