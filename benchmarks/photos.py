@@ -83,7 +83,8 @@ def main(
         count = len(Dataset.open(folder / "data", recipe.data.dataset).split("train"))
         recipe = recipe.model_copy(update={"train": recipe.train.with_steps(count)})
         compare_rates(folder, images, recipe, rounds, steps, threads)
-        compare_trainings(folder, source.resolve(), recipe, trainings, threads)
+        if trainings:
+            compare_trainings(folder, source.resolve(), recipe, trainings, threads)
 
 
 def compare_rates(folder: Path, images: Path, recipe: Recipe, rounds: int, steps: int, threads: int) -> None:
