@@ -41,7 +41,7 @@ SYSTEMS = {
     "fine-tuning in parts": (*PHOTOS, "train.accumulate=2"),
     "fine-tuning, augmented from the start": (*PHOTOS, "augment.while_frozen=true", "train.loss=sum"),
     "BatchNorm of timm": (*BATCH_NORM, "model.name=timm/test_efficientnet"),
-    "BatchNorm of torchvision": (*BATCH_NORM, "model.name=torchvision/shufflenet_v2_x0_5"),
+    "BatchNorm of torchvision": (*BATCH_NORM, "model.name=torchvision/resnet18"),
 }
 FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
 
