@@ -30,7 +30,7 @@ PHOTOS = ("digits", "data.dataset=rgb", "model.name=timm/test_efficientnet", "mo
     "augment.cutmix=1.0", "data.sampling=balanced", "optimizer.name=adamw", "optimizer.learning_rate=3e-4",
     "optimizer.head_multiplier=3.0", "optimizer.layer_decay=0.8", "optimizer.weight_decay=0.05",
     "schedule.name=cosine", "schedule.warmup=0.1")  # fmt: skip
-# tiny steps: some channels hardly vary, and their normalisation amplifies rounding errors a hundredfold from step to step
+# tiny steps: some channels hardly vary, and normalising them amplifies rounding errors a hundredfold from step to step
 BATCH_NORM = ("digits", "data.dataset=rgb", "train.batch_size=16", "optimizer.name=sgd", "optimizer.learning_rate=1e-9")
 SYSTEMS = {
     "cifar10, distorted": ("cifar10", "data.dataset=rgb", "train.batch_size=16"),
