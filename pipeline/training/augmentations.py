@@ -50,7 +50,6 @@ class Augmentations:
         self._settings = settings
         self._preprocessing = preprocessing
         self._seed = seed
-        self._is_off = settings == AugmentSection()
         self._batch_size = batch_size
         self._share = share
         self._drawn = slice(None) if self.needs_whole_batch else share
@@ -63,7 +62,7 @@ class Augmentations:
         The result is a function of the seed and `step`; every image has its own random numbers.
         """
         settings = self._settings
-        if self._is_off:
+        if settings.is_off:
             return self._preprocessing.cropped(images)
         # one row each for top, left, flip, brightness, contrast; other augmentations have streams of their own
         rows = self._generator(randomness.AUGMENT, step).random((5, self._batch_size))

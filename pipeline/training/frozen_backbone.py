@@ -58,7 +58,9 @@ def features(
         if bool(ranks.any(torch.tensor(not is_small))):  # all ranks do the same
             return None
         kept = seen[0].new_zeros((len(split), *seen[0].shape[1:]))
-        for start in range(ranks.rank * CHUNK, len(split), ranks.size * CHUNK):
+        if ranks.is_main:
+            kept[:CHUNK] = seen[0]
+        for start in range((ranks.rank or ranks.size) * CHUNK, len(split), ranks.size * CHUNK):
             compute(start)
             kept[start : start + CHUNK] = seen[0]
     return ranks.sum(kept)

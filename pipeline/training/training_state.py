@@ -192,7 +192,7 @@ class TrainingState:
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             logits.append(output.detach())
             losses.append(loss.detach())
-        if not isinstance(self.network, DistributedDataParallel) and step < settings.frozen_steps:
+        if step < settings.frozen_steps:  # without DistributedDataParallel
             self.ranks.average_gradients(self.parameters)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
