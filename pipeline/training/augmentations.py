@@ -47,6 +47,7 @@ class Augmentations:
         share: slice = slice(None),
     ) -> None:
         self.needs_whole_batch = bool(settings.mixup or settings.cutmix)
+        self.is_off = settings.is_off
         self._settings = settings
         self._preprocessing = preprocessing
         self._seed = seed
@@ -62,7 +63,7 @@ class Augmentations:
         The result is a function of the seed and `step`; every image has its own random numbers.
         """
         settings = self._settings
-        if settings.is_off:
+        if self.is_off:
             return self._preprocessing.cropped(images)
         # one row each for top, left, flip, brightness, contrast; other augmentations have streams of their own
         rows = self._generator(randomness.AUGMENT, step).random((5, self._batch_size))

@@ -153,7 +153,7 @@ class TrainingState:
     def _augments(self, step: int) -> bool:
         recipe = self.run.recipe
         is_on = recipe.augment.while_frozen or step >= recipe.train.frozen_steps
-        return is_on and not recipe.augment.is_off
+        return is_on and not self.augment.is_off
 
     def load(self, step: int) -> Batch:
         """This rank's share of a batch, augmented and standardised."""
