@@ -104,6 +104,10 @@ class Dataset:
     def fingerprint(self) -> str:
         return str(self.meta["fingerprint"])
 
+    def has_validation(self, validation: int | float) -> bool:
+        """Whether there is a validation split: one of its own, or `validation` images held out (see `split`)."""
+        return "validation" in self.meta["counts"] or bool(validation)
+
     def split(self, name: str, validation: int | float = 0, seed: int = 0) -> Split:
         """The split "train", "validation" or "test". Where the dataset has no validation split of its own, a stratified
         sample of the training images, drawn by `seed`, is held out as validation: a number of them, or a fraction.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -12,16 +13,15 @@ from numpy.typing import NDArray
 
 from convline.console import log, progress
 from convline.errors import ConvlineError
-from pipeline.dataset import Split
-from pipeline.exporting.comparison import compare_models, split_batches
+from pipeline.exporting.comparison import compare_models
 from pipeline.exporting.int8 import Images, Quantizer
 from pipeline.exporting.onnx_predictor import onnx_predictor
-from pipeline.exporting.parity_result import Parity
-from pipeline.exporting.tolerances import TOLERANCES, Tolerance
+from pipeline.exporting.parity_result import NamedBatch, Parity
+from pipeline.exporting.tolerances import Tolerance
 from pipeline.network import Predict
 from pipeline.run import Run
 
-RANKING_IMAGES = 256  # images on which the layers are ranked
+RANKING_BATCHES = 4  # of images, on which the layers are ranked
 
 
 class AccuracyCheck(Protocol):
@@ -37,11 +37,14 @@ class AccuracyCheck(Protocol):
 
 
 def quantize_layers(
-    model: onnx.ModelProto, float32_nodes: Collection[str], images: Iterator[Images], accuracy: AccuracyCheck
+    model: onnx.ModelProto,
+    float32_nodes: Collection[str],
+    images: Callable[[], Iterator[Images]],
+    accuracy: AccuracyCheck,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The model in int8, and the names of the layers left in float: the fewest with which `accuracy` passes.
 
-    `images` calibrate the ranges of activations. If not all layers can be quantized, each is quantized alone, and those
+    `images` calibrate (see Quantizer). If not all layers can be quantized, each is quantized alone, and those
     that change probabilities most are left in float. Raises ConvlineError where even one quantized layer costs too much
     accuracy.
     """
@@ -71,25 +74,26 @@ def quantize_layers(
     return best
 
 
-class SplitAccuracy:
-    """The AccuracyCheck on the images of a split. Its tolerance is half of the one that the exported file must meet."""
+class AccuracyOnImages:
+    """The AccuracyCheck on the batches of images that `images` begins to read."""
 
-    def __init__(self, full: onnx.ModelProto, split: Split, run: Run) -> None:
+    def __init__(
+        self, full: onnx.ModelProto, images: Callable[[], Iterator[NamedBatch]], tolerance: Tolerance, run: Run
+    ) -> None:
         self._reference = _cached(onnx_predictor(full))
-        self._split = split
+        self._images = images
+        self._tolerance = tolerance
         self._run = run
 
     def passes(self, candidate: onnx.ModelProto) -> bool:
-        return self._compare(candidate, self._split).passed
+        return self._compare(candidate, self._images()).passed
 
     def probability_change(self, candidate: onnx.ModelProto) -> float:
-        return self._compare(candidate, self._split.take(RANKING_IMAGES)).mean_probability_difference
+        return self._compare(candidate, islice(self._images(), RANKING_BATCHES)).mean_probability_difference
 
-    def _compare(self, candidate: onnx.ModelProto, split: Split) -> Parity:
-        final = TOLERANCES["int8"]
-        tolerance = Tolerance(lost_share=final.lost_share / 2, lost_images=final.lost_images // 2)
-        parity = Parity(self._run.classes, tolerance)
-        compare_models(parity, self._reference, onnx_predictor(candidate), split_batches(split), self._run.spec)
+    def _compare(self, candidate: onnx.ModelProto, images: Iterator[NamedBatch]) -> Parity:
+        parity = Parity(self._run.classes, self._tolerance)
+        compare_models(parity, self._reference, onnx_predictor(candidate), images, self._run.spec)
         return parity
 
 

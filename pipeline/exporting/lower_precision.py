@@ -1,22 +1,25 @@
 """Convert the float32 graph to the precision of `export --precision`: fp16 or int8.
 
-Draws the training images that calibrate int8, and the validation images that decide which layers it leaves in float.
+Draws the training images that calibrate int8, and the images that decide which layers it leaves in float.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from models.served_network import ServedNetwork
 from pipeline.dataset import Dataset, Split
+from pipeline.exporting.blends import blended_batches
 from pipeline.exporting.comparison import split_batches
 from pipeline.exporting.float16 import to_float16
 from pipeline.exporting.graph import check, float32_nodes
-from pipeline.exporting.int8_layers import SplitAccuracy, quantize_layers
-from pipeline.exporting.tolerances import Precision
+from pipeline.exporting.int8_layers import AccuracyOnImages, quantize_layers
+from pipeline.exporting.tolerances import TOLERANCES, Precision, Tolerance
 from pipeline.run import Run
 
 CALIBRATION_IMAGES = 512
@@ -34,24 +37,38 @@ def to_precision(
     if precision == "fp16":
         model = to_float16(full, float32)
     else:
-        train = _draw(run.split(dataset, "train"), CALIBRATION_IMAGES, seed=1)
-        held_out, description = accuracy_split(run, dataset)
-        images = (batch.images for batch in split_batches(train))
-        model, float_layers = quantize_layers(full, float32, images, SplitAccuracy(full, held_out, run))
+        calibrating = _draw(run.split(dataset, "train"), CALIBRATION_IMAGES, seed=1)
+        accuracy, judged_on = accuracy_check(full, run, dataset)
+        model, float_layers = quantize_layers(full, float32, lambda: _images(calibrating), accuracy)
         details = {
-            "calibrated_on": f"{len(train)} training images",
-            "judged_on": description,
+            "calibrated_on": f"{len(calibrating)} training images",
+            "judged_on": judged_on,
             "left_in_float": float_layers,
         }
     check(model)
     return model, details
 
 
-def accuracy_split(run: Run, dataset: Dataset) -> tuple[Split, str]:
-    """The images that decide which layers stay in float, never test images; and what they are, in words."""
-    name = "validation" if run.recipe.data.validation else "train"
-    split = _draw(run.split(dataset, name), ACCURACY_IMAGES, seed=2)
-    return split, f"{len(split)} {'validation' if name == 'validation' else 'training'} images"
+def accuracy_check(full: onnx.ModelProto, run: Run, dataset: Dataset) -> tuple[AccuracyOnImages, str]:
+    """The check that decides which layers stay in float, and what it looks at, in words: validation images, or blends
+    of training images where none are held out, never test images.
+
+    On validation images its tolerance is half of the one that the exported file must meet. On blends it is the whole:
+    more of these lie where the prediction changes.
+    """
+    final = TOLERANCES["int8"]
+    if dataset.has_validation(run.recipe.data.validation):
+        held_out = _draw(run.split(dataset, "validation"), ACCURACY_IMAGES, seed=2)
+        tolerance = Tolerance(lost_share=final.lost_share / 2, lost_images=final.lost_images // 2)
+        check = AccuracyOnImages(full, lambda: split_batches(held_out), tolerance, run)
+        return check, f"{len(held_out)} validation images"
+    train = run.split(dataset, "train")
+    check = AccuracyOnImages(full, lambda: blended_batches(train, ACCURACY_IMAGES), final, run)
+    return check, f"{ACCURACY_IMAGES} blends of two training images"
+
+
+def _images(split: Split) -> Iterator[NDArray[np.uint8]]:
+    return (batch.images for batch in split_batches(split))
 
 
 def _draw(split: Split, count: int, seed: int) -> Split:
