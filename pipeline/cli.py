@@ -76,6 +76,9 @@ def preprocess(
         typer.Option(help="reduced: decode large JPEGs at a smaller size, faster; compared with full decoding first."),
     ] = "full",
     allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Allow more than 1% unusable files.")] = False,
+    allow_leaks: Annotated[
+        bool, typer.Option("--allow-leaks", help="Allow images with the same pixels in two splits.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare an existing dataset again.")] = False,
     data_dir: DataDir = DATA,
     mirror: Mirrors = None,
@@ -91,7 +94,7 @@ def preprocess(
         from pipeline.recipe import load
 
         size = image_size_for(load(recipe))
-    folder_options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample)
+    folder_options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample, allow_leaks)
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
     print(*class_counts_table(prepared.meta["counts"]), sep="\n")
     image = prepared.meta["image"]

@@ -18,6 +18,7 @@ from pipeline.json_schemas import MetaFields, read_validated
 from pipeline.preparing.held_out_splits import stratified_sample
 from pipeline.preparing.integrity import REMEDY, open_arrays
 from pipeline.preparing.mapped_arrays import release_memory
+from pipeline.preparing.paths_and_groups import read_groups, read_paths
 
 FORMAT = 1
 
@@ -104,6 +105,17 @@ class Dataset:
     def fingerprint(self) -> str:
         return str(self.meta["fingerprint"])
 
+    @property
+    def leaks(self) -> int:
+        """How many images are in two splits, with the same pixels; 0 where an earlier convline did not look."""
+        return int(self.meta.get("equal_images", {}).get("leaks", {}).get("count", 0))
+
+    def paths(self, split: Split) -> list[str] | None:
+        """The path of each image of a split in the dataset's source; None where it has none (see `read_paths`)."""
+        stored_split = "train" if split.name == "validation" and "validation" not in self.meta["counts"] else split.name
+        paths = read_paths(self.folder, stored_split, len(split.labels))
+        return None if paths is None else [paths[row] for row in split.rows.tolist()]
+
     def has_validation(self, validation: int | float) -> bool:
         """Whether there is a validation split: one of its own, or `validation` images held out (see `split`)."""
         return "validation" in self.meta["counts"] or bool(validation)
@@ -111,6 +123,7 @@ class Dataset:
     def split(self, name: str, validation: int | float = 0, seed: int = 0) -> Split:
         """The split "train", "validation" or "test". Where the dataset has no validation split of its own, a stratified
         sample of the training images, drawn by `seed`, is held out as validation: a number of them, or a fraction.
+        Images with the same pixels stay together.
 
         Raises ConvlineError for a split without images, and where the arrays are not those that were prepared.
         """
@@ -119,7 +132,8 @@ class Dataset:
         images, labels = open_arrays(self.folder, self.meta, stored_split)
         rows = np.arange(len(labels))
         if stored_split == "train" and not own_validation:
-            held_out = stratified_sample(labels, validation, seed) if validation else rows[:0]
+            groups = read_groups(self.folder, self.meta)
+            held_out = stratified_sample(labels, validation, seed, groups) if validation else rows[:0]
             rows = held_out if name == "validation" else np.setdiff1d(rows, held_out, assume_unique=True)
         if not len(rows):
             raise ConvlineError(f"the {name} split of {self.name} is empty; see data.validation in the recipe")

@@ -19,12 +19,14 @@ from pipeline.dataset import FORMAT, Dataset, check_name
 from pipeline.download import download
 from pipeline.preparing.channel_statistics import mean_and_std
 from pipeline.preparing.decoded_source import DecodedSource, create_array
+from pipeline.preparing.equal_images import compare_splits, first_equal
 from pipeline.preparing.fingerprint import dataset_fingerprint, split_fingerprint
 from pipeline.preparing.held_out_splits import hold_out_test
 from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
 from pipeline.preparing.mapped_arrays import chunks
 from pipeline.preparing.official_archive_formats import FORMATS
 from pipeline.preparing.official_datasets import known_datasets
+from pipeline.preparing.paths_and_groups import write_groups, write_paths
 from pipeline.recipe import Recipe
 
 
@@ -52,7 +54,7 @@ def preprocess(
             decoded = decode_folder(source, folder, options or ImageFolderOptions())
         else:
             decoded = _read_official(name, data_dir, mirrors)
-        _write(folder, name, decoded)
+        _write(folder, name, decoded, allow_leaks=source is None or (options or ImageFolderOptions()).allow_leaks)
     return Dataset.open(data_dir, name)
 
 
@@ -79,25 +81,34 @@ def _read_official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Decoded
     return FORMATS[dataset.format].read(dataset, download(dataset, data_dir, mirrors))
 
 
-def _write(folder: Path, name: str, decoded: DecodedSource) -> None:
+def _write(folder: Path, name: str, decoded: DecodedSource, allow_leaks: bool) -> None:
+    first = first_equal(decoded.images)
     rows_of_splits = decoded.rows
-    if "test" not in rows_of_splits:
+    is_held_out = "test" not in rows_of_splits
+    if is_held_out:
         log("there is no test split: a fifth of each class, drawn with a fixed seed, becomes test")
-        rows_of_splits = hold_out_test(decoded.labels, decoded.rows["train"])
+        rows_of_splits = hold_out_test(decoded.labels, decoded.rows["train"], first)
+    paths = decoded.paths or _numbered(rows_of_splits, len(decoded.labels))
+    equal_images = compare_splits(first, decoded.labels, rows_of_splits, paths)
+    equal_images.check(allow_leaks)
     counts, fingerprints = {}, {}
     for split, rows in rows_of_splits.items():
         labels = decoded.labels[rows]
         sizes = np.bincount(labels, minlength=len(decoded.classes)).tolist()
         counts[split] = dict(zip(decoded.classes, sizes, strict=True))
-        if empty := [label for label, size in counts[split].items() if not size]:
+        empty = [label for label, size in counts[split].items() if not size]
+        if empty and split != "validation":
+            whole = ", where images with the same pixels stay together" if is_held_out and equal_images.copies else ""
             raise ConvlineError(
-                f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or remove the class"
+                f"{name}: no usable image of class {empty[0]!r} in {split}{whole}; add some, or remove the class"
             )
         images = _write_images(folder / f"{split}.images.npy", decoded, rows)
         create_array(folder / f"{split}.labels.npy", labels.shape, np.int64)[:] = labels
         fingerprints[split] = split_fingerprint(images, labels)
         if split == "train":
             mean, std = mean_and_std(images)
+        if decoded.paths:
+            write_paths(folder, split, [decoded.paths[row] for row in rows])
     meta = {
         "format": FORMAT,
         "name": name,
@@ -106,12 +117,23 @@ def _write(folder: Path, name: str, decoded: DecodedSource) -> None:
         "counts": counts,
         "source": decoded.source,
         "rejected": decoded.rejects,
+        "equal_images": equal_images.to_dict(),
+        "groups": write_groups(folder, first[rows_of_splits["train"]]),
         "mean": mean,
         "std": std,
         "fingerprints": fingerprints,
         "fingerprint": dataset_fingerprint(decoded.classes, decoded.spec.to_dict(), fingerprints),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _numbered(rows_of_splits: dict[str, NDArray[np.int64]], count: int) -> list[str]:
+    """Names for images without a path: "train 0", …"""
+    names = [""] * count
+    for split, rows in rows_of_splits.items():
+        for number, row in enumerate(rows.tolist()):
+            names[row] = f"{split} {number}"
+    return names
 
 
 def _write_images(path: Path, decoded: DecodedSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -255,6 +255,7 @@ def preprocess(
     resample: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear",
     jpeg: Literal["full", "reduced"] = "full",
     allow_rejects: bool = False,
+    allow_leaks: bool = False,
     overwrite: bool = False,
     data_dir: str | Path = "data",
 ) -> Dataset:
@@ -274,7 +275,7 @@ def preprocess(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is None and recipe is not None and source is not None:
         size = image_size_for(load(str(Path(recipe).expanduser())))
-    options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample)
+    options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample, allow_leaks)
     images = None if source is None else Path(source).expanduser()
     prepared = prepare(dataset, Path(data_dir), images, options, overwrite=overwrite)
     for line in class_counts_table(prepared.meta["counts"]):

@@ -36,7 +36,12 @@ def run_metadata(run: Run, dataset: Dataset, step: int) -> dict[str, Any]:
         "classes": run.classes,
         "image": run.spec.to_dict(),
         "recipe": recipe,
-        "dataset": {"name": dataset.name, "fingerprint": dataset.fingerprint, "source": dataset.meta["source"]},
+        "dataset": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "source": dataset.meta["source"],
+            **({"leaks": dataset.leaks} if dataset.leaks else {}),
+        },
         "weights": "averaged",
         "run": {"id": run.info["id"], "name": run.name, "seed": run.recipe.train.seed, "step": step},
         "versions": {name: version(name) for name in LIBRARIES} | {"onnxruntime": _onnxruntime_version()},

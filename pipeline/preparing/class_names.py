@@ -15,9 +15,9 @@ MIN_SIMILARITY = 0.75  # difflib's ratio from which two names may be one, misspe
 
 
 def check_classes(source: Path, splits: Mapping[str, Collection[str]]) -> list[str]:
-    """The sorted class names, given those of each split ("train", and "test" where there is one).
+    """The sorted class names, given those of each split ("train", and "test" and "validation" where there are any).
 
-    Raises ConvlineError for an unprintable name, for fewer than two classes, and for a class that one split lacks.
+    Raises ConvlineError for an unprintable name, for fewer than two classes, for a class that train or test lacks.
     """
     names = sorted({name for labels in splits.values() for name in labels})
     for name in names:
@@ -25,8 +25,8 @@ def check_classes(source: Path, splits: Mapping[str, Collection[str]]) -> list[s
             raise ConvlineError(f"{source}: invalid class name {name!r} (not UTF-8, or unprintable); rename the folder")
     if len(splits["train"]) < 2:
         raise ConvlineError(f"{source} has only one class, {min(splits['train'])!r}; a classifier needs two or more")
-    for split, other in (("train", "test"), ("test", "train")):
-        if "test" in splits and (missing := sorted(set(splits[split]) - set(splits[other]))):
+    for split, other in (("train", "test"), ("test", "train"), ("validation", "train")):
+        if {split, other} <= splits.keys() and (missing := sorted(set(splits[split]) - set(splits[other]))):
             similar = _most_similar(missing[0], sorted(set(splits[other]) - set(splits[split])))
             more = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
             advice = "; add or remove it"

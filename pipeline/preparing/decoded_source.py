@@ -18,8 +18,9 @@ ZEROS = 2**24  # bytes written at once
 @dataclass(frozen=True)
 class DecodedSource:
     """`images` uint8 [n, height, width, channels] (memory-mapped where large) and `labels` int64 [n] of all splits;
-    `rows`: indices of each split's images, int64 ("train", and "test" where the source has one); `spec`: as the images
-    are to be stored (`images` may have three equal channels where it says one); `source`: name and SHA-256."""
+    `rows`: indices of each split's images, int64 ("train", and "test" and "validation" where the source has them);
+    `spec`: as the images are to be stored (`images` may have three equal channels where it says one); `source`: name
+    and SHA-256; `paths`: of each image in the source, empty where it has none."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -28,6 +29,7 @@ class DecodedSource:
     spec: ImageSpec
     source: dict[str, str]
     rejects: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:

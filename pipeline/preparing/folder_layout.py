@@ -21,7 +21,8 @@ INTO_TRAIN = "if all of these are classes, put them into a folder train/"  # who
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The sorted class names, and by image path the split ("train" or "test") and class of each image."""
+    """The sorted class names, and by image path the split ("train", "test" or "validation") and class of each
+    image."""
 
     classes: list[str]
     split_and_class: dict[str, tuple[str, str]]
@@ -128,23 +129,17 @@ def _read_splits(source: Path, top: SourceFolder) -> Splits:
     for kind, folders in by_kind.items():
         if len(folders) > 1:
             raise ConvlineError(f"{source}: {_names(folders)} are all named like the {kind} split; keep one of them")
-    used = _train_and_test({kind: folder for kind, (folder,) in by_kind.items()})
+    used = _used_splits({kind: folder for kind, (folder,) in by_kind.items()})
     return {kind: _class_folders(source, _around_classes(source, folder)) for kind, folder in used.items()}
 
 
-def _train_and_test(folders: dict[SplitKind, SourceFolder]) -> dict[SplitKind, SourceFolder]:
-    """The folders that are used as train and test; logs which, where their names differ."""
-    validation = folders.pop("validation", None)
+def _used_splits(folders: dict[SplitKind, SourceFolder]) -> dict[SplitKind, SourceFolder]:
+    """The folders that are used as train, test and validation; logs which, where their names differ."""
     if renamed := [f"{folder.name} is {kind}" for kind, folder in folders.items() if folder.name.lower() != kind]:
         log(f"splits: {', '.join(renamed)}")
-    if validation is not None and "test" in folders:
-        log(
-            f"{folders['test'].name} serves as test; {validation.name} ({validation.image_count} images) is not used: "
-            "recipes hold validation images out of train"
-        )
-    elif validation is not None:
-        log(f"there is no test split: {validation.name} serves as test")
-        folders["test"] = validation
+    if "validation" in folders and "test" not in folders:
+        log(f"there is no test split: {folders['validation'].name} serves as test")
+        folders["test"] = folders.pop("validation")
     return folders
 
 

@@ -24,13 +24,14 @@ from pipeline.preparing.parallel_decoding import FileForRow, Files, decode_into,
 from pipeline.preparing.reduced_jpegs import compare_reduced
 
 MAX_REJECTED = 0.01  # share of the files
+SPLITS = ("train", "test", "validation")
 
 
 @dataclass(frozen=True)
 class ImageFolderOptions:
     """`size`: (height, width), or None where all images have one size, which is kept;
     `channels`: 1 (grey), 3 (RGB), or "auto", which is 1 only if every image is grey;
-    `allow_rejects`: accept more than 1% of unusable files;
+    `allow_rejects`: accept more than 1% of unusable files; `allow_leaks`: accept the same pixels in two splits;
     `fit`, `jpeg` and `resample`: as in `ImageSpec`."""
 
     size: tuple[int, int] | None = None
@@ -39,6 +40,7 @@ class ImageFolderOptions:
     allow_rejects: bool = False
     jpeg: Literal["full", "reduced"] = "full"
     resample: Resample = "bilinear"
+    allow_leaks: bool = False
 
 
 def decode_folder(
@@ -78,11 +80,12 @@ def decode_folder(
     return DecodedSource(
         images=images,
         labels=np.array([index_of_class[layout.split_and_class[path][1]] for path in order]),
-        rows={split: usable[splits[usable] == split] for split in ("train", "test") if split in splits},
+        rows={split: usable[splits[usable] == split] for split in SPLITS if split in splits},
         classes=layout.classes,
         spec=replace(spec, channels=1) if options.channels == "auto" and result.is_all_grey else spec,
         source={**details, "name": source.resolve().name, "sha256": _source_hash(source, order, result.digests)},
         rejects=rejects,
+        paths=order,
     )
 
 

@@ -62,17 +62,24 @@ def _prediction_tiles(data: ReportData, png_name: str, positions: NDArray[np.int
     images = [split.images[row] for row in split.rows[positions]]
     rows = [("", list(map(to_pil, images[start : start + 8]))) for start in range(0, len(images), 8)]
     data.add_png(png_name, grid(rows))
-    return tiles(_prediction_tile(data, image, position) for image, position in zip(images, positions, strict=True))
+    paths = data.dataset.paths(split)
+    return tiles(
+        _prediction_tile(data, image, position, None if paths is None else paths[position])
+        for image, position in zip(images, positions, strict=True)
+    )
 
 
-def _prediction_tile(data: ReportData, image: Pixels, position: int) -> Html:
+def _prediction_tile(data: ReportData, image: Pixels, position: int, path: str | None) -> Html:
     predictions, classes = data.test_predictions, data.run.classes
     truth, predicted = classes[predictions.labels[position]], classes[predictions.predicted[position]]
     percent = f"{predictions.confidence[position]:.1%}"
+    file = [] if path is None else [display_name(path)]
     if truth == predicted:
-        return _tile(image, f"{truth}, {percent}", [display_name(truth), f" {percent}"])
+        return _tile(image, f"{truth}, {percent}", [display_name(truth), f" {percent}"], *file)
     answer = element("span", "predicted ", display_name(predicted), f" {percent}", class_="wrong")
-    return _tile(image, f"predicted {predicted} {percent}, truth {truth}", answer, ["truth ", display_name(truth)])
+    return _tile(
+        image, f"predicted {predicted} {percent}, truth {truth}", answer, ["truth ", display_name(truth)], *file
+    )
 
 
 def first_layer(data: ReportData) -> HtmlContent:

@@ -65,6 +65,7 @@ def training(data: ReportData) -> HtmlContent:
     rows = [
         ("images", f"{image.height}×{image.width} pixels, {'grey' if image.channels == 1 else 'colour'}"),
         *((split, f"{sum(counts.values()):,} images") for split, counts in data.dataset.meta["counts"].items()),
+        *([("leaks", f"{data.dataset.leaks:,} images are in two splits")] if data.dataset.leaks else []),
         ("classes", f"{len(run.classes):,}"),
         ("training saw", f"{data.step * train.batch_size:,} images, in batches of {train.batch_size:,}"),
         ("optimiser", f"{run.recipe.optimizer.name}, learning rate {run.recipe.optimizer.learning_rate:g}"),

@@ -36,6 +36,7 @@ def classes_in(*parents: str, classes: tuple[str, ...] = ("cat", "dog")) -> list
 
 
 TRAIN_AND_TEST = {"train": {"cat": 3, "dog": 3}, "test": {"cat": 3, "dog": 3}}
+ALL_SPLITS = {**TRAIN_AND_TEST, "validation": {"cat": 3, "dog": 3}}
 CLASSES = {"train": {"cat": 3, "dog": 3}}
 
 # --- names of splits
@@ -76,12 +77,12 @@ LAYOUTS = {
     "images below each split": (classes_in("train/images", "test/images"), TRAIN_AND_TEST),
     "a wrapper named like a split": (classes_in("training_data/train", "training_data/test"), TRAIN_AND_TEST),
     "splits in each class": (["cat/train", "cat/test", "dog/train", "dog/test"], TRAIN_AND_TEST),
-    "splits in each class, one unused": (
+    "splits in each class, with validation": (
         [f"{label}/{split}" for label in ("cat", "dog") for split in ("train", "val", "test")],
-        TRAIN_AND_TEST,
+        ALL_SPLITS,
     ),
     "validation serves as test": (classes_in("train", "valid"), TRAIN_AND_TEST),
-    "validation beside test": (classes_in("train", "val", "test"), TRAIN_AND_TEST),
+    "validation beside test": (classes_in("train", "val", "test"), ALL_SPLITS),
     "images without labels": ([*classes_in("seg_train", "seg_test"), "seg_pred/seg_pred"], TRAIN_AND_TEST),
     "classes with other folders in each": (
         ["cat/indoor", "cat/sofa", "dog/park", "dog/street"],
@@ -201,7 +202,7 @@ def test_the_use_of_splits_is_logged(capsys: pytest.CaptureFixture[str]) -> None
     logged = capsys.readouterr().err
     assert "training_set is train" in logged and "there is no test split: valid serves as test" in logged
     read(*classes_in("train", "valid", "test"))
-    assert "test serves as test; valid (6 images) is not used" in capsys.readouterr().err
+    assert "splits: valid is validation" in capsys.readouterr().err
     read(*classes_in("train", "test"), "seg_pred")
     assert "seg_pred/2.jpg): seg_pred is named like a folder of unlabelled images" in capsys.readouterr().err
 

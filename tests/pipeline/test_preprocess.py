@@ -44,12 +44,15 @@ META = {
     "counts",
     "source",
     "rejected",
+    "equal_images",
+    "groups",
     "mean",
     "std",
     "fingerprints",
     "fingerprint",
 }
 SAMPLES = {f"{split}.{part}.npy" for split in ("train", "test") for part in ("images", "labels")}
+PATHS = {"train.files.txt", "test.files.txt"}
 
 
 @pytest.fixture
@@ -170,12 +173,19 @@ def test_a_second_split_serves_as_test_whatever_its_name(data: Path, tmp_path: P
     assert prepare(data, source).meta["counts"] == {"train": {"cat": 4, "dog": 3}, "test": {"cat": 2, "dog": 1}}
 
 
-def test_where_there_is_a_test_split_the_validation_split_is_not_used(data: Path, tmp_path: Path) -> None:
-    source = image_folder(tmp_path / "pets", {**SPLITS, "val/cat": 9, "val/dog": 9})
+def test_a_validation_split_of_the_source_is_used_as_such(data: Path, tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "pets", {**SPLITS, "val/cat": 9})
     dataset = prepare(data, source)
-    assert dataset.meta["counts"] == {"train": {"cat": 4, "dog": 3}, "test": {"cat": 2, "dog": 1}}
-    expected = np.stack([pixels(path) for path in sorted(source.glob("test/*/*"))])
-    np.testing.assert_array_equal(dataset.split("test").images, expected)
+    assert dataset.meta["counts"] == {
+        "train": {"cat": 4, "dog": 3},
+        "test": {"cat": 2, "dog": 1},
+        "validation": {"cat": 9, "dog": 0},
+    }
+    for folder, split in (("test", "test"), ("val", "validation")):
+        expected = np.stack([pixels(path) for path in sorted(source.glob(f"{folder}/*/*"))])
+        np.testing.assert_array_equal(dataset.split(split).images, expected)
+    # nothing is held out of train
+    assert len(dataset.split("train", validation=3)) == 7 and len(dataset.split("validation", validation=3)) == 9
 
 
 @pytest.mark.parametrize("top", ["", "train/"])
@@ -304,9 +314,10 @@ def test_an_archive_with_other_unicode_and_hard_links_gives_what_its_folder_give
 ) -> None:
     names = [unicodedata.normalize("NFC", name) for name in ("café", "thé", "Ångström")]
     pets = image_folder(tmp_path / "pets", {f"{split}/{name}": 3 for split in ("train", "test") for name in names})
-    for split in ("train", "test"):
+    for seed, split in ((90, "train"), (93, "test")):
         (pets / split / names[0] / "ééé.png").hardlink_to(pets / split / names[0] / "001.png")
-        write_files(pets / split / names[1], {"ea.png": png(seed=90), "eé.png": png(seed=91), "ez.png": png(seed=92)})
+        more = {name: png(seed=seed + number) for number, name in enumerate(("ea.png", "eé.png", "ez.png"))}
+        write_files(pets / split / names[1], more)
     folder = prepare(data, pets)
     packed = preprocess("packed", data, repacked(pets, ending))
     assert packed.classes == folder.classes == sorted(names)
@@ -749,7 +760,7 @@ def test_overwriting_replaces_the_whole_dataset(data: Path, pets: Path, tmp_path
     (data / "pets/notes.txt").write_text("of the old one")
     other = image_folder(tmp_path / "other", {"eel": 5, "fox": 5})
     assert prepare(data, other, overwrite=True).classes == ["eel", "fox"]
-    assert contents(data).keys() == {"pets", "pets/meta.json", *(f"pets/{name}" for name in SAMPLES)}
+    assert contents(data).keys() == {"pets", "pets/meta.json", *(f"pets/{name}" for name in SAMPLES | PATHS)}
 
 
 def test_a_failing_overwrite_keeps_the_earlier_dataset(data: Path, pets: Path) -> None:
@@ -852,7 +863,8 @@ def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_pa
             assert contents(small_disk / "data") == {}
         else:
             break
-    assert len(failures) > 10 and contents(small_disk / "data" / name).keys() == SAMPLES | {"meta.json"}
+    expected = SAMPLES | {"meta.json"} | (PATHS if source else set())
+    assert len(failures) > 10 and contents(small_disk / "data" / name).keys() == expected
     assert [failure for failure in failures if "No space left on device" not in failure[1]] == []
 
 
