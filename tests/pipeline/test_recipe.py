@@ -344,7 +344,7 @@ def test_every_system_of_the_sources_is_listed_with_its_size_and_published_figur
         "digits": ["digits", "digits_convnet", "53,002", "347,392", "-"],
         "mlp": ["mnist", "mlp", "496,885", "496,250", "96.60%"],
         "photos": ["(yours)", "timm/tf_efficientnet_lite0", "3,383,818", "383,920,352", "-"],
-        "photos-scratch": ["(yours)", "timm/regnetx_002", "2,319,482", "16,221,792", "-"],
+        "photos-scratch": ["(yours)", "timm/resnet10t", "4,927,618", "89,535,488", "-"],
         "simple-convnet": ["mnist", "simple_convnet", "433,890", "865,000", "98.60%"],
         "slides-convnet": ["mnist", "slides_convnet", "53,002", "6,138,720", "-"],
         "softmax-regression": ["mnist", "softmax_regression", "7,850", "7,840", "92.20%"],
