@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import tarfile
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from pipeline.metrics import wilson_interval
 
 SAMPLED_EVERY = 1.0  # seconds between two looks at the memory: each takes milliseconds of a CPU
 
@@ -85,14 +86,6 @@ def right(evaluation: dict[str, Any]) -> tuple[int, int]:
     return round(evaluation["precision_at_1"] * evaluation["count"]), evaluation["count"]
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson, 1927)."""
-    share, spread = right / count, z**2 / count
-    centre = share + spread / 2
-    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return (centre - half) / (1 + spread), (centre + half) / (1 + spread)
-
-
 def share_of(right: int, count: int) -> str:
-    lowest, highest = wilson(right, count)
+    lowest, highest = wilson_interval(right, count)
     return f"{right / count:6.1%} ({lowest:.1%} to {highest:.1%})"

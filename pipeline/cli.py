@@ -76,15 +76,22 @@ def preprocess(
         typer.Option(help="reduced: decode large JPEGs at a smaller size, faster; compared with full decoding first."),
     ] = "full",
     allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Allow more than 1% unusable files.")] = False,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="A table: path, label, and if wanted split and group.")
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX|COLUMN", help="Images of one group are never on both sides of a split."),
+    ] = None,
     allow_leaks: Annotated[
-        bool, typer.Option("--allow-leaks", help="Allow images with the same pixels in two splits.")
+        bool, typer.Option("--allow-leaks", help="Allow the same pixels, or one group, in two splits.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Prepare an existing dataset again.")] = False,
     data_dir: DataDir = DATA,
     mirror: Mirrors = None,
 ) -> None:
     """Turn an archive or an image folder into a prepared dataset."""
-    from pipeline.preparing.class_counts import class_counts_table
+    from pipeline.preparing.dataset_summary import class_counts_table, findings
     from pipeline.preparing.image_folder import ImageFolderOptions
     from pipeline.preprocess import image_size_for
     from pipeline.preprocess import preprocess as prepare
@@ -94,15 +101,27 @@ def preprocess(
         from pipeline.recipe import load
 
         size = image_size_for(load(recipe))
-    folder_options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample, allow_leaks)
+    folder_options = ImageFolderOptions(
+        size, channels, fit, allow_rejects, jpeg, resample, allow_leaks, labels, group_by
+    )
     prepared = prepare(dataset, data_dir, source, folder_options, mirror or [], overwrite)
-    print(*class_counts_table(prepared.meta["counts"]), sep="\n")
+    print(*class_counts_table(prepared.meta["counts"]), *findings(prepared.meta), sep="\n")
     image = prepared.meta["image"]
     sizes = ", ".join(f"{sum(counts.values())} {split}" for split, counts in prepared.meta["counts"].items())
     print(
         f"{prepared.folder}: {sizes} images of {image['height']}x{image['width']}x{image['channels']}, "
         f"{len(prepared.classes)} classes, {len(prepared.meta['rejected'])} rejected"
     )
+
+
+@app.command()
+def check(dataset: DatasetArgument, as_json: Json = False, data_dir: DataDir = DATA) -> None:
+    """Look for copies and near duplicates, across splits and labels, blank images and tiny classes."""
+    from pipeline.check import check as check_dataset
+    from pipeline.dataset import Dataset
+
+    found = check_dataset(Dataset.open(data_dir, dataset))
+    print(console.as_json(found.to_dict(), indent=2) if as_json else found.table())
 
 
 @app.command()
@@ -212,6 +231,9 @@ def evaluate(
     precision_at_1: Annotated[bool, typer.Option("--precision-at-1", help="Print only precision @ 1.")] = False,
     top_k: Annotated[int, typer.Option(min=1, help="Also print precision @ 2 to K.")] = 1,
     split: SplitOption = "test",
+    images: Annotated[
+        Path | None, typer.Option(help="Instead of a split: a folder or archive <class>/<image>.")
+    ] = None,
     weights: Annotated[Literal["averaged", "raw"], typer.Option(help="Which weights to evaluate.")] = "averaged",
     onnx: Annotated[bool, typer.Option("--onnx", help="Evaluate the exported file instead.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images.")] = None,
@@ -231,7 +253,9 @@ def evaluate(
 
     if watch and onnx:
         raise typer.BadParameter("--watch evaluates checkpoints, --onnx the exported file; give one of them")
-    options = EvaluationOptions(split, weights, onnx, limit, device, batch_size, top_k)
+    if watch and images is not None:
+        raise typer.BadParameter("--watch evaluates on a split; leave out --images")
+    options = EvaluationOptions(split, weights, onnx, limit, device, batch_size, top_k, images)
     opened = Run.find(runs_dir, run)
     if watch:
         for report in watch_run(opened, data_dir, options, interval, tracking == "mlflow"):
@@ -341,8 +365,8 @@ def compare(
     from pipeline.run import Run
 
     page = output or runs_dir / "compare.html"
-    figures = compare_runs([Run.find(runs_dir, run) for run in runs], page)
-    print(console.as_json(figures, indent=2) if as_json else f"{text_table(figures)}\n{page}")
+    figures, remarks = compare_runs([Run.find(runs_dir, run) for run in runs], page)
+    print(console.as_json(figures, indent=2) if as_json else "\n".join([text_table(figures), *remarks, str(page)]))
 
 
 @app.command()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from convline.errors import ConvlineError
 from convline.files import atomic_write
 from convline.html import elide_middle
+from pipeline.dataset import Split
 from pipeline.device import choose_device
 from pipeline.metrics import evaluate
 from pipeline.network import Predict, load_network, predictor
+from pipeline.preparing.image_folder import decode_labelled
+from pipeline.reporting.paired_comparison import packed_bits
 from pipeline.run import Run
 from serving.model import open_model
 from serving.session import Provider
@@ -24,8 +30,9 @@ CLASS_COLUMN = 24  # characters for the names of classes in the table
 class EvaluationOptions:
     """What to evaluate and how.
 
-    `split` is "train", "validation" or "test"; `weights` are "averaged" or "raw"; `onnx` evaluates the exported file;
-    `limit` takes only the first images; precision is measured at 1 to `top_k`.
+    `split` is "train", "validation" or "test"; `images`, a folder or archive <class>/<image>, takes its place;
+    `weights` are "averaged" or "raw"; `onnx` evaluates the exported file; `limit` takes only the first images;
+    precision is measured at 1 to `top_k`.
     """
 
     split: str = "test"
@@ -35,6 +42,7 @@ class EvaluationOptions:
     device: str = "auto"
     batch_size: int | None = None
     top_k: int = 1
+    images: Path | None = None
 
     @property
     def metric(self) -> str:
@@ -51,17 +59,29 @@ def evaluate_run(run: Run, data_dir: Path, options: EvaluationOptions) -> dict[s
     """Evaluate a run and return the report. That of averaged weights on the whole test split is also written to the
     run's evaluation.json.
 
-    Raises ConvlineError if the run does not have the weights, the file or the split.
+    Raises ConvlineError if the run does not have the weights, the file or the split, and for images of other classes.
     """
     check_top_k(run, options)
-    split = run.split(run.dataset(data_dir), options.split)
-    predict, origin = _predictor(run, options)
-    evaluation = evaluate(predict, split, run.classes, options.limit, options.batch_size)
-    report = {"run": run.name, "split": options.split, **origin, **evaluation.to_dict(options.top_k)}
-    if options.limit is None and options.split == "test" and origin["weights"] == "averaged":
+    with _images(run, data_dir, options) as (split, name):
+        predict, origin = _predictor(run, options)
+        evaluation = evaluate(predict, split, run.classes, options.limit, options.batch_size)
+    report = {"run": run.name, "split": name, **origin, **evaluation.to_dict(options.top_k)}
+    is_test_split = options.images is None and options.split == "test"
+    if options.limit is None and is_test_split and origin["weights"] == "averaged":
         with atomic_write(run.folder / "evaluation.json", "w") as file:
-            json.dump(report, file, indent=2)
+            json.dump(report | {"hits": packed_bits(evaluation.hits)}, file, indent=2)
     return report
+
+
+@contextmanager
+def _images(run: Run, data_dir: Path, options: EvaluationOptions) -> Iterator[tuple[Split, str]]:
+    """The images to evaluate, and their name for the report."""
+    if options.images is None:
+        yield run.split(run.dataset(data_dir), options.split), options.split
+        return
+    with TemporaryDirectory() as folder:
+        decoded = decode_labelled(options.images, Path(folder), run.classes, run.spec)
+        yield Split("test", decoded.images, decoded.labels, decoded.rows["test"]), str(options.images)
 
 
 def check_top_k(run: Run, options: EvaluationOptions) -> None:
@@ -100,10 +120,18 @@ def table(report: dict[str, Any]) -> str:
         for key, value in report.items()
         if key.startswith("precision_at_")
     ]
-    lines.append(f"{'class':{CLASS_COLUMN}}{'images':>8}{'precision':>11}{'recall':>8}")
+    intervals = report["intervals"]
+    lines.append(f"95% interval of precision @ 1: {_range(intervals['precision_at_1'])} ({report['count']:,} images)")
+    lines.append(f"{'class':{CLASS_COLUMN}}{'images':>8}{'precision':>12}{'':16}{'recall':>8}")
     for name, figures in report["classes"].items():
-        precision, recall = (f"{v:.3f}" if v is not None else "-" for v in (figures["precision"], figures["recall"]))
-        lines.append(
-            f"{elide_middle(name, CLASS_COLUMN - 1):{CLASS_COLUMN}}{figures['count']:>8}{precision:>11}{recall:>8}"
-        )
+        cells = [
+            f"{'-':>11}{'':16}" if figures[key] is None else f"{figures[key]:11.3f} {_range(interval):15}"
+            for key, interval in intervals["classes"][name].items()
+        ]
+        line = f"{elide_middle(name, CLASS_COLUMN - 1):{CLASS_COLUMN}}{figures['count']:>8}{''.join(cells)}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"

@@ -1,7 +1,8 @@
-"""Metrics over a split: precision @ k, precision and recall of each class, counts of the confusion matrix."""
+"""Metrics over a split: precision @ k, precision and recall of each class, their 95% intervals, confusion counts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,22 @@ from pipeline.network import Predict
 
 BATCH_SIZE = 256  # at most
 BATCH_PIXELS = 2**21  # at most: larger batches of photographs take gigabytes and are slower
+Z = 1.959964  # 95% of a normal distribution are within this many standard deviations
+
+Interval = tuple[float, float]
+
+
+def wilson_interval(hits: int, count: int) -> Interval:
+    """The 95% interval of a share, of which `hits` of `count` were seen; (0, 1) where none was looked at.
+
+    Wilson's score interval (Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927).
+    """
+    if not count:
+        return 0.0, 1.0
+    share, spread = hits / count, Z**2 / count
+    half = Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    lowest, highest = ((share + spread / 2 + side * half) / (1 + spread) for side in (-1, 1))
+    return max(0.0, lowest), min(1.0, highest)
 
 
 @dataclass
@@ -25,6 +42,7 @@ class Evaluation:
     classes: Sequence[str]
     confusion: NDArray[np.int64] = field(init=False)
     ranks: NDArray[np.int64] = field(init=False)
+    _hits: list[NDArray[np.bool_]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -34,11 +52,22 @@ class Evaluation:
     def add(self, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         """Count a batch: logits float32 [n, classes], labels int64 [n]."""
         np.add.at(self.confusion, (labels, logits.argmax(1)), 1)
-        np.add.at(self.ranks, ranks(logits, labels), 1)
+        ranked = ranks(logits, labels)
+        np.add.at(self.ranks, ranked, 1)
+        self._hits.append(ranked == 0)
 
     @property
     def count(self) -> int:
         return int(self.ranks.sum())
+
+    @property
+    def hits(self) -> NDArray[np.bool_]:
+        """Which images are classified correctly, in order, bool [n]."""
+        return np.concatenate(self._hits) if self._hits else np.zeros(0, bool)
+
+    def interval_at(self, k: int) -> Interval:
+        """The 95% interval of precision @ k."""
+        return wilson_interval(int(self.ranks[:k].sum()), self.count)
 
     def precision_at(self, k: int) -> float:
         """The share of images whose true class is among the k most probable."""
@@ -57,6 +86,16 @@ class Evaluation:
                     "recall": float(hits[i] / true[i]) if true[i] else None,
                 }
                 for i, name in enumerate(self.classes)
+            },
+            "intervals": {
+                **{f"precision_at_{k}": self.interval_at(k) for k in range(1, top_k + 1)},
+                "classes": {
+                    name: {
+                        "precision": wilson_interval(int(hits[i]), int(predicted[i])),
+                        "recall": wilson_interval(int(hits[i]), int(true[i])),
+                    }
+                    for i, name in enumerate(self.classes)
+                },
             },
             "confusion": self.confusion.tolist(),
         }

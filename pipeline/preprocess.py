@@ -6,7 +6,7 @@ Everything is written to a temporary folder, which replaces the destination when
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ from pipeline.preparing.equal_images import compare_splits, first_equal
 from pipeline.preparing.fingerprint import dataset_fingerprint, split_fingerprint
 from pipeline.preparing.held_out_splits import hold_out_test
 from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
-from pipeline.preparing.mapped_arrays import chunks
+from pipeline.preparing.image_groups import check_groups, merged_groups
 from pipeline.preparing.official_archive_formats import FORMATS
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preparing.paths_and_groups import write_groups, write_paths
+from pipeline.preparing.split_arrays import write_splits
 from pipeline.recipe import Recipe
 
 
@@ -45,16 +46,19 @@ def preprocess(
     """
     if check_name(name, "dataset") == "archives":
         raise ConvlineError("invalid dataset name 'archives': downloads are kept in that folder; choose another")
+    options = options or ImageFolderOptions()
+    if source is None and (options.labels or options.group_by):
+        raise ConvlineError("--labels and --group-by are for images of your own: give --source FOLDER|ARCHIVE")
     destination = data_dir / name
     restore_folder(destination)
     if destination.exists() and not overwrite:
         raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
     with new_folder(destination) as folder:
         if source is not None:
-            decoded = decode_folder(source, folder, options or ImageFolderOptions())
+            decoded = decode_folder(source, folder, options)
         else:
             decoded = _read_official(name, data_dir, mirrors)
-        _write(folder, name, decoded, allow_leaks=source is None or (options or ImageFolderOptions()).allow_leaks)
+        _write(folder, name, decoded, allow_leaks=source is None or options.allow_leaks)
     return Dataset.open(data_dir, name)
 
 
@@ -83,32 +87,26 @@ def _read_official(name: str, data_dir: Path, mirrors: Sequence[str]) -> Decoded
 
 def _write(folder: Path, name: str, decoded: DecodedSource, allow_leaks: bool) -> None:
     first = first_equal(decoded.images)
+    unused = np.setdiff1d(np.arange(len(first)), np.concatenate(list(decoded.rows.values())))
+    first[unused] = unused  # rejects have no pixels
+    groups = merged_groups(first, decoded.groups)
     rows_of_splits = decoded.rows
-    is_held_out = "test" not in rows_of_splits
-    if is_held_out:
+    if "test" not in rows_of_splits:
         log("there is no test split: a fifth of each class, drawn with a fixed seed, becomes test")
-        rows_of_splits = hold_out_test(decoded.labels, decoded.rows["train"], first)
+        rows_of_splits = hold_out_test(decoded.labels, decoded.rows["train"], groups)
     paths = decoded.paths or _numbered(rows_of_splits, len(decoded.labels))
     equal_images = compare_splits(first, decoded.labels, rows_of_splits, paths)
     equal_images.check(allow_leaks)
-    counts, fingerprints = {}, {}
+    separated_groups = check_groups(decoded.groups, rows_of_splits, allow_leaks)
+    labels = {split: decoded.labels[rows] for split, rows in rows_of_splits.items()}
+    counts = _count_classes(name, decoded.classes, labels)
+    images = write_splits(folder, decoded, rows_of_splits)
     for split, rows in rows_of_splits.items():
-        labels = decoded.labels[rows]
-        sizes = np.bincount(labels, minlength=len(decoded.classes)).tolist()
-        counts[split] = dict(zip(decoded.classes, sizes, strict=True))
-        empty = [label for label, size in counts[split].items() if not size]
-        if empty and split != "validation":
-            whole = ", where images with the same pixels stay together" if is_held_out and equal_images.copies else ""
-            raise ConvlineError(
-                f"{name}: no usable image of class {empty[0]!r} in {split}{whole}; add some, or remove the class"
-            )
-        images = _write_images(folder / f"{split}.images.npy", decoded, rows)
-        create_array(folder / f"{split}.labels.npy", labels.shape, np.int64)[:] = labels
-        fingerprints[split] = split_fingerprint(images, labels)
-        if split == "train":
-            mean, std = mean_and_std(images)
+        create_array(folder / f"{split}.labels.npy", (len(rows),), np.int64)[:] = labels[split]
         if decoded.paths:
             write_paths(folder, split, [decoded.paths[row] for row in rows])
+    fingerprints = {split: split_fingerprint(images[split], labels[split]) for split in rows_of_splits}
+    mean, std = mean_and_std(images["train"])
     meta = {
         "format": FORMAT,
         "name": name,
@@ -118,13 +116,29 @@ def _write(folder: Path, name: str, decoded: DecodedSource, allow_leaks: bool) -
         "source": decoded.source,
         "rejected": decoded.rejects,
         "equal_images": equal_images.to_dict(),
-        "groups": write_groups(folder, first[rows_of_splits["train"]]),
+        "groups": write_groups(folder, groups[rows_of_splits["train"]]),
+        "separated_groups": separated_groups,
         "mean": mean,
         "std": std,
         "fingerprints": fingerprints,
         "fingerprint": dataset_fingerprint(decoded.classes, decoded.spec.to_dict(), fingerprints),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _count_classes(name: str, classes: list[str], labels: Mapping[str, NDArray[np.int64]]) -> dict[str, dict[str, int]]:
+    """The number of images by split and class. Raises ConvlineError for a class that train or test lacks."""
+    counts = {}
+    for split, of_split in labels.items():
+        sizes = np.bincount(of_split, minlength=len(classes)).tolist()
+        counts[split] = dict(zip(classes, sizes, strict=True))
+        empty = [label for label, size in counts[split].items() if not size]
+        if empty and split != "validation":
+            raise ConvlineError(
+                f"{name}: no usable image of class {empty[0]!r} in {split}; add some, or remove the class (images with "
+                "the same pixels, or of one group, are in one split)"
+            )
+    return counts
 
 
 def _numbered(rows_of_splits: dict[str, NDArray[np.int64]], count: int) -> list[str]:
@@ -134,12 +148,3 @@ def _numbered(rows_of_splits: dict[str, NDArray[np.int64]], count: int) -> list[
         for number, row in enumerate(rows.tolist()):
             names[row] = f"{split} {number}"
     return names
-
-
-def _write_images(path: Path, decoded: DecodedSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Copy the rows into a new file, in bounded memory. Of grey images decoded as RGB one channel is stored."""
-    channels = decoded.spec.channels
-    images = create_array(path, (len(rows), *decoded.images.shape[1:3], channels))
-    for chunk in chunks(images):
-        images[chunk] = decoded.images[rows[chunk], ..., :channels]
-    return images

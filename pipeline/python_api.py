@@ -64,6 +64,7 @@ class TrainedRun:
         self,
         split: SplitName = "test",
         *,
+        images: str | Path | None = None,
         weights: Weights = "averaged",
         onnx: bool = False,
         top_k: int = 1,
@@ -75,17 +76,20 @@ class TrainedRun:
 
         Keys: `precision_at_1` to `precision_at_<top_k>`; `classes`, for each class its `count`, `precision` and
         `recall` (None where the class was never predicted, or has no images); `confusion`, a list of rows (true class)
-        of columns (predicted class); `count`; and what was evaluated (`run`, `split`, `weights`, `step`, `engine`).
+        of columns (predicted class); `count`; `intervals`, with the 95% interval of each precision and recall; and what
+        was evaluated (`run`, `split`, `weights`, `step`, `engine`).
 
-        `onnx` evaluates the exported file; `limit` takes the first images only.
-        Raises ConvlineError where the run has no such weights, file or split.
+        `images`, a folder or archive <class>/<image>, takes the place of the split; `onnx` evaluates the exported file;
+        `limit` takes the first images only.
+        Raises ConvlineError where the run has no such weights, file or split, and for images of other classes.
         """
         from pipeline.evaluate import EvaluationOptions, evaluate_run
 
         _check("split", split, SplitName)
         _check("weights", weights, Weights)
         size = {} if batch_size is None else {"batch_size": batch_size}
-        options = EvaluationOptions(split, weights, onnx, limit, device, top_k=top_k, **size)
+        folder = None if images is None else Path(images).expanduser()
+        options = EvaluationOptions(split, weights, onnx, limit, device, top_k=top_k, images=folder, **size)
         return evaluate_run(self._run, self._data_dir, options)
 
     def export(
@@ -213,6 +217,7 @@ def evaluate(
     run: str | Path | None = None,
     split: SplitName = "test",
     *,
+    images: str | Path | None = None,
     weights: Weights = "averaged",
     onnx: bool = False,
     top_k: int = 1,
@@ -224,7 +229,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """`TrainedRun.evaluate` of a run by its name or path; without one, of the run trained last."""
     return TrainedRun.open(run, data_dir=data_dir, runs_dir=runs_dir).evaluate(
-        split, weights=weights, onnx=onnx, top_k=top_k, limit=limit, device=device, batch_size=batch_size
+        split,
+        images=images,
+        weights=weights,
+        onnx=onnx,
+        top_k=top_k,
+        limit=limit,
+        device=device,
+        batch_size=batch_size,
     )
 
 
@@ -254,6 +266,8 @@ def preprocess(
     fit: Literal["crop", "stretch", "pad"] = "crop",
     resample: Literal["bilinear", "bicubic", "lanczos", "box"] = "bilinear",
     jpeg: Literal["full", "reduced"] = "full",
+    labels: str | Path | None = None,
+    group_by: str | None = None,
     allow_rejects: bool = False,
     allow_leaks: bool = False,
     overwrite: bool = False,
@@ -261,12 +275,14 @@ def preprocess(
 ) -> Dataset:
     """Prepare a known dataset by its name, or images of your own (`source`: a folder or an archive) under a new name.
 
-    `image_size`: side, or (height, width), in pixels; without it that which `recipe` is made for.
+    `image_size`: side, or (height, width), in pixels; without it that which `recipe` is made for. `labels`: a CSV table
+    with the columns path and label, and if wanted split and group. `group_by`: a regular expression on paths, or a
+    column of the table; images of one group are never on both sides of a split.
 
     Raises ConvlineError, with nothing left behind, for a source that cannot be used, and for a dataset that exists,
     unless `overwrite` prepares it again.
     """
-    from pipeline.preparing.class_counts import class_counts_table
+    from pipeline.preparing.dataset_summary import class_counts_table, findings
     from pipeline.preparing.image_folder import ImageFolderOptions
     from pipeline.preprocess import image_size_for
     from pipeline.preprocess import preprocess as prepare
@@ -275,10 +291,11 @@ def preprocess(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is None and recipe is not None and source is not None:
         size = image_size_for(load(str(Path(recipe).expanduser())))
-    options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample, allow_leaks)
+    table = None if labels is None else Path(labels).expanduser()
+    options = ImageFolderOptions(size, channels, fit, allow_rejects, jpeg, resample, allow_leaks, table, group_by)
     images = None if source is None else Path(source).expanduser()
     prepared = prepare(dataset, Path(data_dir), images, options, overwrite=overwrite)
-    for line in class_counts_table(prepared.meta["counts"]):
+    for line in (*class_counts_table(prepared.meta["counts"]), *findings(prepared.meta)):
         log(line)
     return prepared
 

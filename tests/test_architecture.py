@@ -22,7 +22,19 @@ FORBIDDEN = {
 }
 # the modules of a command's name, and what only they may import
 STAGES = {
-    *("cli", "download", "preprocess", "samples", "train", "evaluate", "watch", "export", "parity", "register"),
+    *(
+        "cli",
+        "download",
+        "preprocess",
+        "check",
+        "samples",
+        "train",
+        "evaluate",
+        "watch",
+        "export",
+        "parity",
+        "register",
+    ),
     *("report", "compare", "sync"),
 }
 

@@ -20,7 +20,8 @@ class DecodedSource:
     """`images` uint8 [n, height, width, channels] (memory-mapped where large) and `labels` int64 [n] of all splits;
     `rows`: indices of each split's images, int64 ("train", and "test" and "validation" where the source has them);
     `spec`: as the images are to be stored (`images` may have three equal channels where it says one); `source`: name
-    and SHA-256; `paths`: of each image in the source, empty where it has none."""
+    and SHA-256; `paths`: of each image in the source, empty where it has none; `groups`: the name of each image's
+    group, "" for none, empty where no image has one; `file`: where `images` lie on disk, if they do."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -30,6 +31,8 @@ class DecodedSource:
     source: dict[str, str]
     rejects: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    file: Path | None = None
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:

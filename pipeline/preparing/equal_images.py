@@ -21,14 +21,17 @@ RECORDED = 100  # pairs in meta.json
 Rows = NDArray[np.int64]
 
 
-def first_equal(images: NDArray[np.uint8]) -> Rows:
-    """For each image, the index of the first one with the same pixels: int64 [n]. Pixels are compared by a hash of 128
-    bits (BLAKE2b)."""
-    digests = np.empty((len(images), 2), np.uint64)
-    for chunk in chunks(images):
-        for row, image in enumerate(images[chunk], chunk.start):
-            digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-            digests[row] = np.frombuffer(digest, np.uint64)
+def first_equal(*arrays: NDArray[np.uint8]) -> Rows:
+    """For each image of some arrays, counted through all of them, the first one with the same pixels: int64 [n]. Pixels
+    are compared by a hash of 128 bits (BLAKE2b)."""
+    digests = np.empty((sum(map(len, arrays)), 2), np.uint64)
+    row = 0
+    for images in arrays:
+        for chunk in chunks(images):
+            for image in images[chunk]:
+                digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+                digests[row] = np.frombuffer(digest, np.uint64)
+                row += 1
     _, first, group = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     return first[group.reshape(-1)].astype(np.int64)
 

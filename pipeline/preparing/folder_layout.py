@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from convline.console import log
@@ -21,11 +21,12 @@ INTO_TRAIN = "if all of these are classes, put them into a folder train/"  # who
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The sorted class names, and by image path the split ("train", "test" or "validation") and class of each
-    image."""
+    """The sorted class names, and by image path the split ("train", "test" or "validation") and class of each image,
+    and its group, where it has one."""
 
     classes: list[str]
     split_and_class: dict[str, tuple[str, str]]
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 ClassFolders = dict[str, SourceFolder]  # by class

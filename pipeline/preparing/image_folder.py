@@ -1,11 +1,11 @@
-"""Decodes an image folder or archive (`--source`), with its options: --image-size, --channels, --fit, --resample, …"""
+"""Decodes image folders and archives: a source to prepare (`--source`), with its options, or one to evaluate."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,11 @@ from convline.inputs.listing import find, folders, last_of_each_path
 from convline.time_limit import SECONDS
 from pipeline.preparing.decoded_source import DecodedSource, create_array
 from pipeline.preparing.folder_layout import FolderLayout, read_layout
-from pipeline.preparing.parallel_decoding import FileForRow, Files, decode_into, size_of_first_image
+from pipeline.preparing.image_groups import groups_by_pattern
+from pipeline.preparing.label_files import columns_of, read_labels
+from pipeline.preparing.parallel_decoding import DecodingResult, FileForRow, Files, decode_into, size_of_first_image
 from pipeline.preparing.reduced_jpegs import compare_reduced
+from pipeline.preparing.skipped_files import escape_unprintable, is_skipped
 
 MAX_REJECTED = 0.01  # share of the files
 SPLITS = ("train", "test", "validation")
@@ -31,7 +34,10 @@ SPLITS = ("train", "test", "validation")
 class ImageFolderOptions:
     """`size`: (height, width), or None where all images have one size, which is kept;
     `channels`: 1 (grey), 3 (RGB), or "auto", which is 1 only if every image is grey;
-    `allow_rejects`: accept more than 1% of unusable files; `allow_leaks`: accept the same pixels in two splits;
+    `allow_rejects`: accept more than 1% of unusable files;
+    `allow_leaks`: accept the same pixels, or images of one group, in two splits;
+    `labels`: a table with the classes (see `read_labels`);
+    `group_by`: a regular expression on paths (see `groups_by_pattern`), or a column of the table;
     `fit`, `jpeg` and `resample`: as in `ImageSpec`."""
 
     size: tuple[int, int] | None = None
@@ -41,6 +47,8 @@ class ImageFolderOptions:
     jpeg: Literal["full", "reduced"] = "full"
     resample: Resample = "bilinear"
     allow_leaks: bool = False
+    labels: Path | None = None
+    group_by: str | None = None
 
 
 def decode_folder(
@@ -55,7 +63,7 @@ def decode_folder(
     if options.jpeg == "reduced" and options.size is None:
         raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
     paths = [file.path for file in find([str(source)])]
-    layout = read_layout(source, paths, folders(source))
+    layout = _layout(source, paths, options)
     order = _sorted_paths(layout)
     files = _files_in_rows(source, order, Counter(paths))
     size = options.size or size_of_first_image(files(), time_limit)
@@ -64,15 +72,13 @@ def decode_folder(
     channels = 1 if options.channels == "1" else 3
     spec = ImageSpec(*size, channels, options.fit, options.resample, jpeg=options.jpeg)
     details: dict[str, Any] = {}
+    if options.labels is not None:
+        details["labels"] = {"name": options.labels.name, "sha256": sha256(options.labels)}
     if options.jpeg == "reduced":
         details["reduced_jpegs"] = compare_reduced(files, len(order), spec, time_limit)
     images = create_array(folder / "decoded.npy", (len(order), *size, channels))
-    (folder / "decoded.npy").unlink()  # the memory map stays valid; its disk space is freed with it
     result = decode_into(images, files(), spec, keep_size=options.size is None, time_limit=time_limit)
-    rejects = [
-        {"path": order[row], "reason": problem.reason, "detail": problem.detail}
-        for row, problem in sorted(result.rejects.items())
-    ]
+    rejects = _listed_rejects(result, order)
     _check_rejects(rejects, len(order), options)
     usable = np.delete(np.arange(len(order)), sorted(result.rejects))
     splits = np.array([layout.split_and_class[path][0] for path in order])
@@ -86,7 +92,78 @@ def decode_folder(
         source={**details, "name": source.resolve().name, "sha256": _source_hash(source, order, result.digests)},
         rejects=rejects,
         paths=order,
+        groups=_groups(layout, order, result),
+        file=folder / "decoded.npy",
     )
+
+
+def _groups(layout: FolderLayout, order: list[str], result: DecodingResult) -> list[str]:
+    """The group of each image, "" for none and for rejects; empty where no image has one."""
+    if not layout.groups:
+        return []
+    return ["" if row in result.rejects else layout.groups.get(path, "") for row, path in enumerate(order)]
+
+
+def _layout(source: Path, paths: list[str], options: ImageFolderOptions) -> FolderLayout:
+    if options.labels is None:
+        layout = read_layout(source, paths, folders(source))
+        by_column = None
+    else:
+        by_column = options.group_by if options.group_by in columns_of(options.labels) else None
+        layout = read_labels(options.labels, source, paths, by_column)
+    if options.group_by is None or by_column:
+        return layout
+    return replace(layout, groups=groups_by_pattern(layout.split_and_class, options.group_by))
+
+
+def decode_labelled(
+    source: Path, folder: Path, classes: list[str], spec: ImageSpec, time_limit: float = SECONDS
+) -> DecodedSource:
+    """Decode the images of `source` by `spec`, into an array below `folder`, as a test split. The class of an image is
+    the innermost folder around it that is named like one of `classes`, which may be `source` itself.
+
+    Raises ConvlineError for an image around which there is none, for a source without images, and where more than 1% of
+    the files are unusable.
+    """
+    paths = [file.path for file in find([str(source)])]
+    around = source.resolve().name if source.is_dir() else ""  # may be a class itself
+    class_of = {path: _innermost_class(f"{around}/{path}", classes) for path in paths if not is_skipped(path)}
+    if outside := [path for path, label in class_of.items() if label is None]:
+        raise ConvlineError(
+            f"{source}: {len(outside)} images are in no folder that is named like a class, such as "
+            f"{escape_unprintable(outside[0])}; the classes are {', '.join(classes[:5])}{', …' * (len(classes) > 5)}"
+        )
+    if not class_of:
+        raise ConvlineError(f"{source} holds no images; expected <class>/<image>")
+    order = sorted(class_of, key=lambda path: (class_of[path], unicodedata.normalize("NFC", path), path))
+    assert spec.height and spec.width
+    images = create_array(folder / "decoded.npy", (len(order), spec.height, spec.width, spec.channels))
+    files = _files_in_rows(source, order, Counter(paths))
+    result = decode_into(images, files(), spec, keep_size=False, time_limit=time_limit)
+    rejects = _listed_rejects(result, order)
+    _check_rejects(rejects, len(order), ImageFolderOptions())
+    return DecodedSource(
+        images=images,
+        labels=np.array([classes.index(str(class_of[path])) for path in order]),
+        rows={"test": np.delete(np.arange(len(order)), sorted(result.rejects))},
+        classes=classes,
+        spec=spec,
+        source={"name": source.resolve().name},
+        rejects=rejects,
+        paths=order,
+    )
+
+
+def _innermost_class(path: str, classes: Collection[str]) -> str | None:
+    folders = [unicodedata.normalize("NFC", name) for name in path.split("/")[:-1]]
+    return next((name for name in reversed(folders) if name in classes), None)
+
+
+def _listed_rejects(result: DecodingResult, order: list[str]) -> list[dict[str, str]]:
+    return [
+        {"path": order[row], "reason": problem.reason, "detail": problem.detail}
+        for row, problem in sorted(result.rejects.items())
+    ]
 
 
 def _sorted_paths(layout: FolderLayout) -> list[str]:

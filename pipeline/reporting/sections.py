@@ -21,6 +21,7 @@ from convline.html import (
     muted,
     table,
 )
+from pipeline.metrics import Interval
 from pipeline.network import count_parameters
 from pipeline.reporting.calibration_plot import calibration_plot
 from pipeline.reporting.confusion_matrix import confusion_matrix
@@ -33,14 +34,18 @@ from pipeline.tracking.points import Point, last_value
 from serving.model import open_model
 
 CONFUSED_PAIRS = 10  # of classes
+KEYS = ("precision", "recall")
 
 
 def head(data: ReportData) -> HtmlContent:
     recipe = data.run.recipe
     seconds = last_value(data.points, "training_seconds")
     speeds = [point.values["images_per_second"] for point in data.points if "images_per_second" in point.values]
+    evaluation = data.test_predictions.evaluation
+    lowest, highest = evaluation.interval_at(1)
     figures: list[tuple[str, HtmlContent]] = [
-        ("precision @ 1 on test", f"{data.test_predictions.evaluation.precision_at(1):.2%}"),
+        ("precision @ 1 on test", f"{evaluation.precision_at(1):.2%}"),
+        ("95% interval", f"{lowest:.1%} to {highest:.1%}"),
         ("parameters", f"{count_parameters(data.served.network):,}"),
         ("multiply-adds an image", short_count(sum(layer.multiply_adds for layer in data.layers))),
         ("steps", f"{data.step:,}"),
@@ -99,11 +104,13 @@ def learning_curves(data: ReportData) -> HtmlContent:
 def accuracy(data: ReportData) -> HtmlContent:
     """Confusion matrix, calibration, precision and recall of each class, most confused classes."""
     predictions, classes = data.test_predictions, data.run.classes
+    report = predictions.evaluation.to_dict()
+    intervals = report["intervals"]["classes"]
     class_table = table(
         ("class", "images", "precision", "recall"),
         [
-            (display_name(label), f"{counts['count']:,}", _share(counts["precision"]), _share(counts["recall"]))
-            for label, counts in predictions.evaluation.to_dict()["classes"].items()
+            (display_name(label), f"{counts['count']:,}", *(_share(counts[key], intervals[label][key]) for key in KEYS))
+            for label, counts in report["classes"].items()
         ],
         "Precision and recall of each class",
     )
@@ -121,8 +128,11 @@ def accuracy(data: ReportData) -> HtmlContent:
     )
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _share(value: float | None, interval: Interval | None = None) -> str:
+    """A share in percent, with its 95% interval where there is one."""
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if interval is None else f"{value:.1%} ({interval[0]:.0%} to {interval[1]:.0%})"
 
 
 def layer_statistics(data: ReportData) -> HtmlContent:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -8,8 +9,10 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.stats import binomtest
 
-from pipeline.metrics import Evaluation, ranks
+from pipeline.metrics import Evaluation, ranks, wilson_interval
 from tests.conftest import command, run_command
 
 LOGITS = np.array([[3, 2, 1], [1, 3, 2], [1, 2, 3], [2, 3, 1]], np.float32)
@@ -44,6 +47,36 @@ def test_figures_equal_those_computed_by_hand() -> None:
     assert report["classes"]["b"] == {"count": 0, "precision": 0.0, "recall": None}
 
 
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 10), (10, 10), (3, 7), (497, 500), (8118, 10_000)])
+def test_the_95_percent_interval_is_wilsons(hits: int, count: int) -> None:
+    expected = binomtest(hits, count).proportion_ci(0.95, "wilson")
+    assert wilson_interval(hits, count) == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_nothing_is_known_where_nothing_was_looked_at() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.994])
+@pytest.mark.parametrize("count", [50, 500])
+def test_intervals_hold_the_true_share_in_95_of_100_samples(share: float, count: int) -> None:
+    hits = np.random.default_rng(0).binomial(count, share, 20_000)
+    intervals = np.array([wilson_interval(number, count) for number in range(count + 1)])[hits]
+    held = ((intervals[:, 0] <= share) & (share <= intervals[:, 1])).mean()
+    assert 0.91 < held < 0.99  # with few images only a few shares can occur, so that it is not exactly 0.95
+
+
+def test_every_figure_has_its_interval() -> None:
+    evaluation = Evaluation(["a", "b", "c"])
+    evaluation.add(LOGITS[:2], np.array([0, 2]))
+    evaluation.add(LOGITS[2:], np.array([2, 0]))
+    intervals = evaluation.to_dict(top_k=2)["intervals"]
+    assert intervals["precision_at_1"] == wilson_interval(2, 4) and intervals["precision_at_2"] == wilson_interval(4, 4)
+    assert intervals["classes"]["a"] == {"precision": wilson_interval(1, 1), "recall": wilson_interval(1, 2)}
+    assert intervals["classes"]["b"] == {"precision": wilson_interval(0, 2), "recall": (0.0, 1.0)}
+    assert evaluation.hits.tolist() == [True, False, True, False]
+
+
 def evaluate(folder: Path, *options: object) -> dict[str, Any]:
     return json.loads(run_command(folder, "pipeline", "evaluate", "digits", "--json", *options).stdout)
 
@@ -52,6 +85,54 @@ def test_precision_at_1_is_printed_as_the_original_did(project: Path) -> None:
     line = run_command(project, "pipeline", "evaluate", "--precision-at-1").stdout
     assert line == f"precision @ 1 = {evaluate(project)['precision_at_1']:.3f}\n"
     assert float(line.split("=")[1]) >= 0.96
+
+
+def test_the_table_shows_intervals(project: Path) -> None:
+    lines = run_command(project, "pipeline", "evaluate").stdout.splitlines()
+    report = evaluate(project)
+    lowest, highest = report["intervals"]["precision_at_1"]
+    assert lines[1] == f"precision @ 1 = {report['precision_at_1']:.3f}"
+    assert lines[2] == f"95% interval of precision @ 1: {lowest:.3f} to {highest:.3f} (359 images)"
+    recall, (low, high) = report["classes"]["7"]["recall"], report["intervals"]["classes"]["7"]["recall"]
+    assert lines[4 + 7].startswith("7 ") and lines[4 + 7].endswith(f"{recall:.3f} {low:.3f} to {high:.3f}")
+
+
+@pytest.fixture(scope="module")
+def digit_files(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test images as <class>/<number>.png, in a folder mine/."""
+    folder = tmp_path_factory.mktemp("files") / "mine"
+    images, labels = (np.load(project / f"data/digits/test.{part}.npy") for part in ("images", "labels"))
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / f"some/{label}/{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    return folder
+
+
+def test_any_labelled_folder_is_evaluated_as_a_split_is(project: Path, digit_files: Path) -> None:
+    expected, report = evaluate(project), evaluate(project, "--images", digit_files)
+    assert report["split"] == str(digit_files)
+    for key in ("count", "precision_at_1", "confusion", "intervals"):
+        assert report[key] == expected[key]
+    archive = shutil.make_archive(str(digit_files), "zip", digit_files)
+    onnx = evaluate(project, "--images", archive, "--onnx", "--limit", 100)
+    assert onnx["count"] == 100
+    alone = evaluate(project, "--images", digit_files / "some/7")
+    assert alone["count"] == expected["classes"]["7"]["count"]
+    # evaluation.json keeps what it says about the test split
+    assert json.loads((project / "runs/digits/evaluation.json").read_text())["split"] == "test"
+
+
+def test_a_folder_with_another_class_is_refused(project: Path, tmp_path: Path, digit_files: Path) -> None:
+    shutil.copytree(digit_files, tmp_path / "mine")
+    shutil.copytree(digit_files / "some/3", tmp_path / "mine/some/three")
+    error = run_command(project, "pipeline", "evaluate", "--images", tmp_path / "mine", status=1).stderr
+    assert (
+        "in no folder that is named like a class, such as some/three/" in error and "the classes are 0, 1, 2" in error
+    )
+    (tmp_path / "empty").mkdir()
+    error = run_command(project, "pipeline", "evaluate", "--images", tmp_path / "empty", status=1).stderr
+    assert "holds no images; expected <class>/<image>" in error
 
 
 def test_the_exported_file_scores_as_the_checkpoint_does(project: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.preparing.class_counts import class_counts_table
+from pipeline.preparing.dataset_summary import class_counts_table
 from pipeline.preparing.folder_layout import FolderLayout, read_layout
 from pipeline.preparing.skipped_files import is_skipped
 from pipeline.preparing.split_names import split_of

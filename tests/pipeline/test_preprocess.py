@@ -831,7 +831,7 @@ def run_full(folder: Path, source: Path, limit: int | None = None) -> subprocess
 
 
 def test_a_full_disk_is_said_and_nothing_is_left(small_disk: Path, tmp_path: Path) -> None:
-    source = image_folder(tmp_path / "pets", {"cat": 20, "dog": 20}, size=(128, 64))  # 0.98 MB
+    source = image_folder(tmp_path / "pets", {"cat": 25, "dog": 25}, size=(128, 64))  # 1.2 MB
     result = run_full(small_disk, source)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: No space left on device")
@@ -866,6 +866,18 @@ def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_pa
     expected = SAMPLES | {"meta.json"} | (PATHS if source else set())
     assert len(failures) > 10 and contents(small_disk / "data" / name).keys() == expected
     assert [failure for failure in failures if "No space left on device" not in failure[1]] == []
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_dataset_is_prepared_on_a_disk_with_room_for_a_tenth_more(
+    small_disk: Path, tmp_path: Path, mode: str
+) -> None:
+    counts = {"cat": 60, "dog": 60}
+    source = image_folder(tmp_path / "pets", counts, size=(64, 64), mode=mode)
+    size = 120 * 64 * 64 * 3  # grey ones are decoded in colour first
+    subprocess.run(["mount", "-o", f"remount,size={int(1.1 * size)}", str(small_disk)], check=True)
+    dataset = preprocess("pets", small_disk / "data", source)
+    assert dataset.fingerprint == preprocess("pets", tmp_path / "data", source).fingerprint
 
 
 # a real dataset

@@ -1,8 +1,10 @@
-"""The table of class counts that `pipeline preprocess` prints: how many images of each class each split has."""
+"""What `pipeline preprocess` prints of a dataset: images by class and split, unusable files, copies, leaks, groups."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from convline.html import elide_middle
 
@@ -27,3 +29,18 @@ def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]
             yield f"… {omitted} classes of sizes between these"
         padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
         yield "  ".join([f"{elide_middle(label, MAX_NAME_WIDTH):{name_width}}", *padded])
+
+
+def findings(meta: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing about a prepared dataset, given its meta.json, that its user should know."""
+    if rejects := Counter(reject["reason"] for reject in meta["rejected"]):
+        yield f"unusable files: {', '.join(f'{count} {reason}' for reason, count in rejects.most_common())}"
+    equal = meta["equal_images"]
+    if equal["copies"]:
+        two_labels, leaks = equal["two_labels"]["count"], equal["leaks"]["count"]
+        yield (
+            f"copies: {equal['copies']} images have the same pixels as another one, {two_labels} of them under another "
+            f"label, {leaks} in another split"
+        )
+    if separated := len(meta["separated_groups"]):
+        yield f"groups in two splits: {separated}"

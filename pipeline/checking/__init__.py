@@ -1,0 +1,1 @@
+"""What `pipeline check` looks for in a dataset."""
