@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,13 @@ class ComparedRun:
         """The figures of the table: among them precision @ 1 of the averaged weights on each split (None if it was not
         measured), `seconds` of training, and `multiply_adds` for one image."""
         served = build_network(self.run.recipe, self.run.info["dataset"])
-        steps = max((point.step for point in self.points), default=0)
-        evaluated = self._evaluation(steps)
+        evaluated = self._evaluation
         test, validation, train, training_seconds, elapsed = (last_value(self.points, key) for key in LAST_VALUES)
         return {
             "run": self.run.name,
             "network": self.run.recipe.model.name,
             "dataset": self.run.recipe.data.dataset,
-            "steps": steps,
+            "steps": self.steps,
             "seconds": training_seconds or elapsed,
             "train_precision_at_1": train,
             "validation_precision_at_1": validation,
@@ -72,11 +72,16 @@ class ComparedRun:
             "multiply_adds": multiply_adds(served.network, network_input_shape(self.run, served)),
         }
 
-    def _evaluation(self, step: int) -> dict[str, Any] | None:
-        """What `pipeline evaluate` wrote about the whole test split, if it evaluated the weights of `step`."""
+    @cached_property
+    def steps(self) -> int:
+        return max((point.step for point in self.points), default=0)
+
+    @cached_property
+    def _evaluation(self) -> dict[str, Any] | None:
+        """What `pipeline evaluate` wrote about the whole test split, if it evaluated the last weights."""
         evaluation = read_result_file(self.run.folder / "evaluation.json")
         is_complete = isinstance(evaluation.get("precision_at_1"), float) and "intervals" in evaluation
-        return evaluation if evaluation.get("step") == step and is_complete else None
+        return evaluation if evaluation.get("step") == self.steps and is_complete else None
 
     @property
     def test_images(self) -> str:
@@ -85,9 +90,10 @@ class ComparedRun:
 
     def hits(self) -> NDArray[np.bool_] | None:
         """Which test images the averaged weights classify correctly; None where `pipeline evaluate` was not run."""
-        evaluation = self._evaluation(max((point.step for point in self.points), default=0))
+        if self._evaluation is None:
+            return None
         try:
-            return None if evaluation is None else unpacked_bits(evaluation["hits"], evaluation["count"])
+            return unpacked_bits(self._evaluation["hits"], self._evaluation["count"])
         except (KeyError, ValueError, TypeError):
             log(f"warning: {self.run.folder / 'evaluation.json'} does not say which images are right; evaluate again")
             return None

@@ -110,15 +110,22 @@ class Dataset:
         """How many images are in two splits, with the same pixels; 0 where an earlier convline did not look."""
         return int(self.meta.get("equal_images", {}).get("leaks", {}).get("count", 0))
 
+    @property
+    def _has_own_validation(self) -> bool:
+        return "validation" in self.meta["counts"]
+
+    def _stored_split(self, name: str) -> str:
+        """The split in whose arrays the images of a split are."""
+        return name if name == "test" or self._has_own_validation else "train"
+
     def paths(self, split: Split) -> list[str] | None:
         """The path of each image of a split in the dataset's source; None where it has none (see `read_paths`)."""
-        stored_split = "train" if split.name == "validation" and "validation" not in self.meta["counts"] else split.name
-        paths = read_paths(self.folder, stored_split, len(split.labels))
+        paths = read_paths(self.folder, self._stored_split(split.name), len(split.labels))
         return None if paths is None else [paths[row] for row in split.rows.tolist()]
 
     def has_validation(self, validation: int | float) -> bool:
         """Whether there is a validation split: one of its own, or `validation` images held out (see `split`)."""
-        return "validation" in self.meta["counts"] or bool(validation)
+        return self._has_own_validation or bool(validation)
 
     def split(self, name: str, validation: int | float = 0, seed: int = 0) -> Split:
         """The split "train", "validation" or "test". Where the dataset has no validation split of its own, a stratified
@@ -127,11 +134,10 @@ class Dataset:
 
         Raises ConvlineError for a split without images, and where the arrays are not those that were prepared.
         """
-        own_validation = "validation" in self.meta["counts"]
-        stored_split = name if name == "test" or own_validation else "train"
+        stored_split = self._stored_split(name)
         images, labels = open_arrays(self.folder, self.meta, stored_split)
         rows = np.arange(len(labels))
-        if stored_split == "train" and not own_validation:
+        if stored_split == "train" and not self._has_own_validation:
             groups = read_groups(self.folder, self.meta)
             held_out = stratified_sample(labels, validation, seed, groups) if validation else rows[:0]
             rows = held_out if name == "validation" else np.setdiff1d(rows, held_out, assume_unique=True)

@@ -98,19 +98,12 @@ def _candidates(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64],
         for flip in flips:
             begin = np.searchsorted(ordered, keys ^ flip, "left")
             count = np.minimum(np.searchsorted(ordered, keys ^ flip, "right") - begin, LARGEST_BUCKET)
-            ends = np.cumsum(count)
-            for first in range(0, len(hashes), step := _rows_at_once(ends)):
-                rows = np.arange(first, min(first + step, len(hashes)))
+            ends = np.cumsum(count)  # of the candidates of each image
+            cuts = np.searchsorted(ends, np.arange(CANDIDATES, count.sum(), CANDIDATES))
+            for rows in np.split(np.arange(len(hashes)), cuts):
                 one = np.repeat(rows, count[rows])
-                within = np.arange(len(one)) - np.repeat(
-                    ends[rows] - count[rows] - (ends[first] - count[first]), count[rows]
-                )
+                starts = np.cumsum(count[rows]) - count[rows]
+                within = np.arange(len(one)) - np.repeat(starts, count[rows])
                 other = order[np.repeat(begin[rows], count[rows]) + within]
                 is_ordered = one < other
                 yield one[is_ordered], other[is_ordered]
-
-
-def _rows_at_once(ends: NDArray[np.int64]) -> int:
-    """How many images to compare at once so that there are about CANDIDATES pairs at most."""
-    mean = max(1.0, float(ends[-1]) / len(ends)) if len(ends) else 1.0
-    return max(1, int(CANDIDATES / mean))

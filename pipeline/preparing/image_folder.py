@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convline.console import log
 from convline.errors import ConvlineError
@@ -21,7 +22,7 @@ from convline.time_limit import SECONDS
 from pipeline.preparing.decoded_source import DecodedSource, create_array
 from pipeline.preparing.folder_layout import FolderLayout, read_layout
 from pipeline.preparing.image_groups import groups_by_pattern
-from pipeline.preparing.label_files import columns_of, read_labels
+from pipeline.preparing.label_files import read_labels
 from pipeline.preparing.parallel_decoding import DecodingResult, FileForRow, Files, decode_into, size_of_first_image
 from pipeline.preparing.reduced_jpegs import compare_reduced
 from pipeline.preparing.skipped_files import escape_unprintable, is_skipped
@@ -82,10 +83,9 @@ def decode_folder(
     _check_rejects(rejects, len(order), options)
     usable = np.delete(np.arange(len(order)), sorted(result.rejects))
     splits = np.array([layout.split_and_class[path][0] for path in order])
-    index_of_class = {label: index for index, label in enumerate(layout.classes)}
     return DecodedSource(
         images=images,
-        labels=np.array([index_of_class[layout.split_and_class[path][1]] for path in order]),
+        labels=_labels(layout, order),
         rows={split: usable[splits[usable] == split] for split in SPLITS if split in splits},
         classes=layout.classes,
         spec=replace(spec, channels=1) if options.channels == "auto" and result.is_all_grey else spec,
@@ -97,6 +97,11 @@ def decode_folder(
     )
 
 
+def _labels(layout: FolderLayout, order: list[str]) -> NDArray[np.int64]:
+    index_of_class = {label: index for index, label in enumerate(layout.classes)}
+    return np.array([index_of_class[layout.split_and_class[path][1]] for path in order])
+
+
 def _groups(layout: FolderLayout, order: list[str], result: DecodingResult) -> list[str]:
     """The group of each image, "" for none and for rejects; empty where no image has one."""
     if not layout.groups:
@@ -105,13 +110,10 @@ def _groups(layout: FolderLayout, order: list[str], result: DecodingResult) -> l
 
 
 def _layout(source: Path, paths: list[str], options: ImageFolderOptions) -> FolderLayout:
-    if options.labels is None:
-        layout = read_layout(source, paths, folders(source))
-        by_column = None
-    else:
-        by_column = options.group_by if options.group_by in columns_of(options.labels) else None
-        layout = read_labels(options.labels, source, paths, by_column)
-    if options.group_by is None or by_column:
+    if options.labels is not None:
+        return read_labels(options.labels, source, paths, options.group_by)
+    layout = read_layout(source, paths, folders(source))
+    if options.group_by is None:
         return layout
     return replace(layout, groups=groups_by_pattern(layout.split_and_class, options.group_by))
 
@@ -135,7 +137,8 @@ def decode_labelled(
         )
     if not class_of:
         raise ConvlineError(f"{source} holds no images; expected <class>/<image>")
-    order = sorted(class_of, key=lambda path: (class_of[path], unicodedata.normalize("NFC", path), path))
+    layout = FolderLayout(classes, {path: ("test", str(label)) for path, label in class_of.items()})
+    order = _sorted_paths(layout)
     assert spec.height and spec.width
     images = create_array(folder / "decoded.npy", (len(order), spec.height, spec.width, spec.channels))
     files = _files_in_rows(source, order, Counter(paths))
@@ -144,7 +147,7 @@ def decode_labelled(
     _check_rejects(rejects, len(order), ImageFolderOptions())
     return DecodedSource(
         images=images,
-        labels=np.array([classes.index(str(class_of[path])) for path in order]),
+        labels=_labels(layout, order),
         rows={"test": np.delete(np.arange(len(order)), sorted(result.rejects))},
         classes=classes,
         spec=spec,

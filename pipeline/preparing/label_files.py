@@ -11,6 +11,7 @@ from convline.console import log
 from convline.errors import ConvlineError
 from pipeline.preparing.class_names import check_classes
 from pipeline.preparing.folder_layout import FolderLayout
+from pipeline.preparing.image_groups import groups_by_pattern
 from pipeline.preparing.skipped_files import escape_unprintable, is_skipped
 from pipeline.preparing.split_names import split_of
 
@@ -26,10 +27,10 @@ def read_labels(file: Path, source: Path, paths: Iterable[str], group_by: str | 
     or that has two labels, and for rows of which only some have a split.
     """
     columns, rows = _read_table(file)
-    group_column = group_by or ("group" if "group" in columns else None)
-    for column in ("path", "label", *filter(None, [group_by])):
+    for column in ("path", "label"):
         if column not in columns:
             raise ConvlineError(f"{file} has no column {column!r}; its columns are {', '.join(columns)}")
+    group_column = group_by if group_by in columns else "group" if "group" in columns and group_by is None else None
     found = _Paths([path for path in paths if not is_skipped(path)])
     split_and_class: dict[str, tuple[str, str]] = {}
     groups: dict[str, str] = {}
@@ -55,12 +56,9 @@ def read_labels(file: Path, source: Path, paths: Iterable[str], group_by: str | 
     if left_out := len(found) - len(split_and_class):
         log(f"{left_out} images of {source} are not in {file.name} and are left out")
     split_and_class = {path: (split or "train", label) for path, (split, label) in split_and_class.items()}
+    if group_by is not None and group_by not in columns:
+        groups = groups_by_pattern(split_and_class, group_by)
     return FolderLayout(_classes(source, split_and_class), split_and_class, groups)
-
-
-def columns_of(file: Path) -> list[str]:
-    """The names of a table's columns. Raises ConvlineError where it is none."""
-    return _read_table(file)[0]
 
 
 def _read_table(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
