@@ -20,17 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from machine import hardware, versions
 from matplotlib.figure import Figure
-from reproduce import PLAN, ROOT, Planned
+from reproduce import PLAN, ROOT, Planned, precision
 
 from convline.files import atomic_write
 from pipeline import checkpoint
-from pipeline.dataset import Split
-from pipeline.metrics import evaluate
-from pipeline.network import network_from_checkpoint, predictor
 from pipeline.run import Run
 
 RESULTS = ROOT / "benchmarks/results/averaging"
@@ -104,12 +100,6 @@ def take(run: Path, process: subprocess.Popen[bytes] | None, seen: dict[int, dic
             print(f"{run.name}, step {state['step']}: {seen[state['step']]}", flush=True)
     if process is not None:
         process.send_signal(signal.SIGCONT)
-
-
-def precision(run: Run, state: dict[str, Any], weights: str, split: Split) -> float:
-    return evaluate(
-        predictor(network_from_checkpoint(run, state, weights), torch.device("cpu")), split, run.classes
-    ).precision_at(1)
 
 
 def write_page() -> None:

@@ -1,10 +1,10 @@
 """What a CUDA device makes of the recipes: images/s and how busy it is, and how soon cifar10 is good.
 
-    python benchmarks/gpu.py [RECIPE…] [--cifar cifar10-jpg.tar.gz --goal 0.86] [--seconds 10]
+    python benchmarks/gpu.py [RECIPE…] [--way float32 --way bfloat16 …] [--cifar cifar10-jpg.tar.gz --goal 0.86]
 
-Every recipe as it stands and by torch.compile (with CUDA graphs), each in float32 and bfloat16, on noise of its
-dataset's size. With --cifar, an archive of CIFAR-10's images, also the seconds of the cifar10 recipe, start-up
-included, until the averaged weights reach the goal on test.
+Every recipe in each precision and by torch.compile, on noise of its dataset's size; where a recipe begins with a frozen
+backbone, the steps in which all layers learn. With --cifar, an archive of CIFAR-10's images, also the seconds of the
+cifar10 recipe, start-up included, until the averaged weights reach the goal on test.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from pipeline.recipe import load, names
 from pipeline.tracking.points import read_points
 
 WAYS = {
-    "eager, float32": (),
-    "eager, bfloat16": ("--set", "train.precision=bfloat16"),
+    "float32": (),
+    "bfloat16": ("--set", "train.precision=bfloat16"),
+    "float16": ("--set", "train.precision=float16"),
     "compiled, float32": ("--set", "train.compile=true"),
     "compiled, bfloat16": ("--set", "train.compile=true", "--set", "train.precision=bfloat16"),
 }
@@ -41,6 +42,7 @@ WAYS = {
 
 def main(
     recipes: Annotated[list[str] | None, typer.Argument(help="Default: all.")] = None,
+    way: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(WAYS)}. Default: all.")] = None,
     seconds: Annotated[float, typer.Option(help="That are timed of each.")] = 10.0,
     cifar: Annotated[Path | None, typer.Option(help="Archive or folder of CIFAR-10's images.")] = None,
     goal: float = 0.86,
@@ -49,29 +51,33 @@ def main(
     if device == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no CUDA device here")
     print(f"{hardware(torch.get_num_threads())}; {versions('torch', 'convline')}", flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         print(f"\n{'recipe':25}{'':20}{'images/s':>10}{'µs/step':>9}{'busy':>6}")
         for recipe in recipes or names():
-            measure(folder, recipe, seconds, device)
+            measure(folder, recipe, way or list(WAYS), seconds, device)
         if cifar is not None:
             print(f"\ncifar10 to {goal:.1%} on test, averaged weights")
             run_pipeline(folder, "preprocess", "cifar10-jpg", "--source", str(cifar.resolve()))
-            for way, options in WAYS.items():
-                print(f"{way:20} {reach(folder, goal, device, options)}", flush=True)
+            for name in way or WAYS:
+                print(f"{name:20} {reach(folder, goal, device, WAYS[name])}", flush=True)
 
 
-def measure(folder: Path, recipe: str, seconds: float, device: str) -> None:
+def measure(folder: Path, recipe: str, ways: list[str], seconds: float, device: str) -> None:
     loaded = load(recipe)
-    height, _, channels = known_datasets()[loaded.data.dataset].image
+    known = known_datasets().get(loaded.data.dataset)
+    height, _, channels = known.image if known else (loaded.data.image_size or 224, None, 3)
     noise = f"noise-{height}-{channels}"
     if not (folder / "data" / noise).exists():
-        make_noise(folder, noise, height, "L" if channels == 1 else "RGB")
-    for way, options in WAYS.items():
-        trial = timed(folder, recipe, noise, 200, "--device", device, *options)
-        steps = max(200, round(seconds / trial.seconds))
+        make_noise(folder, noise, height, "L" if channels == 1 else "RGB", each=500 if height < 100 else 50)
+    options = ["--device", device, "--set", "train.epochs=0"]
+    if loaded.train.freeze != "none":
+        options += ["--set", "train.freeze=none", "--set", "train.freeze_steps=0"]
+    trial = timed(folder, recipe, noise, 50, *options)
+    steps = max(50, round(seconds / trial.seconds))
+    for way in ways:
         with busy() as samples:
-            timing = timed(folder, recipe, noise, steps, "--device", device, *options)
+            timing = timed(folder, recipe, noise, steps, *options, *WAYS[way])
         within = [share for when, share in samples if timing.began <= when <= timing.ended]
         share = f"{statistics.mean(within):4.0f} %" if within else "     –"
         rate = loaded.train.batch_size / timing.seconds

@@ -62,7 +62,7 @@ def timed(
     words = [word for setting in settings for word in ("--set", setting)]
     command = ["-m", "pipeline", "train", recipe, "--dataset", dataset, "--overwrite", "--tracking", tracking]
     process = subprocess.Popen(
-        [*prefix, sys.executable, *command, *words, *options], cwd=folder, stdout=DEVNULL, stderr=DEVNULL
+        [*prefix, sys.executable, *command, *options, *words], cwd=folder, stdout=DEVNULL, stderr=DEVNULL
     )
     _, status, usage = os.wait4(process.pid, 0)
     if status:

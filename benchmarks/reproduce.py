@@ -12,9 +12,11 @@ of findings.md beside them.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +27,10 @@ from matplotlib.figure import Figure
 
 from convline.files import atomic_write
 from pipeline import checkpoint
+from pipeline.dataset import Split
+from pipeline.device import choose_device
+from pipeline.metrics import evaluate
+from pipeline.network import network_from_checkpoint, predictor
 from pipeline.recipe import Recipe, differences, load, names, parse
 from pipeline.run import Run
 from pipeline.tracking.points import read_points
@@ -144,7 +150,7 @@ def measure(planned: Planned, folder: Path) -> dict[str, Any]:
     there = folder / "runs" / planned.run
     is_other = there.exists() and differences(Run.open(there).recipe, planned.resolved())
     resumed = "--overwrite" if is_other else "--resume"
-    pipeline(folder, "train", planned.recipe, resumed, "--tracking", "none", *planned.options)
+    raw = train(planned, folder, resumed)
     pipeline(folder, "export", planned.run)
     figures = {
         weights: json.loads(pipeline(folder, "evaluate", planned.run, "--weights", weights, "--json", output=True))
@@ -168,8 +174,39 @@ def measure(planned: Planned, folder: Path) -> dict[str, Any]:
         "curve": {
             name: thinned([(point.step, point.values[name]) for point in points if name in point.values])
             for name in ("smoothed_loss", "precision_at_1")
-        },
+        }
+        | ({"raw_precision_at_1": raw} if raw else {}),
     }
+
+
+def train(planned: Planned, folder: Path, resumed: str) -> list[tuple[int, float]]:
+    """Train. Where the plan is of full length, also the precision @ 1 of the raw weights at those steps of this call at
+    which the averaged ones are evaluated: a training keeps its newest checkpoints alone, so all are kept beside it."""
+    there, kept = folder / "runs" / planned.run / "checkpoints", folder / "kept" / planned.run
+    kept.mkdir(parents=True, exist_ok=True)
+    words = ["train", planned.recipe, resumed, "--tracking", "none", *planned.options]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *words], cwd=folder)
+    recipe = planned.resolved()
+    running = planned in FULL
+    while running:
+        running = process.poll() is None  # and once more after its end
+        for path in checkpoint.paths(there):
+            is_evaluated = checkpoint.step_of(path) % recipe.train.evaluate_every == 0
+            if is_evaluated and not (kept / path.name).exists():
+                os.link(path, kept / path.name)
+        time.sleep(0.2)
+    if process.wait():
+        raise SystemExit(f"pipeline {' '.join(words)} ended with {process.returncode}")
+    run = Run.open(there.parent)
+    split = run.dataset(folder / "data").split("test")
+    saved = [(checkpoint.step_of(path), checkpoint.load(path)) for path in checkpoint.paths(kept)]
+    return [(step, precision(run, state, "raw", split)) for step, state in saved if state is not None]
+
+
+def precision(run: Run, state: dict[str, Any], weights: str, split: Split) -> float:
+    device = choose_device("auto")
+    network = network_from_checkpoint(run, state, weights).to(device)
+    return evaluate(predictor(network, device), split, run.classes).precision_at(1)
 
 
 def thinned(points: list[tuple[int, float]], most: int = 200) -> list[tuple[int, float]]:
@@ -248,6 +285,8 @@ def draw(recipe: str, results: list[dict[str, Any]]) -> None:
         left.plot(*zip(*result["curve"]["smoothed_loss"], strict=True), label=label, linewidth=1)
         if result["curve"]["precision_at_1"]:
             right.plot(*zip(*result["curve"]["precision_at_1"], strict=True), label=label, marker=".", linewidth=1)
+        if raw := result["curve"].get("raw_precision_at_1"):
+            right.plot(*zip(*raw, strict=True), label=f"{label}, raw", marker=".", linewidth=1)
     left.set(xlabel="step", ylabel="loss", yscale="log")
     right.set(xlabel="step", ylabel="precision @ 1")
     if len(results) > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -105,24 +106,28 @@ def train_steps(training: TrainingState, first_step: int, progress: ProgressLog,
         if step == first_step or training.phase_begins(step):
             training.begin(step)
         batch = training.load(step)
-        logits, cross_entropy, penalties = training.compute_gradients(batch, step)
-        loss = sum(penalties.values(), cross_entropy)
-        guard.mask(step, loss, training.parameters)
-        if training.features is None:
-            progress.summarize_layers(step, training.served.network, batch.inputs)
-
-        learning_rate, gradient_norm = training.update(step)
+        learning_rate = training.begin_step(step)
+        summarizes = training.features is None and progress.summary_is_due(step)
+        graph = None if summarizes else training.recorded_step(step, batch)
+        if graph is not None:
+            result = graph.replay(batch, step)
+        else:
+            result = training.compute_gradients(batch, step)
+            if summarizes:
+                progress.summarize_layers(step, training.served.network, batch.inputs)
+            result = replace(result, gradient_norm=training.update())
         training.average.update(step)
 
-        progress.smooth(loss)
+        progress.smooth(result.loss)
         done = step + 1
         is_last = done == settings.steps
         exit_status = training.ranks.agreed_stop(step, training.device, stop.status)
         if step % settings.log_every == 0 or is_last:
             guard.check()
-            terms = penalties and {"cross_entropy": cross_entropy, **penalties}
-            norm = training.gradient_norm() if gradient_norm is None else gradient_norm
-            progress.log_step(step, {"loss": loss, **terms, "gradient_norm": norm}, logits, batch.labels, learning_rate)
+            terms = result.penalties and {"cross_entropy": result.cross_entropy, **result.penalties}
+            norm = training.gradient_norm() if result.gradient_norm is None else result.gradient_norm
+            values = {"loss": result.loss, **terms, "gradient_norm": norm}
+            progress.log_step(step, values, result.logits, batch.labels, learning_rate)
         if settings.evaluate_every and (done % settings.evaluate_every == 0 or is_last):
             training.evaluate(done, progress)
         ends = is_last or training.best.stops

@@ -22,12 +22,14 @@ class NonFiniteLossGuard:
         self._is_simple = device.type == "cpu" and ranks.size == 1
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def mask(self, step: int, loss: Tensor, parameters: Iterable[Tensor]) -> None:
-        """Zero the gradients if `loss` is not finite on any rank; does not wait for an accelerator."""
+    def mask(self, step: int | Tensor, loss: Tensor, parameters: Iterable[Tensor]) -> None:
+        """Zero the gradients if `loss` is not finite on any rank; does not wait for an accelerator. `step` may be a
+        tensor, int64 [], on its device."""
         if self._is_simple and math.isfinite(loss.item()):
             return
         finite = ~self._ranks.any(~loss.detach().isfinite())
-        self._first_bad_step = torch.where(finite | (self._first_bad_step >= 0), self._first_bad_step, step)
+        keeps = finite | (self._first_bad_step >= 0)
+        self._first_bad_step.copy_(torch.where(keeps, self._first_bad_step, step))
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.copy_(torch.where(finite, parameter.grad, 0))

@@ -124,19 +124,18 @@ class ProgressLog:
         )
         self._tracking_seconds += time.perf_counter() - now
 
-    def summarize_layers(self, step: int, network: nn.Module, inputs: Tensor) -> None:
-        """Write the distributions of each layer's values to summaries.jsonl, every train.summary_every steps and at the
-        last one; called after the backward pass. The summaries numbered 0, 1, 2, 4, 8, … and the last one hold images
-        of the batch, too.
-
-        Skipped while summaries have taken more than SUMMARY_SHARE of the time.
-        """
+    def summary_is_due(self, step: int) -> bool:
+        """Whether layers are to be summarised at `step`: every train.summary_every steps and at the last one, unless
+        summaries have taken more than SUMMARY_SHARE of the time."""
         every, is_last = self._settings.summary_every, step == self._settings.steps - 1
-        is_due = every and (step % every == 0 or is_last)
-        if not (is_due and self._ranks.is_main) or self._summary_seconds > SUMMARY_SHARE * self.elapsed:
-            return
+        is_due = every and (step % every == 0 or is_last) and self._ranks.is_main
+        return bool(is_due) and self._summary_seconds <= SUMMARY_SHARE * self.elapsed
+
+    def summarize_layers(self, step: int, network: nn.Module, inputs: Tensor) -> None:
+        """Write the distributions of each layer's values to summaries.jsonl; called after the backward pass. The
+        summaries numbered 0, 1, 2, 4, 8, … and the last one hold images of the batch, too."""
         start = time.perf_counter()
-        number = step // every
+        number, is_last = step // self._settings.summary_every, step == self._settings.steps - 1
         has_images = is_last or number & (number - 1) == 0
         images = {"images": packed(sample(inputs))} if has_images else {}
         self._summaries.write(step, {"layers": summarize(network, inputs), **images})

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 def fused_optimizer(
     kind: Callable[..., Optimizer], parameters: Iterable[Tensor] | list[dict[str, Any]], **settings: Any
 ) -> Optimizer:
-    """An optimiser of torch that updates all parameters by one fused kernel, without importing torch's compiler.
+    """An optimiser of torch that updates all parameters by one fused kernel (AdaGrad, which has one for CPUs alone: by
+    one kernel for each operation elsewhere), without importing torch's compiler.
 
     torch marks some methods of Optimizer as not to be compiled; the first call of one of them imports torch._dynamo for
     it, which takes 2 s and 160 MB. The attribute `__dynamo_disable`, where torch._disable_dynamo caches the result,
@@ -26,7 +27,9 @@ def fused_optimizer(
     for method in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
         plain = inspect.unwrap(method)
         setattr(plain, "__dynamo_disable", plain)
-    return kind(parameters, fused=True, **settings)
+    groups = [group if isinstance(group, dict) else {"params": [group]} for group in parameters]
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    return kind(groups, fused=on_cpu or kind is not torch.optim.Adagrad, **settings)
 
 
 def update_weights(optimizer: Optimizer) -> None:
@@ -34,6 +37,14 @@ def update_weights(optimizer: Optimizer) -> None:
     wraps around `step`; the last of these would import torch._dynamo."""
     with torch.no_grad():
         inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """`optimizer.load_state_dict`, which would also take over how the optimiser of another device computed."""
+    fused = [group["fused"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, is_fused in zip(optimizer.param_groups, fused, strict=True):
+        group["fused"] = is_fused
 
 
 def begin_velocities(optimizer: Optimizer) -> None:

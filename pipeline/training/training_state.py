@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +34,12 @@ from pipeline.training.non_finite_loss import NonFiniteLossGuard
 from pipeline.training.parameter_groups import RATE, parameter_groups
 from pipeline.training.progress_log import ProgressLog
 from pipeline.training.randomness import seed_step
+from pipeline.training.step_graph import StepGraph
 from pipeline.training.threads import set_threads
-from pipeline.training.torch_internals import begin_velocities, update_weights
+from pipeline.training.torch_internals import begin_velocities, load_optimizer, update_weights
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+STEPS_BEFORE_RECORDING = 3  # of each phase, on CUDA; they choose algorithms and create what optimisers keep
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,33 @@ class Batch:
     labels: Tensor
     mixing: tuple[Tensor, Tensor] | None = None
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> Batch:
+        """The inverse of `tensors`."""
+        inputs, labels, *mixing = tensors
+        return cls(inputs, labels, (mixing[0], mixing[1]) if mixing else None)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.inputs, self.labels, *(self.mixing or ())]
+
     def parts(self, count: int) -> list[Batch]:
         """The batch in `count` equal parts."""
         if count == 1:
             return [self]
-        columns = [self.inputs, self.labels, *(self.mixing or ())]
-        pieces = zip(*(column.chunk(count) for column in columns), strict=True)
-        return [Batch(x, y, (mixed[0], mixed[1]) if mixed else None) for x, y, *mixed in pieces]
+        return [Batch.of(piece) for piece in zip(*(tensor.chunk(count) for tensor in self.tensors()), strict=True)]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step computed, on the device. `logits`: float32 [share, classes]. `cross_entropy`: of this rank's share,
+    scaled so that its mean over the ranks is that of the whole batch. `penalties`: of L2, by layer. `loss`: their sum.
+    `gradient_norm`: where it was limited."""
+
+    logits: Tensor
+    cross_entropy: Tensor
+    penalties: dict[str, Tensor]
+    loss: Tensor
+    gradient_norm: Tensor | None = None
 
 
 @dataclass
@@ -80,6 +103,9 @@ class TrainingState:
     # opened once, so that preparing the dataset again during the training does not change them
     evaluated_splits: dict[str, Split]
     features: Tensor | None = None  # inputs of the head for each image of the split, while they can be kept
+    is_frozen: bool = False  # whether the head alone learns
+    graph: StepGraph | None = None  # of the steps of this phase, once they are recorded
+    record_at: int | None = None  # the step at which they are to be recorded
 
     @classmethod
     def create(
@@ -132,8 +158,13 @@ class TrainingState:
     def begin(self, step: int) -> None:
         """Let the layers learn that do so from `step` on."""
         settings, network = self.run.recipe.train, self.served.network
-        self.features = None
-        if step < settings.frozen_steps:
+        self.features = self.graph = None
+        # several ranks leave their exchanges to NCCL's own schedule; an optimiser that is not fused counts on the host
+        is_fused = all(group["fused"] for group in self.optimizer.param_groups)
+        is_recorded = self.device.type == "cuda" and self.ranks.size == 1 and is_fused
+        self.record_at = step + STEPS_BEFORE_RECORDING if is_recorded else None
+        self.is_frozen = step < settings.frozen_steps
+        if self.is_frozen:
             freeze(network, self.head)
             self.network = self.ranks.with_shared_dropout(network)
             if not self._augments(step):
@@ -148,7 +179,7 @@ class TrainingState:
             begin_velocities(self.optimizer)
         self.network = self.ranks.distributed(network, self.device)
         if settings.compile:
-            self.network = _compile(self.network, self.device)
+            self.network = cast(nn.Module, torch.compile(self.network))
 
     def _augments(self, step: int) -> bool:
         recipe = self.run.recipe
@@ -172,16 +203,30 @@ class TrainingState:
         inputs = self.served.preprocessing.standardized(images)
         return Batch(inputs, labels) if mixed is None else Batch(inputs, mixed.label, (mixed.partner, mixed.weight))
 
-    def compute_gradients(self, batch: Batch, step: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Set the gradients of the whole loss. Returns the logits, float32 [share, classes]; the cross-entropy of this
-        rank's share, scaled so that its mean over the ranks is that of the whole batch; and the L2 penalties."""
+    def recorded_step(self, step: int, batch: Batch) -> StepGraph | None:
+        """The CUDA graph of `step`, which is recorded when it is due; None where there is none (yet)."""
+        if self.record_at is not None and step >= self.record_at:
+            self.record_at = None
+            self.graph = StepGraph.record(self, batch, step)
+        return self.graph
+
+    def begin_step(self, step: int) -> float:
+        """Set the seed and the learning rates of `step`; returns the highest rate."""
+        recipe = self.run.recipe
+        seed_step(recipe.train.seed, step, self.device)
+        learning_rate = recipe.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get(RATE, 1.0)
+        return learning_rate
+
+    def compute_gradients(self, batch: Batch, step: int | Tensor) -> StepResult:
+        """Set the gradients of the whole loss; where it is not finite, to 0."""
         settings = self.run.recipe.train
         for parameter in self.parameters:
             parameter.grad = None
-        seed_step(settings.seed, step, self.device)
         parts = batch.parts(settings.accumulate)
         scale = self.ranks.size if settings.loss == "sum" else 1 / len(parts)
-        logits, losses = [], []
+        all_logits, losses = [], []
         for number, part in enumerate(parts, 1):
             with self._sends_gradients(number == len(parts)):
                 with self._autocast():
@@ -190,16 +235,18 @@ class TrainingState:
                 if scale != 1:
                     loss = loss * scale
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-            logits.append(output.detach())
+            all_logits.append(output.detach())
             losses.append(loss.detach())
-        if step < settings.frozen_steps:  # without DistributedDataParallel
+        if self.is_frozen:  # without DistributedDataParallel
             self.ranks.average_gradients(self.parameters)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         penalties = add_l2_gradients(self.served.network, settings.l2)
-        if len(parts) == 1:
-            return logits[0], losses[0], penalties
-        return torch.cat(logits), torch.stack(losses).sum(), penalties
+        logits = all_logits[0] if len(parts) == 1 else torch.cat(all_logits)
+        cross_entropy = losses[0] if len(parts) == 1 else torch.stack(losses).sum()
+        loss = sum(penalties.values(), cross_entropy)
+        self.guard.mask(step, loss, self.parameters)
+        return StepResult(logits, cross_entropy, penalties, loss)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = AUTOCAST.get(self.run.recipe.train.precision)
@@ -215,21 +262,17 @@ class TrainingState:
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def update(self, step: int) -> tuple[float, Tensor | None]:
-        """Update the weights. Returns the highest learning rate, and the norm of the gradients if it was limited."""
-        recipe = self.run.recipe
-        learning_rate = recipe.learning_rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get(RATE, 1.0)
-        norm = None
-        if recipe.train.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.parameters, recipe.train.clip_norm)
+    def update(self) -> Tensor | None:
+        """Update the weights. Returns the norm of the gradients if it was limited."""
+        limit, norm = self.run.recipe.train.clip_norm, None
+        if limit:
+            norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         if self.scaler is None:
             update_weights(self.optimizer)
         else:  # leaves the weights as they are where gradients are not finite, and lowers the scale
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        return learning_rate, norm
+        return norm
 
     def evaluate(self, step: int, progress: ProgressLog) -> None:
         """Log the precision@1 of the averaged weights on the splits that the recipe names, if it asks for it."""
@@ -287,7 +330,7 @@ class TrainingState:
             with self.run.loading(state):
                 self.served.network.load_state_dict(state["raw"])
                 self.average.network.load_state_dict(state["averaged"])
-                self.optimizer.load_state_dict(state["optimizer"])
+                load_optimizer(self.optimizer, state["optimizer"])
                 if self.scaler is not None:
                     self.scaler.load_state_dict(state["scaler"])
             self.best.restore(state.get("best"))
@@ -298,8 +341,3 @@ class TrainingState:
             cut_back(self.run.metrics, int(sizes.get("metrics_size", 0)))
             cut_back(self.run.summaries, int(sizes.get("summaries_size", 0)))
         return int(state["step"]) if state else 0
-
-
-def _compile(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network by torch.compile; on CUDA its kernels are launched together, as CUDA graphs."""
-    return cast(nn.Module, torch.compile(network, mode="reduce-overhead" if device.type == "cuda" else None))

@@ -73,11 +73,12 @@ def train(
         for step in range(steps):
             if training.phase_begins(step):
                 training.begin(step)
-            _, cross_entropy, penalties = training.compute_gradients(training.load(step), step)
-            losses += ranks.mean([cross_entropy + sum(penalties.values())])
+            batch = training.load(step)
+            training.begin_step(step)
+            losses += ranks.mean([training.compute_gradients(batch, step).loss])
             gradients = [p.grad.numpy().ravel() for p in training.parameters if p.grad is not None]
             if step < steps - 1:
-                training.update(step)
+                training.update()
     finally:
         torch.set_default_dtype(torch.float32)
     state = [value.double().numpy().ravel() for value in training.served.network.state_dict().values()]

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models
 from pipeline import recipe
@@ -18,7 +20,7 @@ from pipeline.training.optimizers import AdaGrad, Adam, AdamW, Sgd
 from pipeline.training.parameter_groups import parameter_groups
 from pipeline.training.randomness import seed_step
 from pipeline.training.schedules import Constant, Cosine, Exponential, Linear
-from pipeline.training.torch_internals import begin_velocities, update_weights
+from pipeline.training.torch_internals import begin_velocities, load_optimizer, update_weights
 from tests.conftest import Cli
 from tests.golden import fixed
 from tests.models.test_golden import golden  # noqa: F401
@@ -262,3 +264,24 @@ def test_every_shipped_network_trains_and_exports(project: Path, tmp_path: Path,
     settings = ["train.steps=3", "train.evaluate_every=0", f"model.name={name}"]
     run = train(recipe.load("digits", settings), tmp_path / name, project / "data", tracking=False)
     assert export(run, Dataset.open(project / "data", "digits")).proofs[0].passed
+
+
+@pytest.mark.parametrize(("name", "is_fused"), [("sgd", True), ("adam", True), ("adamw", True), ("adagrad", False)])
+def test_no_optimiser_asks_cuda_for_a_kernel_that_torch_has_for_cpus_alone(name: str, is_fused: bool) -> None:
+    build = recipe.load("digits", [f"optimizer.name={name}", "optimizer.learning_rate=0.1"]).optimizer.build
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]
+    on_cpu = build(weights[:1])
+    with FakeTensorMode():
+        fake = build([nn.Parameter(torch.ones(3, device="cuda"))])
+    assert on_cpu.param_groups[0]["fused"] and fake.param_groups[0]["fused"] == is_fused
+    # a training that goes on elsewhere keeps that device's way, and its results
+    elsewhere = build(weights[1:])
+    elsewhere.param_groups[0]["fused"] = is_fused
+    for step in range(4):
+        if step == 2:
+            load_optimizer(elsewhere, copy.deepcopy(on_cpu.state_dict()))
+            assert elsewhere.param_groups[0]["fused"] == is_fused
+        for weight, optimizer in zip(weights, (on_cpu, elsewhere), strict=True):
+            weight.grad = torch.tensor([0.1, -0.2, 0.3]) * (step + 1)
+            update_weights(optimizer)
+    torch.testing.assert_close(*weights)

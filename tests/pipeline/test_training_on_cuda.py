@@ -55,7 +55,6 @@ def test_a_recipe_computes_its_loss_on_cuda_without_waiting_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: list[str]
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr("pipeline.training.training_state.seed_step", lambda *_: None)
     state = fake_state(tmp_path, name, overrides)
     settings = state.run.recipe.train
     whole_batch = state.augment.needs_whole_batch
@@ -94,15 +93,19 @@ def test_a_float16_step_that_overflows_changes_no_weight_and_the_next_ones_go_on
         return torch.cat([p.detach().flatten().clone() for p in state.parameters])
 
     before = weights()
-    assert state.compute_gradients(state.load(0), 0)[1].isfinite()
-    _, norm = state.update(0)
+    batch = state.load(0)
+    state.begin_step(0)
+    assert state.compute_gradients(batch, 0).loss.isfinite()
+    norm = state.update()
     assert norm is not None and not norm.isfinite()
     assert torch.equal(weights(), before)
     assert state.scaler.get_scale() == 2.0**99
     for step in range(1, 9):
         state.scaler.update(2.0**10)
-        state.compute_gradients(state.load(step), step)
-        _, norm = state.update(step)
+        batch = state.load(step)
+        state.begin_step(step)
+        state.compute_gradients(batch, step)
+        norm = state.update()
         assert norm is not None and 0 < norm < 100
     assert weights().isfinite().all() and not torch.equal(weights(), before)
     assert {p.dtype for p in state.parameters} == {torch.float32}
