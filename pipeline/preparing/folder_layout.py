@@ -22,11 +22,12 @@ INTO_TRAIN = "if all of these are classes, put them into a folder train/"  # who
 @dataclass(frozen=True)
 class FolderLayout:
     """The sorted class names, and by image path the split ("train", "test" or "validation") and class of each image,
-    and its group, where it has one."""
+    its group, where it has one, and the name to sort it by, where that is not its path."""
 
     classes: list[str]
     split_and_class: dict[str, tuple[str, str]]
     groups: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
 
 ClassFolders = dict[str, SourceFolder]  # by class
@@ -60,6 +61,13 @@ def read_layout(source: Path, paths: Iterable[str], folders: Iterable[str] = ())
             for path in folder.all_images()
         },
     )
+
+
+def has_class_folders(paths: Iterable[str]) -> bool:
+    """Whether the folders of a source's files at `paths` are classes: two or more, beside or below any splits."""
+    top = _without_wrappers(read_tree(paths))
+    splits = [folder for folder in top.nonempty_subfolders if split_of(folder.name)]
+    return len({inner.name for folder in splits or [top] for inner in folder.nonempty_subfolders}) > 1
 
 
 def _without_wrappers(folder: SourceFolder) -> SourceFolder:

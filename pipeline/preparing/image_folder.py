@@ -1,11 +1,11 @@
-"""Decodes image folders and archives: a source to prepare (`--source`), with its options, or one to evaluate."""
+"""Decodes image folders, archives and Parquet files: to prepare (`--source`), with their options, or to evaluate."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,20 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convline.console import log
-from convline.errors import ConvlineError
+from convline.errors import ConvlineError, ImageError
 from convline.files import sha256
 from convline.images import Fit, ImageSpec, Resample
+from convline.inputs.input_file import InputFile
 from convline.inputs.listing import find, folders, last_of_each_path
 from convline.time_limit import SECONDS
 from pipeline.preparing.decoded_source import DecodedSource, create_array
-from pipeline.preparing.folder_layout import FolderLayout, read_layout
+from pipeline.preparing.folder_layout import FolderLayout, has_class_folders, read_layout
 from pipeline.preparing.image_groups import groups_by_pattern
-from pipeline.preparing.label_files import read_labels
+from pipeline.preparing.label_files import is_metadata, read_labels, read_metadata
 from pipeline.preparing.parallel_decoding import DecodingResult, FileForRow, Files, decode_into, size_of_first_image
+from pipeline.preparing.parquet_images import parquet_files, read_parquet
 from pipeline.preparing.reduced_jpegs import compare_reduced
 from pipeline.preparing.skipped_files import escape_unprintable, is_skipped
 
 MAX_REJECTED = 0.01  # share of the files
+Listing = Callable[[], Iterator[InputFile]]  # lists the files of a source, from the first one each time
 SPLITS = ("train", "test", "validation")
 
 
@@ -38,7 +41,8 @@ class ImageFolderOptions:
     `allow_rejects`: accept more than 1% of unusable files;
     `allow_leaks`: accept the same pixels, or images of one group, in two splits;
     `labels`: a table with the classes (see `read_labels`);
-    `group_by`: a regular expression on paths (see `groups_by_pattern`), or a column of the table;
+    `group_by`: a regular expression on paths (see `groups_by_pattern`), or a column of the table or of the
+    Parquet files;
     `fit`, `jpeg` and `resample`: as in `ImageSpec`."""
 
     size: tuple[int, int] | None = None
@@ -63,10 +67,9 @@ def decode_folder(
     """
     if options.jpeg == "reduced" and options.size is None:
         raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
-    paths = [file.path for file in find([str(source)])]
-    layout = _layout(source, paths, options)
+    layout, listed = _read_source(source, options)
     order = _sorted_paths(layout)
-    files = _files_in_rows(source, order, Counter(paths))
+    files = _files_in_rows(order, listed)
     size = options.size or size_of_first_image(files(), time_limit)
     if size is None:
         raise ConvlineError(f"{source} holds no usable image")
@@ -109,13 +112,40 @@ def _groups(layout: FolderLayout, order: list[str], result: DecodingResult) -> l
     return ["" if row in result.rejects else layout.groups.get(path, "") for row, path in enumerate(order)]
 
 
+def _read_source(source: Path, options: ImageFolderOptions) -> tuple[FolderLayout, Listing]:
+    paths = [file.path for file in find([str(source)])]
+    if tables := parquet_files(source, paths):
+        if options.labels is not None:
+            raise ConvlineError(f"{source} holds Parquet files, which have labels; leave out --labels")
+        images = read_parquet(source, tables, options.group_by)
+        return images.layout, images.read
+    layout = _layout(source, paths, options)
+    return layout, _listed_once(source, paths, layout.split_and_class)
+
+
 def _layout(source: Path, paths: list[str], options: ImageFolderOptions) -> FolderLayout:
     if options.labels is not None:
         return read_labels(options.labels, source, paths, options.group_by)
+    if metadata := [path for path in paths if is_metadata(path)]:
+        if not has_class_folders(paths):
+            return read_metadata(source, _contents(source, metadata), paths, options.group_by)
+        log(f"{source} has class folders: {metadata[0]} is not read; --labels takes classes from such a table")
     layout = read_layout(source, paths, folders(source))
     if options.group_by is None:
         return layout
     return replace(layout, groups=groups_by_pattern(layout.split_and_class, options.group_by))
+
+
+def _contents(source: Path, paths: Collection[str]) -> dict[str, bytes]:
+    """The bytes of files of a source, by path. Raises ConvlineError for one that cannot be read."""
+    contents = {}
+    for file in find([str(source)]):
+        if file.path in paths:
+            try:
+                contents[file.path] = file.read()
+            except ImageError as error:
+                raise ConvlineError(f"cannot read {source / file.path} ({error.detail}); mend or remove it") from error
+    return contents
 
 
 def decode_labelled(
@@ -141,7 +171,7 @@ def decode_labelled(
     order = _sorted_paths(layout)
     assert spec.height and spec.width
     images = create_array(folder / "decoded.npy", (len(order), spec.height, spec.width, spec.channels))
-    files = _files_in_rows(source, order, Counter(paths))
+    files = _files_in_rows(order, _listed_once(source, paths, layout.split_and_class))
     result = decode_into(images, files(), spec, keep_size=False, time_limit=time_limit)
     rejects = _listed_rejects(result, order)
     _check_rejects(rejects, len(order), ImageFolderOptions())
@@ -170,27 +200,34 @@ def _listed_rejects(result: DecodingResult, order: list[str]) -> list[dict[str, 
 
 
 def _sorted_paths(layout: FolderLayout) -> list[str]:
-    """The images by split, class and name, so that a folder and any archive of it give the same dataset."""
+    """The images by split, class and name, so that a folder, any archive of it and its Parquet files give the same
+    dataset."""
 
     def key(path: str) -> tuple[tuple[str, str], str, str]:
-        return layout.split_and_class[path], unicodedata.normalize("NFC", path), path
+        name = layout.names.get(path, path)
+        return layout.split_and_class[path], unicodedata.normalize("NFC", name), name
 
     return sorted(layout.split_and_class, key=key)
 
 
-def _files_in_rows(source: Path, order: list[str], path_counts: Counter[str]) -> Files:
-    """The files of `order` with their rows, in the order of the source; the last one of those with the same path."""
+def _files_in_rows(order: list[str], listed: Listing) -> Files:
+    """The files of `order` with their rows, in the order of the source."""
     rows = {path: row for row, path in enumerate(order)}
-    repeated = {path: count for path, count in path_counts.items() if count > 1 and path in rows}
-    if repeated:
-        log(f"{source} holds {len(repeated)} paths more than once, such as {min(repeated)}: the last files are used")
 
     def files() -> Iterator[FileForRow]:
-        for file in last_of_each_path(find([str(source)]), repeated):
+        for file in listed():
             if file.path in rows:
                 yield FileForRow(file.path, file.location, row=rows[file.path])
 
     return files
+
+
+def _listed_once(source: Path, paths: Iterable[str], used: Collection[str]) -> Listing:
+    """The files of a source; the last one of those with the same path."""
+    repeated = {path: count for path, count in Counter(paths).items() if count > 1 and path in used}
+    if repeated:
+        log(f"{source} holds {len(repeated)} paths more than once, such as {min(repeated)}: the last files are used")
+    return lambda: last_of_each_path(find([str(source)]), repeated)
 
 
 def _check_rejects(rejects: list[dict[str, str]], total: int, options: ImageFolderOptions) -> None:

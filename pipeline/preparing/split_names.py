@@ -35,6 +35,16 @@ def split_of(name: str) -> SplitKind | None:
     return SPLIT_WORDS[match.group(1)] if match else None
 
 
+def split_in_path(path: str) -> SplitKind | None:
+    """The split that the innermost possible part of a path stands for: `split_of` it, or the only split among its
+    words, as in `data/test-00000-of-00001` and `pets_train`; None where no part does."""
+    for name in reversed(path.split("/")):
+        words = {split_of(word) for word in re.findall(r"[^\W\d_]+", name)} - {None}
+        if kind := split_of(name) or (words.pop() if len(words) == 1 else None):
+            return kind
+    return None
+
+
 def combine_class_and_split(names: Iterable[str]) -> bool:
     """Whether every name consists of a class and a split, as cat_train, cat_test, dog_train, dog_test do."""
     classes: dict[SplitKind, set[str]] = {}

@@ -95,7 +95,7 @@ def test_splits_may_have_any_usual_name(pets: Path, tmp_path: Path) -> None:
         ({"split": ""}, ["has no split, but others do"]),
         ({"split": "holiday"}, ["line 2", "'holiday' is no split; write train, validation or test"]),
         ({"split": "test", "label": "eel"}, ["class 'eel' is in test but not in train"]),
-        ({"path": "train/cat/000.png", "label": "dog"}, ["line 3", "another label or split in an earlier line"]),
+        ({"path": "train/cat/000.png", "label": "dog"}, ["line 3", "another label or split in an earlier row"]),
     ],
 )
 def test_a_wrong_row_is_refused(pets: Path, tmp_path: Path, change: dict[str, str], parts: list[str]) -> None:
