@@ -133,6 +133,7 @@ class ProcessPool:
                 result = self._receive(worker)
                 task = worker.tasks.popleft()
                 task.result = finish(task.files, result, task.buffer)
+                task.files = []  # they may hold their contents, and an earlier batch may take long
 
     def _free_worker(self, task: _Task, n_waiting: int) -> _Worker | None:
         """The worker for the next batch: one without tasks, or with a single one, so that it need not wait."""

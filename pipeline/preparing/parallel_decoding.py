@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -16,11 +16,12 @@ from convline.console import progress
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError, ImageError
 from convline.images import ImageSpec, decode
-from convline.inputs.input_file import InputFile
+from convline.inputs.input_file import InMemory, InputFile
 from convline.process_pool import open_pool
 from convline.time_limit import SECONDS
 
 FILES_PER_TASK = 64
+BYTES_PER_TASK = 2**24  # of contents that are sent to a process, which copies them twice
 ADVICE = "while decoding images, though each of them can be decoded alone; give it more memory"
 
 Result = TypeVar("Result")
@@ -57,16 +58,29 @@ def map_in_processes(
     files_per_task: int = FILES_PER_TASK,
     time_limit: float = SECONDS,
 ) -> Generator[Result, None, None]:
-    """The results of `work` for lists of `files_per_task` files, `count` files in all, in order.
+    """The results of `work` for lists of up to `files_per_task` files, `count` files in all, in order.
 
     `work` runs in other processes, one per CPU (in threads where processes cannot be forked). A list with a file that
     ends its process, or takes more than `time_limit` seconds to decode, is given to `work` again, with that file
     replaced by one that raises ImageError when read. Exceptions that `work` raises are raised here.
     """
-    batches: Iterator[list[InputFile]] = iter(lambda: list(islice(files, files_per_task)), [])
+    batches = _batches(files, files_per_task)
     processes = max(1, min(usable_cpus(), -(-count // files_per_task)))
     with open_pool(processes, lambda batch, _: work(batch), work, time_limit, ADVICE) as pool:
         yield from pool.map(batches, lambda _files, result, _buffer: result)
+
+
+def _batches(files: Iterator[FileForRow], files_per_task: int) -> Iterator[list[InputFile]]:
+    batch: list[InputFile] = []
+    content = 0
+    for file in files:
+        batch.append(file)
+        content += len(file.location.data) if isinstance(file.location, InMemory) else 0
+        if len(batch) == files_per_task or content > BYTES_PER_TASK:
+            yield batch
+            batch, content = [], 0
+    if batch:
+        yield batch
 
 
 def size_of_first_image(files: Iterator[FileForRow], time_limit: float = SECONDS) -> tuple[int, int] | None:
