@@ -59,7 +59,9 @@ def download(dataset: DatasetArgument, data_dir: DataDir = DATA, mirror: Mirrors
 @app.command()
 def preprocess(
     dataset: DatasetArgument,
-    source: Annotated[Path | None, typer.Option(help="A folder, .tar, .tar.gz/.bz2/.xz or .zip of images.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="A folder, .tar, .tar.gz/.bz2/.xz or .zip of images, or Parquet files.")
+    ] = None,
     image_size: Annotated[str | None, typer.Option(metavar="H[xW]", help="Resize to this size.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Resize to the size that this recipe is made for, unless --image-size is given.")
@@ -77,7 +79,10 @@ def preprocess(
     ] = "full",
     allow_rejects: Annotated[bool, typer.Option("--allow-rejects", help="Allow more than 1% unusable files.")] = False,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE.csv", help="A table: path, label, and if wanted split and group.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A table (.csv, .jsonl, .parquet): path, label, and if wanted split and group."
+        ),
     ] = None,
     group_by: Annotated[
         str | None,
@@ -90,7 +95,7 @@ def preprocess(
     data_dir: DataDir = DATA,
     mirror: Mirrors = None,
 ) -> None:
-    """Turn an archive or an image folder into a prepared dataset."""
+    """Turn an archive, an image folder or Parquet files into a prepared dataset."""
     from pipeline.preparing.dataset_summary import class_counts_table, findings
     from pipeline.preparing.image_folder import ImageFolderOptions
     from pipeline.preprocess import image_size_for

@@ -1,4 +1,5 @@
-"""Prepares a dataset (uint8 arrays and `meta.json`) from official archives or from an image folder or archive.
+"""Prepares a dataset (uint8 arrays and `meta.json`) from official archives, from an image folder or archive, or
+from Parquet files.
 
 Everything is written to a temporary folder, which replaces the destination when it is complete.
 """
@@ -39,8 +40,9 @@ def preprocess(
     mirrors: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Dataset:
-    """Prepare the dataset `name` from `source`, a folder or archive of images, or, without a source, as a dataset known
-    by name: embedded, or from its official archives, which are downloaded (`mirrors` are tried first).
+    """Prepare the dataset `name` from `source`, a folder or archive of images or Parquet files, or, without a source,
+    as a dataset known by name: embedded, or from its official archives, which are downloaded (`mirrors` are tried
+    first).
 
     Raises ConvlineError for a source that cannot be used; nothing is left behind then.
     """

@@ -273,11 +273,13 @@ def preprocess(
     overwrite: bool = False,
     data_dir: str | Path = "data",
 ) -> Dataset:
-    """Prepare a known dataset by its name, or images of your own (`source`: a folder or an archive) under a new name.
+    """Prepare a known dataset by its name, or images of your own (`source`: a folder, an archive or Parquet files)
+    under a new name.
 
-    `image_size`: side, or (height, width), in pixels; without it that which `recipe` is made for. `labels`: a CSV table
-    with the columns path and label, and if wanted split and group. `group_by`: a regular expression on paths, or a
-    column of the table; images of one group are never on both sides of a split.
+    `image_size`: side, or (height, width), in pixels; without it that which `recipe` is made for. `labels`: a table
+    (.csv, .jsonl or .parquet) with the columns path and label, and if wanted split and group. `group_by`: a regular
+    expression on paths, or a column of the table or of the Parquet files; images of one group are never on both
+    sides of a split.
 
     Raises ConvlineError, with nothing left behind, for a source that cannot be used, and for a dataset that exists,
     unless `overwrite` prepares it again.

@@ -16,7 +16,7 @@ from pipeline.preparing.folder_layout import FolderLayout
 from pipeline.preparing.image_groups import groups_by_pattern
 from pipeline.preparing.label_tables import LabelTable, read_table
 from pipeline.preparing.skipped_files import escape_unprintable, is_in_skipped_folder, is_skipped
-from pipeline.preparing.split_names import split_in_path, split_of
+from pipeline.preparing.split_names import split_of, split_of_folders
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 COLUMNS = ("path", "file_name", "label", "split", "group")
@@ -126,7 +126,7 @@ def _images(
     for where, row in table.rows:
         written = row.get(path_column, "")
         path = found.of(f"{folder}/{written.removeprefix('./')}" if folder else written, where)
-        split = row.get("split") or (split_in_path(path.rpartition("/")[0]) if folder is not None else "")
+        split = row.get("split") or (split_of_folders(path) if folder is not None else "")
         yield LabelledImage(where, path, row.get("label", ""), split or "", row.get(column_of_groups, ""))
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 from convline.errors import ConvlineError
 
 ROWS = 16  # of a batch: photographs of 10 MB each are 160 MB
-BUFFER = 2**20  # bytes of a column that are read at a time; without a buffer pyarrow reads whole row groups
+BUFFER = 2**20  # bytes of a column that are read at a time
 
 
 @contextmanager
@@ -24,7 +24,10 @@ def open_parquet(name: str, file: Path | IO[bytes]) -> Iterator[Any]:
     except ImportError as error:
         raise ConvlineError(f"{name} needs pyarrow: pip install 'convline[parquet]'") from error
     try:
-        with ParquetFile(file, buffer_size=BUFFER) as opened:
+        # pre_buffer holds what was read until the end: 1.0 GB rather than 0.2 for a file of 0.8 GB
+        with ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
+            if len(set(opened.schema_arrow.names)) < len(opened.schema_arrow.names):
+                raise ConvlineError(f"{name} has two columns of one name; rename one")
             yield opened
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
@@ -34,7 +37,7 @@ def open_parquet(name: str, file: Path | IO[bytes]) -> Iterator[Any]:
 def read_rows(opened: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """The values of the columns in each row, as Python's own. A column `image.path` is the field `path` of `image`,
     and its values are dictionaries with that field alone."""
-    names = [column.partition(".")[0] if column not in opened.schema_arrow.names else column for column in columns]
+    names = [column.rpartition(".")[0] if column not in opened.schema_arrow.names else column for column in columns]
     # without threads, as processes are forked while the file is read
     for batch in opened.iter_batches(ROWS, columns=list(columns), use_threads=False):
         yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
@@ -73,5 +76,7 @@ def as_text(value: Any, where: str, names: Sequence[str] | None = None) -> str:
     if names is None or isinstance(value, bool):
         return str(value)
     if not 0 <= value < len(names):
-        raise ConvlineError(f"{where}: {value} is none of the {len(names)} classes of the file; mend or remove the row")
+        raise ConvlineError(
+            f"{where}: {value} is none of the file's {len(names)} classes; mend it, or remove what has no label"
+        )
     return names[value]

@@ -16,20 +16,24 @@ from pipeline.preparing.folder_layout import FolderLayout
 from pipeline.preparing.label_files import LabelledImage, group_column, is_metadata, layout_of
 from pipeline.preparing.parquet_files import as_text, class_names, open_parquet, read_rows
 from pipeline.preparing.skipped_files import escape_unprintable, is_skipped, log_skipped
-from pipeline.preparing.split_names import SplitKind, split_in_path
+from pipeline.preparing.split_names import SplitKind, split_of_file
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
+BINARY, TEXT = ("binary", "large_binary"), ("string", "large_string")  # types of pyarrow
 
 
 def parquet_files(source: Path, paths: Sequence[str]) -> list[str]:
-    """Those of the paths in a source that are Parquet files of images; beside other images, such with an image column.
+    """Those of the paths in a source that are Parquet files of images. Beside other images, these are the ones with an
+    image column; in an archive, there are none.
 
     Raises ConvlineError for a damaged file.
     """
+    if is_archive(source):
+        return []
     found = [path for path in paths if path.lower().endswith(".parquet") and not is_metadata(path)]
-    if is_archive(source) or all(is_skipped(path) for path in paths):
-        return [] if is_archive(source) else found
+    if all(is_skipped(path) for path in paths):
+        return found
     with_images = []
     for path in found:
         with _open(source, path) as opened:
@@ -58,8 +62,8 @@ class ParquetImages:
         for file in self.files:
             with _open(self.source, file) as opened:
                 column = _find_columns(str(_folder(self.source) / file), opened.schema_arrow).image
-                for (image,) in read_rows(opened, [column]):
-                    yield InputFile(next(paths), self._location(file, image))
+                for (image,), path in zip(read_rows(opened, [column]), paths, strict=False):
+                    yield InputFile(path, self._location(file, image))
 
     def _location(self, file: str, image: Any) -> FileLocation:
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
@@ -148,17 +152,25 @@ def _only(file: str, what: str, usual: Sequence[str], possible: list[str], schem
 
 def _may_be_image(kind: Any) -> bool:
     """Whether a column holds bytes, or structs of bytes and path."""
-    return str(kind) in ("binary", "large_binary") or not _fields(kind).isdisjoint(("bytes", "path"))
+    fields = _fields(kind)
+    return str(kind) in BINARY or (
+        not fields.keys().isdisjoint(("bytes", "path"))
+        and fields.get("bytes", "null") in (*BINARY, "null")
+        and fields.get("path", "null") in (*TEXT, "null")
+    )
 
 
-def _fields(kind: Any) -> set[str]:
-    return {kind.field(number).name for number in range(kind.num_fields)} if str(kind).startswith("struct") else set()
+def _fields(kind: Any) -> dict[str, str]:
+    """The types of a struct's fields, by name."""
+    if not str(kind).startswith("struct<"):
+        return {}
+    return {kind.field(number).name: str(kind.field(number).type) for number in range(kind.num_fields)}
 
 
 def _splits(source: Path, files: Sequence[str]) -> dict[str, SplitKind]:
     """The split of each file by its name or a folder's; all are train where none has one. Raises ConvlineError where
     only some have."""
-    found = {file: split_in_path(file.removesuffix(Path(file).suffix)) for file in files}
+    found = {file: split_of_file(file) for file in files}
     without = [file for file, split in found.items() if split is None]
     if without and len(without) < len(files):
         raise ConvlineError(

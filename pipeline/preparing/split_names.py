@@ -1,10 +1,11 @@
-"""Which folder names count as train, validation or test splits: `training_set`, `valid`, `Test Images`, `val2017`, …"""
+"""Which names of folders and files count as train, validation or test splits: `training_set`, `valid`, `val2017`, …"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import PurePosixPath
 from typing import Literal
 
 SplitKind = Literal["train", "validation", "test", "unlabelled"]
@@ -20,7 +21,7 @@ SPLIT_WORDS: dict[str, SplitKind] = {
 FILLER_WORDS = (  # may stand before and after a split word
     *("set", "sets", "data", "dataset", "datasets", "split", "part", "subset", "folder", "dir", "files"),
     *("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "pic", "pics", "sample", "samples"),
-    *("jpg", "jpeg", "png", "seg", "ilsvrc", "imagenet", "coco", "raw", "resized", "cropped"),
+    *("jpg", "jpeg", "png", "seg", "ilsvrc", "imagenet", "coco", "raw", "resized", "cropped", "partial"),
 )
 _FILLERS = f"(?:{'|'.join(FILLER_WORDS)})*"
 _SPLIT = re.compile(f"{_FILLERS}({'|'.join(SPLIT_WORDS)}){_FILLERS}")
@@ -35,14 +36,17 @@ def split_of(name: str) -> SplitKind | None:
     return SPLIT_WORDS[match.group(1)] if match else None
 
 
-def split_in_path(path: str) -> SplitKind | None:
-    """The split that the innermost possible part of a path stands for: `split_of` it, or the only split among its
-    words, as in `data/test-00000-of-00001` and `pets_train`; None where no part does."""
-    for name in reversed(path.split("/")):
-        words = {split_of(word) for word in re.findall(r"[^\W\d_]+", name)} - {None}
-        if kind := split_of(name) or (words.pop() if len(words) == 1 else None):
-            return kind
-    return None
+def split_of_folders(path: str) -> SplitKind | None:
+    """The split that the innermost folder named like one, of those above a file, stands for."""
+    return next((kind for name in reversed(path.split("/")[:-1]) if (kind := split_of(name))), None)
+
+
+def split_of_file(path: str) -> SplitKind | None:
+    """The split in the words of a file's name, as in `test-00000-of-00001.parquet` and `pets_train.parquet`, or else
+    that of its folders."""
+    stem = PurePosixPath(path).stem
+    kinds = {split_of(word) for word in re.findall(r"[^\W\d_]+", stem)} - {None}
+    return split_of(stem) or (kinds.pop() if len(kinds) == 1 else split_of_folders(path))
 
 
 def combine_class_and_split(names: Iterable[str]) -> bool:
