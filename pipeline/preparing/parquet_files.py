@@ -50,7 +50,7 @@ def class_names(name: str, schema: Any) -> dict[str, list[str]]:
     """
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConvlineError(f"{name}: its metadata 'huggingface' are not JSON ({error}); fetch it again") from error
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
