@@ -27,6 +27,7 @@ MAX_NAME = 255  # bytes, the limit of file systems
 MAX_IN_TEMPORARY = 200  # bytes of a name that its temporary name keeps
 MAX_STEM = 150  # bytes that `name_on_disk` keeps of a name that is too long
 LONGEST_SUFFIX = 16  # characters
+LOCK_SECONDS = 2.0  # to wait for the processes of a killed job, which may still hold its lock
 
 # flags of os.open that Windows lacks
 O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
@@ -76,19 +77,22 @@ def _mark_as_in_use(descriptor: int) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, journal: str | None = None) -> Iterator[Path]:
     """A temporary folder beside `path`; on success it is synced and renamed to `path`, otherwise removed.
 
     A folder that is at `path` already is replaced, and removed. If the process is killed between the two renames,
     `restore_folder` puts the old one back. Symbolic links under the names of temporary folders are not followed.
+
+    While there is a file `journal` in the temporary folder, KeyboardInterrupt and SystemExit leave the folder, and a
+    later call enters it again, as it does after a kill. Other processes must not do so at the same time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     restore_folder(path)
-    for abandoned in [*_abandoned_folders(path, "tmp"), *_abandoned_folders(path, "old")]:
-        shutil.rmtree(abandoned, ignore_errors=True)  # another process may be removing it, too
-    temporary = temporary_path(path)
+    kept = remove_abandoned_folders(path, journal)
+    temporary = kept or temporary_path(path)
     replaced = temporary.with_suffix(".old")
-    temporary.mkdir()
+    if kept is None:
+        temporary.mkdir()
     with _marked_as_in_use(temporary):
         try:
             yield temporary
@@ -101,9 +105,27 @@ def new_folder(path: Path) -> Iterator[Path]:
                 if replaced.exists():
                     replaced.rename(temporary)  # once it is partly removed, it must not be restored
                     shutil.rmtree(temporary, ignore_errors=True)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException as error:
+            is_interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            if not (is_interrupted and journal is not None and (temporary / journal).exists()):
+                shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def remove_abandoned_folders(path: Path, journal: str | None = None) -> Path | None:
+    """Remove what killed processes left of `new_folder`. Of those with a file `journal` one is kept, and returned."""
+    kept = None
+    for abandoned in [*_abandoned_folders(path, "tmp"), *_abandoned_folders(path, "old")]:
+        if kept is None and journal is not None and (abandoned / journal).is_file() and _is_ours(abandoned):
+            kept = abandoned
+        else:
+            shutil.rmtree(abandoned, ignore_errors=True)  # another process may be removing it, too
+    return kept
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this user made the folder: links in that of another user may lead anywhere."""
+    return not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
 
 
 def restore_folder(path: Path) -> None:
@@ -204,6 +226,23 @@ def lock_file(file: IO[Any], path: Path, name: Path | str, patience: float = 0.0
         raise ConvlineError(f"another job is writing {name}; wait for it or choose another output")
     if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
         raise ConvlineError(f"another job has just finished {name}; look at its output first")
+
+
+@contextmanager
+def exclusive(path: Path, name: Path | str) -> Iterator[None]:
+    """Hold the lock file `path`, which is created, and removed at the end.
+
+    Raises ConvlineError, which calls the output `name`, if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_in_place(path, "wb") as file:
+        with suppress(OSError):  # a file system without locks
+            lock_file(file, path, name, LOCK_SECONDS)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                remove_open_file(file, path)
 
 
 def remove_open_file(file: IO[Any], path: Path) -> None:

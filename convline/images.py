@@ -1,4 +1,5 @@
-"""Decodes image files and resizes, crops or pads them: `decode` is the ONLY function that turns a file into pixels.
+"""Decodes image files and resizes, crops or pads them: `decode` is the ONLY function that turns a file into pixels (and
+`decode_with_size`, which it calls).
 
 Both `pipeline preprocess` and serving call it, so that training and serving cannot differ. In order: open and verify;
 apply the orientation of EXIF or XMP; scale 16 bits to 8; composite alpha on white; convert palettes, 1-bit, CMYK and
@@ -111,12 +112,17 @@ def _is_size(height: int | None, width: int | None) -> bool:
     return type(height) is type(width) is int and min(height, width) > 0 and height * width <= MAX_PIXELS
 
 
-@time_limited()
 def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
     """Decode an image file: uint8 [height, width, channels].
 
     Raises ImageError, and no other exception, for data that cannot be used.
     """
+    return decode_with_size(data, spec)[0]
+
+
+@time_limited()
+def decode_with_size(data: bytes, spec: ImageSpec) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """As `decode`; also the (height, width) that the upright image had before it was resized."""
     if not data:
         raise ImageError("empty", "the file has no bytes")
     if len(data) > MAX_BYTES:
@@ -125,8 +131,10 @@ def decode(data: bytes, spec: ImageSpec) -> NDArray[np.uint8]:
         image = open_image(data)
         full_size = _reduce_jpeg(image, spec) if spec.jpeg == "reduced" else None
         image = _convert(_upright(load_pixels(image, data)), spec.channels)
-        image = _fit(image, spec, full_size or image.size)
-        return np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
+        width, height = full_size or image.size
+        image = _fit(image, spec, (width, height))
+        pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
+        return pixels, (height, width)
     # for malformed files Pillow raises exceptions of many kinds
     except Exception as error:
         raise as_image_error(error, data) from error

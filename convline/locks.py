@@ -48,6 +48,14 @@ def acquire(descriptor: int, patience: float = 0.0) -> bool:
     return True
 
 
+def release(descriptor: int) -> None:
+    """Unlock an open file that stays open, or in the memory map of some process."""
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    elif msvcrt is not None:
+        _at_last_byte(descriptor, msvcrt.LK_UNLCK)
+
+
 def is_held(descriptor: int) -> bool:
     """Whether another process holds the lock of an open file, which should be closed after the question.
 
@@ -68,13 +76,18 @@ def _try_lock(descriptor: int, shared: bool = False) -> bool:
 
 
 def _try_lock_byte(descriptor: int) -> bool:
-    """Lock the byte at LAST_BYTE: `msvcrt.locking` starts at the file's position, which is put back."""
+    try:
+        _at_last_byte(descriptor, msvcrt.LK_NBLCK)
+    except PermissionError:
+        return False
+    return True
+
+
+def _at_last_byte(descriptor: int, operation: int) -> None:
+    """Lock or unlock the byte at LAST_BYTE: `msvcrt.locking` starts at the file's position, which is put back."""
     position = os.lseek(descriptor, 0, os.SEEK_CUR)
     os.lseek(descriptor, LAST_BYTE, os.SEEK_SET)
     try:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    except PermissionError:
-        return False
+        msvcrt.locking(descriptor, operation, 1)
     finally:
         os.lseek(descriptor, position, os.SEEK_SET)
-    return True

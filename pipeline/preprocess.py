@@ -1,13 +1,15 @@
 """Prepares a dataset (uint8 arrays and `meta.json`) from official archives, from an image folder or archive, or
 from Parquet files.
 
-Everything is written to a temporary folder, which replaces the destination when it is complete.
+Everything is written to a temporary folder, which replaces the destination when it is complete. After a kill, images
+that were decoded in it are not decoded again (see `decoding_journal`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ from numpy.typing import NDArray
 
 from convline.console import log
 from convline.errors import ConvlineError
-from convline.files import new_folder, restore_folder
+from convline.files import exclusive, new_folder, remove_abandoned_folders, restore_folder
 from pipeline.dataset import FORMAT, Dataset, check_name
 from pipeline.download import download
 from pipeline.preparing.channel_statistics import mean_and_std
 from pipeline.preparing.decoded_source import DecodedSource, create_array
+from pipeline.preparing.decoding_journal import JOURNAL, stop_resuming
 from pipeline.preparing.equal_images import compare_splits, first_equal
 from pipeline.preparing.fingerprint import dataset_fingerprint, split_fingerprint
 from pipeline.preparing.held_out_splits import hold_out_test
@@ -44,7 +47,11 @@ def preprocess(
     as a dataset known by name: embedded, or from its official archives, which are downloaded (`mirrors` are tried
     first).
 
-    Raises ConvlineError for a source that cannot be used; nothing is left behind then.
+    Images that were decoded before the process was interrupted (SIGKILL, SIGTERM, Ctrl-C) are not decoded again by a
+    call with the same arguments.
+
+    Raises ConvlineError for a source that cannot be used, with nothing left behind, and where another process prepares
+    the same dataset.
     """
     if check_name(name, "dataset") == "archives":
         raise ConvlineError("invalid dataset name 'archives': downloads are kept in that folder; choose another")
@@ -52,15 +59,17 @@ def preprocess(
     if source is None and (options.labels or options.group_by):
         raise ConvlineError("--labels and --group-by are for images of your own: give --source FOLDER|ARCHIVE")
     destination = data_dir / name
-    restore_folder(destination)
-    if destination.exists() and not overwrite:
-        raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
-    with new_folder(destination) as folder:
-        if source is not None:
-            decoded = decode_folder(source, folder, options)
-        else:
-            decoded = _read_official(name, data_dir, mirrors)
-        _write(folder, name, decoded, allow_leaks=source is None or options.allow_leaks)
+    with exclusive(destination.with_name(f".{name}.lock"), destination):
+        restore_folder(destination)
+        remove_abandoned_folders(destination, JOURNAL)
+        if destination.exists() and not overwrite:
+            raise ConvlineError(f"{destination} exists; --overwrite prepares it again")
+        with new_folder(destination, JOURNAL if source is not None else None) as folder, _resumable(folder):
+            if source is not None:
+                decoded = decode_folder(source, folder, options)
+            else:
+                decoded = _read_official(name, data_dir, mirrors)
+            _write(folder, name, decoded, allow_leaks=source is None or options.allow_leaks)
     return Dataset.open(data_dir, name)
 
 
@@ -74,6 +83,17 @@ def image_size_for(recipe: Recipe) -> tuple[int, int] | None:
     crop = recipe.preprocess.crop
     side = recipe.data.image_size or (None if crop is None else crop + crop // 7)
     return None if side is None else (side, side)
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Say at an interruption that the work is kept, if it is."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if (folder / JOURNAL).exists():
+            log(f"interrupted; the same command goes on with the images that are decoded (they are in {folder})")
+        raise
 
 
 def _read_official(name: str, data_dir: Path, mirrors: Sequence[str]) -> DecodedSource:
@@ -102,6 +122,7 @@ def _write(folder: Path, name: str, decoded: DecodedSource, allow_leaks: bool) -
     separated_groups = check_groups(decoded.groups, rows_of_splits, allow_leaks)
     labels = {split: decoded.labels[rows] for split, rows in rows_of_splits.items()}
     counts = _count_classes(name, decoded.classes, labels)
+    stop_resuming(folder)
     images = write_splits(folder, decoded, rows_of_splits)
     for split, rows in rows_of_splits.items():
         create_array(folder / f"{split}.labels.npy", (len(rows),), np.int64)[:] = labels[split]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +22,8 @@ class DecodedSource:
     `rows`: indices of each split's images, int64 ("train", and "test" and "validation" where the source has them);
     `spec`: as the images are to be stored (`images` may have three equal channels where it says one); `source`: name
     and SHA-256; `paths`: of each image in the source, empty where it has none; `groups`: the name of each image's
-    group, "" for none, empty where no image has one; `file`: where `images` lie on disk, if they do."""
+    group, "" for none, empty where no image has one; `file`: where `images` lie on disk, if they do; `sizes`: by row,
+    the (height, width) of each image in the source, empty where that is not known."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -33,6 +35,7 @@ class DecodedSource:
     paths: list[str] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     file: Path | None = None
+    sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from convline.console import log
 from convline.errors import ConvlineError, ImageError
 from convline.files import sha256
 from convline.images import Fit, ImageSpec, Resample
-from convline.inputs.input_file import InputFile
+from convline.inputs.input_file import InputFile, OnDisk
 from convline.inputs.listing import find, folders, last_of_each_path
 from convline.time_limit import SECONDS
 from pipeline.preparing.decoded_source import DecodedSource, create_array
+from pipeline.preparing.decoding_journal import DECODED, decoding_journal
 from pipeline.preparing.folder_layout import FolderLayout, has_class_folders, read_layout
 from pipeline.preparing.image_groups import groups_by_pattern
 from pipeline.preparing.label_files import is_metadata, read_labels, read_metadata
@@ -59,8 +61,9 @@ class ImageFolderOptions:
 def decode_folder(
     source: Path, folder: Path, options: ImageFolderOptions, time_limit: float = SECONDS
 ) -> DecodedSource:
-    """Decode every image of `source` into an array below `folder`. An image that takes more than `time_limit` seconds,
-    or crashes its decoder, is unusable.
+    """Decode every image of `source` into an array below `folder`; what an interrupted call with the same arguments has
+    left there is not decoded again. An image that takes more than `time_limit` seconds, or crashes its decoder, is
+    unusable.
 
     Raises ConvlineError for a source without class folders, for images of several sizes without `options.size`, for
     more unusable files than the options allow, and for JPEGs that differ too much at reduced size.
@@ -80,8 +83,11 @@ def decode_folder(
         details["labels"] = {"name": options.labels.name, "sha256": sha256(options.labels)}
     if options.jpeg == "reduced":
         details["reduced_jpegs"] = compare_reduced(files, len(order), spec, time_limit)
-    images = create_array(folder / "decoded.npy", (len(order), *size, channels))
-    result = decode_into(images, files(), spec, keep_size=options.size is None, time_limit=time_limit)
+    keep_size = options.size is None
+    inputs = _inputs_of_decoding(source, files(), order, {**spec.to_dict(), "keep_size": keep_size})
+    with decoding_journal(folder, (len(order), *size, channels), inputs) as journal:
+        images = journal.images
+        result = decode_into(images, files(), spec, keep_size, time_limit, journal.done, journal.add)
     rejects = _listed_rejects(result, order)
     _check_rejects(rejects, len(order), options)
     usable = np.delete(np.arange(len(order)), sorted(result.rejects))
@@ -96,8 +102,30 @@ def decode_folder(
         rejects=rejects,
         paths=order,
         groups=_groups(layout, order, result),
-        file=folder / "decoded.npy",
+        file=folder / DECODED,
+        sizes=result.sizes,
     )
+
+
+def _inputs_of_decoding(
+    source: Path, files: Iterator[FileForRow], order: list[str], options: dict[str, Any]
+) -> dict[str, Any]:
+    """What decoded pixels depend on: if it is the same after an interruption, decoding goes on."""
+    digest = hashlib.sha256()
+    if source.is_file():
+        digest.update(repr(OnDisk(str(source)).version()).encode())
+    else:
+        for file in files:
+            digest.update(repr((file.path, file.location.version())).encode("utf-8", "backslashreplace"))
+    return {
+        "the source": digest.hexdigest(),
+        "the options": {**options, "rows": hashlib.sha256(repr(order).encode("utf-8", "backslashreplace")).hexdigest()},
+        "a package that decodes": {
+            package: version(package)
+            for package in ("convline", "pillow", "pi-heif")
+            if next(iter(distributions(name=package)), None)
+        },
+    }
 
 
 def _labels(layout: FolderLayout, order: list[str]) -> NDArray[np.int64]:

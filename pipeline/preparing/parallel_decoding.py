@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from convline.console import progress
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError, ImageError
-from convline.images import ImageSpec, decode
+from convline.images import ImageSpec, decode, decode_with_size
 from convline.inputs.input_file import InMemory, InputFile
 from convline.process_pool import open_pool
 from convline.time_limit import SECONDS
@@ -39,16 +39,19 @@ Files = Callable[[], Iterator[FileForRow]]  # iterates over the files of a sourc
 
 @dataclass
 class DecodingResult:
-    """Rejects and SHA-256 of each file, by row, and whether every image was grey."""
+    """By row, the rejects, the SHA-256 of each file and the size of each image, (height, width), upright and before it
+    was resized; and whether every image was grey."""
 
     rejects: dict[int, ImageError] = field(default_factory=dict)
     is_all_grey: bool = True
     digests: dict[int, bytes] = field(default_factory=dict)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def add(self, other: DecodingResult) -> None:
         self.rejects |= other.rejects
         self.is_all_grey &= other.is_all_grey
         self.digests |= other.digests
+        self.sizes |= other.sizes
 
 
 def map_in_processes(
@@ -103,10 +106,13 @@ def decode_into(
     spec: ImageSpec,
     keep_size: bool,
     time_limit: float = SECONDS,
+    done: DecodingResult | None = None,
+    record: Callable[[DecodingResult], None] = lambda _: None,
 ) -> DecodingResult:
     """Decode files into their rows of `images`, which must be memory that processes share (a memory map).
 
     With `keep_size` images are not resized; ConvlineError is raised for one that does not have the size of `spec`.
+    The rows of `done` are left as they are. `record` is called with the result of each batch, once it is in `images`.
     """
 
     def decode_batch(batch: list[InputFile]) -> DecodingResult:
@@ -117,7 +123,7 @@ def decode_into(
             try:
                 data = file.read()
                 result.digests[file.row] = hashlib.sha256(data).digest()
-                pixels = decode(data, replace(spec, height=None, width=None) if keep_size else spec)
+                pixels, size = decode_with_size(data, replace(spec, height=None, width=None) if keep_size else spec)
             except ImageError as problem:
                 result.rejects[file.row] = problem.without_traceback()
                 continue
@@ -126,11 +132,16 @@ def decode_into(
                 raise ConvlineError(f"the images differ in size (the first is {sizes}); give --image-size HxW")
             result.is_all_grey &= bool((pixels == pixels[..., :1]).all())
             images[file.row] = pixels
+            result.sizes[file.row] = size
         return result
 
-    total = DecodingResult()
-    with progress("decode", len(images)) as bar:
-        for result in map_in_processes(decode_batch, files, len(images), time_limit=time_limit):
+    total = done or DecodingResult()
+    n_left = len(images) - len(total.digests)
+    left = (file for file in files if file.row not in total.digests)
+    results = map_in_processes(decode_batch, left, n_left, time_limit=time_limit)
+    with closing(results), progress("decode", n_left) as bar:
+        for result in results:
+            record(result)
             total.add(result)
             bar.advance(bar.task_ids[0], len(result.digests))
     for row in set(range(len(images))) - total.digests.keys():
