@@ -14,6 +14,8 @@ from pipeline.preparing.fingerprint import dataset_fingerprint
 
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+Side = Annotated[int, Field(ge=1)]
+Size = Annotated[list[Side], Field(min_length=2, max_length=2)]
 PixelValue = Annotated[float, Field(ge=0, le=255)]
 
 
@@ -57,9 +59,35 @@ class DatasetFields(_Fields):
         return self
 
 
-class MetaFields(DatasetFields):
-    """All fields of `meta.json`. `counts` are numbers of images by split and class."""
+class OddImage(_Fields):
+    path: str
+    height: Side
+    width: Side
 
+
+class OddImages(_Fields):
+    """`images`: the first of them."""
+
+    count: Count
+    images: Annotated[list[OddImage], Field(min_length=1)]
+
+
+class SizesFields(_Fields):
+    """The sizes of a source's images, upright and before they were resized, as [height, width]; `odd`, by kind, those
+    that are unlike the others."""
+
+    smallest: Size
+    largest: Size
+    median: Size
+    different: Count
+    odd: dict[str, OddImages]
+
+
+class MetaFields(DatasetFields):
+    """All fields of `meta.json`. `counts` are numbers of images by split and class; `sizes` are missing where the
+    source has no image files, and in datasets of older versions."""
+
+    sizes: SizesFields | None = None
     counts: dict[str, dict[str, Count]]
     source: dict[str, Any]
     rejected: list[dict[str, str]]

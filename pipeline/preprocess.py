@@ -28,6 +28,7 @@ from pipeline.preparing.fingerprint import dataset_fingerprint, split_fingerprin
 from pipeline.preparing.held_out_splits import hold_out_test
 from pipeline.preparing.image_folder import ImageFolderOptions, decode_folder
 from pipeline.preparing.image_groups import check_groups, merged_groups
+from pipeline.preparing.image_sizes import summary_of_sizes
 from pipeline.preparing.official_archive_formats import FORMATS
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preparing.paths_and_groups import write_groups, write_paths
@@ -138,6 +139,7 @@ def _write(folder: Path, name: str, decoded: DecodedSource, allow_leaks: bool) -
         "counts": counts,
         "source": decoded.source,
         "rejected": decoded.rejects,
+        **({"sizes": summary_of_sizes(decoded.sizes, decoded.paths)} if decoded.sizes else {}),
         "equal_images": equal_images.to_dict(),
         "groups": write_groups(folder, groups[rows_of_splits["train"]]),
         "separated_groups": separated_groups,

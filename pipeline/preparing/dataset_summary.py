@@ -1,4 +1,4 @@
-"""What `pipeline preprocess` prints of a dataset: images by class and split, unusable files, copies, leaks, groups."""
+"""What `pipeline preprocess` prints of a dataset: images by class and split, sizes, unusable files, copies, groups."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from convline.html import elide_middle
+from pipeline.preparing.image_sizes import lines_about_sizes
 
 MAX_ROWS = 20  # of more classes, only the largest and the smallest are shown
 MAX_NAME_WIDTH = 40  # characters
@@ -33,6 +34,8 @@ def class_counts_table(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]
 
 def findings(meta: Mapping[str, Any]) -> Iterator[str]:
     """A line for each thing about a prepared dataset, given its meta.json, that its user should know."""
+    if sizes := meta.get("sizes"):
+        yield from lines_about_sizes(sizes)
     if rejects := Counter(reject["reason"] for reject in meta["rejected"]):
         yield f"unusable files: {', '.join(f'{count} {reason}' for reason, count in rejects.most_common())}"
     equal = meta["equal_images"]

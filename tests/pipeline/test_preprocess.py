@@ -541,7 +541,12 @@ def test_fit_and_resample_are_applied_and_stored_with_the_dataset(data: Path, tm
 def test_a_size_is_a_side_or_height_and_width(data: Path, pets: Path, written: str, size: str) -> None:
     status, output = run(data, "pets", "--source", pets, "--image-size", written)
     assert (status, f"{size}x3" in output) == (0, True)
-    assert output.splitlines()[-4:-1] == ["class  train  test", "cat        4     2", "dog        3     1"]
+    assert output.splitlines()[-5:-1] == [
+        "class  train  test",
+        "cat        4     2",
+        "dog        3     1",
+        "size: every image is 4x4 (height x width)",
+    ]
     assert output.splitlines()[-1].startswith(f"{data / 'pets'}: 7 train, 3 test images of ")
     assert Dataset.open(data, "pets").split("test").images.shape == (3, *map(int, size.split("x")), 3)
 
