@@ -1,4 +1,4 @@
-"""The image formats that are read (FORMATS): add one here, such as HEIC. Opens and decodes files with Pillow.
+"""The image formats that are read (FORMATS): add one here. Opens and decodes files with Pillow.
 
 Where Pillow's pixels would be wrong, the decoders beside this module are used. A file that cannot be decoded gets its
 reason code here; `unsupported_formats` then says what kind of file it is.
@@ -11,12 +11,12 @@ from io import BytesIO
 
 from PIL import Image, UnidentifiedImageError
 
-from convline.decoders import jpeg2000, png_transparency, tiff_pixels, tiff_tags, unsupported_formats
+from convline.decoders import heif, jpeg2000, png_transparency, tiff_pixels, tiff_tags, unsupported_formats
 from convline.decoders.unsupported_formats import CONVERT
 from convline.errors import ImageError
 
 # Pillow's names. A fixed list: otherwise Pillow would, for instance, start Ghostscript for an .eps file
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF")
 MAX_PIXELS = 178_956_970  # Pillow's own limit: 512 MiB as RGB
 
 JPEG, PNG, GIF, BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM"
@@ -48,6 +48,8 @@ def open_image(data: bytes) -> Image.Image:
     if image.format == "PNG":
         image.verify()  # the checksums, which decoding ignores; the object cannot be used afterwards
         image = _open_with_pillow(data)
+    if image.format == "HEIF" and heif.is_truncated(data):
+        raise ImageError("truncated", "the HEIC file ends too early")
     check_pixels(image.width, image.height)
     return image
 
@@ -60,6 +62,8 @@ def check_pixels(width: int, height: int) -> None:
 
 def _open_with_pillow(data: bytes) -> Image.Image:
     Image.init()
+    if heif.is_heif(data):
+        heif.register()
     return Image.open(BytesIO(data), formats=[name for name in FORMATS if name in Image.OPEN])
 
 
@@ -116,6 +120,8 @@ def _is_truncated(data: bytes) -> bool:
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
     if data.startswith(jpeg2000.SIGNATURES):
         return jpeg2000.is_truncated(data)
+    if heif.is_heif(data):
+        return heif.is_truncated(data)
     return data.startswith(tiff_tags.SIGNATURES) and tiff_tags.is_truncated(data)
 
 

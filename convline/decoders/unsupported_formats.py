@@ -1,4 +1,4 @@
-"""Recognises files that are not supported (HEIC, camera raw, PSD, PDF, video, …) or no images, by their first bytes.
+"""Recognises files that are not supported (camera raw, PSD, PDF, video, …) or no images, by their first bytes.
 
 The reject names the kind of file and says what to do with it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from convline.decoders import heif
 from convline.errors import ImageError
 
 CONVERT = "convert it to JPEG or PNG"
@@ -71,8 +72,7 @@ UNSUPPORTED: tuple[tuple[int, bytes, str, str], ...] = (
 )
 
 # brands of ISO base media files, the family of MP4
-HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2", b"msf1", b"miaf")
-HEIC_HELP = f"{CONVERT}; an iPhone takes JPEGs with Settings, Camera, Formats, Most Compatible"
+HEIC_HELP = f"{heif.INSTALL}, or {CONVERT}; an iPhone takes JPEGs with Settings, Camera, Formats, Most Compatible"
 AVIF = (b"avif", b"avis")
 
 # files that are not images: (offset, the bytes there, name)
@@ -141,8 +141,12 @@ def _iso_media(data: bytes) -> ImageError:
         if not _is_complete_iso_media(data):
             return ImageError("truncated", "the AVIF file ends too early")
         return _unsupported("an AVIF of an unusual kind", CONVERT)
-    if any(brand in HEIF for brand in brands):
-        return _unsupported("HEIC (HEIF)", HEIC_HELP)
+    if any(brand in heif.BRANDS for brand in brands):
+        if not heif.register():
+            return _unsupported("HEIC (HEIF)", HEIC_HELP)
+        if heif.is_truncated(data):
+            return ImageError("truncated", "the HEIC file ends too early")
+        return _unsupported("a HEIC (HEIF) of an unusual kind", CONVERT)
     if brands[0] == b"crx ":
         return _unsupported("Canon camera raw (CR3)", DEVELOP)
     if brands[0] == b"jxl ":

@@ -25,7 +25,22 @@ from convline.inputs.input_file import InputFile, OnDisk, unreadable_file
 from convline.inputs.path_lists import listed_paths
 
 STDIN = "-"
-IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".jp2", ".avif")
+IMAGES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 MACOS = "__MACOSX"  # the folder that macOS adds to a .zip for file metadata; all files in it are hidden
 MAX_NESTED_LINKS = 4  # links to folders within one path: folders that link to each other give endless paths
 
