@@ -281,6 +281,8 @@ def preprocess(
     expression on paths, or a column of the table or of the Parquet files; images of one group are never on both
     sides of a split.
 
+    After an interruption, the same call goes on with the images that are decoded.
+
     Raises ConvlineError, with nothing left behind, for a source that cannot be used, and for a dataset that exists,
     unless `overwrite` prepares it again.
     """

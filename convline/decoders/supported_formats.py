@@ -48,8 +48,10 @@ def open_image(data: bytes) -> Image.Image:
     if image.format == "PNG":
         image.verify()  # the checksums, which decoding ignores; the object cannot be used afterwards
         image = _open_with_pillow(data)
-    if image.format == "HEIF" and heif.is_truncated(data):
-        raise ImageError("truncated", "the HEIC file ends too early")
+    if image.format == "HEIF":
+        if heif.is_truncated(data):
+            raise ImageError("truncated", "the HEIC file ends too early")
+        image.info.pop("xmp", None)  # it may state the orientation once more; pi-heif resets that of EXIF
     check_pixels(image.width, image.height)
     return image
 

@@ -133,7 +133,9 @@ def _read(folder: Path, inputs: Inputs) -> DecodingResult | None:
         return None
     done = DecodingResult()
     with file:
-        first = _parsed(file.readline()) or {}
+        first = _parsed(file.readline())
+        if first is None:  # killed before anything was decoded
+            return None
         if changed := [name for name, value in inputs.items() if first.get(name) != value]:
             log(f"{changed[0]} changed since decoding was interrupted: what was decoded is thrown away")
             return None
