@@ -18,7 +18,7 @@ from convline.console import log
 from convline.errors import ConvlineError, ImageError
 from convline.files import sha256
 from convline.images import Fit, ImageSpec, Resample
-from convline.inputs.input_file import InputFile, OnDisk
+from convline.inputs.input_file import FileVersion, InputFile, OnDisk
 from convline.inputs.listing import find, folders, last_of_each_path
 from convline.time_limit import SECONDS
 from pipeline.preparing.decoded_source import DecodedSource, create_array
@@ -70,7 +70,7 @@ def decode_folder(
     """
     if options.jpeg == "reduced" and options.size is None:
         raise ConvlineError("--jpeg reduced needs --image-size: images that keep their size are not reduced")
-    layout, listed = _read_source(source, options)
+    layout, listed, tables = _read_source(source, options)
     order = _sorted_paths(layout)
     files = _files_in_rows(order, listed)
     size = options.size or size_of_first_image(files(), time_limit)
@@ -84,7 +84,8 @@ def decode_folder(
     if options.jpeg == "reduced":
         details["reduced_jpegs"] = compare_reduced(files, len(order), spec, time_limit)
     keep_size = options.size is None
-    inputs = _inputs_of_decoding(source, files(), order, {**spec.to_dict(), "keep_size": keep_size})
+    versions = _versions(source, tables, files)
+    inputs = _inputs_of_decoding(versions, order, {**spec.to_dict(), "keep_size": keep_size})
     with decoding_journal(folder, (len(order), *size, channels), inputs) as journal:
         images = journal.images
         result = decode_into(images, files(), spec, keep_size, time_limit, journal.done, journal.add)
@@ -107,16 +108,23 @@ def decode_folder(
     )
 
 
+def _versions(source: Path, tables: list[str], files: Files) -> Iterator[tuple[str, FileVersion | None]]:
+    """What changes whenever an archive, a Parquet file (`tables`) or an image does, with its path."""
+    if source.is_file():
+        yield source.name, OnDisk(str(source)).version()
+    elif tables:
+        yield from ((table, OnDisk(str(source / table)).version()) for table in tables)
+    else:
+        yield from ((file.path, file.location.version()) for file in files())
+
+
 def _inputs_of_decoding(
-    source: Path, files: Iterator[FileForRow], order: list[str], options: dict[str, Any]
+    versions: Iterable[tuple[str, FileVersion | None]], order: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
     """What decoded pixels depend on: if it is the same after an interruption, decoding goes on."""
     digest = hashlib.sha256()
-    if source.is_file():
-        digest.update(repr(OnDisk(str(source)).version()).encode())
-    else:
-        for file in files:
-            digest.update(repr((file.path, file.location.version())).encode("utf-8", "backslashreplace"))
+    for version_of_file in versions:
+        digest.update(repr(version_of_file).encode("utf-8", "backslashreplace"))
     return {
         "the source": digest.hexdigest(),
         "the options": {**options, "rows": hashlib.sha256(repr(order).encode("utf-8", "backslashreplace")).hexdigest()},
@@ -140,15 +148,16 @@ def _groups(layout: FolderLayout, order: list[str], result: DecodingResult) -> l
     return ["" if row in result.rejects else layout.groups.get(path, "") for row, path in enumerate(order)]
 
 
-def _read_source(source: Path, options: ImageFolderOptions) -> tuple[FolderLayout, Listing]:
+def _read_source(source: Path, options: ImageFolderOptions) -> tuple[FolderLayout, Listing, list[str]]:
+    """The layout of the images, how they are listed, and the Parquet files that hold them, if any do."""
     paths = [file.path for file in find([str(source)])]
     if tables := parquet_files(source, paths):
         if options.labels is not None:
             raise ConvlineError(f"{source} holds Parquet files, which have labels; leave out --labels")
         images = read_parquet(source, tables, options.group_by)
-        return images.layout, images.read
+        return images.layout, images.read, tables
     layout = _layout(source, paths, options)
-    return layout, _listed_once(source, paths, layout.split_and_class)
+    return layout, _listed_once(source, paths, layout.split_and_class), []
 
 
 def _layout(source: Path, paths: list[str], options: ImageFolderOptions) -> FolderLayout:
