@@ -32,6 +32,7 @@ from pipeline.preparing.image_sizes import summary_of_sizes
 from pipeline.preparing.official_archive_formats import FORMATS
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preparing.paths_and_groups import write_groups, write_paths
+from pipeline.preparing.source_location import write_location
 from pipeline.preparing.split_arrays import write_splits
 from pipeline.recipe import Recipe
 
@@ -148,6 +149,8 @@ def _write(folder: Path, name: str, decoded: DecodedSource, allow_leaks: bool) -
         "fingerprints": fingerprints,
         "fingerprint": dataset_fingerprint(decoded.classes, decoded.spec.to_dict(), fingerprints),
     }
+    if decoded.location is not None:
+        write_location(folder, decoded.location)
     (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 

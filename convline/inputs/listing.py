@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import IO
 
 from convline.console import log
 from convline.errors import ConvlineError
+from convline.inputs.archive_members import normalized
 from convline.inputs.archives import archive_paths, is_archive, read_archive, refuse_unsupported_archive
 from convline.inputs.input_file import InputFile, OnDisk, unreadable_file
 from convline.inputs.path_lists import listed_paths
@@ -198,6 +199,18 @@ def last_of_each_path(files: Iterable[InputFile], counts: Mapping[str, int]) -> 
             remaining[file.path] -= 1
         else:
             yield file
+
+
+def files_at(source: Path, paths: Collection[str]) -> Iterator[InputFile]:
+    """The files of a folder or archive at some of the paths that `find` gives. A folder is not walked, so a missing
+    file is one that cannot be read. An archive that holds a path more than once gives each of the files.
+
+    Raises ConvlineError for an archive that cannot be read.
+    """
+    if os.path.isdir(source):  # noqa: PTH112  # Path.is_dir raises PermissionError
+        yield from (InputFile(path, OnDisk(f"{source}/{path}")) for path in paths if normalized(path) == path)
+    elif is_archive(source):
+        yield from (file for file in read_archive(source) if file.path in paths)
 
 
 def folders(source: Path) -> set[str]:

@@ -23,7 +23,8 @@ class DecodedSource:
     `spec`: as the images are to be stored (`images` may have three equal channels where it says one); `source`: name
     and SHA-256; `paths`: of each image in the source, empty where it has none; `groups`: the name of each image's
     group, "" for none, empty where no image has one; `file`: where `images` lie on disk, if they do; `sizes`: by row,
-    the (height, width) of each image in the source, empty where that is not known."""
+    the (height, width) of each image in the source, empty where that is not known; `location`: the folder or archive
+    that the paths are in."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -36,6 +37,7 @@ class DecodedSource:
     groups: list[str] = field(default_factory=list)
     file: Path | None = None
     sizes: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    location: Path | None = None
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type = np.uint8) -> NDArray[Any]:

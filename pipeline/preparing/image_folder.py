@@ -105,6 +105,7 @@ def decode_folder(
         groups=_groups(layout, order, result),
         file=folder / DECODED,
         sizes=result.sizes,
+        location=source,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from convline.errors import ConvlineError
 from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, tile, tiles
@@ -13,6 +14,7 @@ from pipeline.reporting.filters import filter_sheet, first_filters
 from pipeline.reporting.image_grid import grid, to_pil
 from pipeline.reporting.network_input import augmented_images
 from pipeline.reporting.report_data import ReportData
+from pipeline.reporting.source_thumbnails import Thumbnails, source_thumbnails
 from pipeline.tracking.points import last_value, unpacked
 
 SHOWN_CLASSES, IMAGES_PER_CLASS = 20, 6
@@ -40,40 +42,45 @@ def dataset_images(data: ReportData) -> HtmlContent:
     ]
 
 
-def _tile(image: Pixels, alt: str, *lines: HtmlContent) -> Html:
-    return tile(data_uri(to_pil(image)), alt, *lines, smooth=max(image.shape[:2]) > 64)
+def _tile(image: Pixels | Image.Image, alt: str, *lines: HtmlContent) -> Html:
+    picture = image if isinstance(image, Image.Image) else to_pil(image)
+    return tile(data_uri(picture), alt, *lines, smooth=max(picture.size) > 64)
 
 
 def notable_predictions(data: ReportData) -> HtmlContent:
     """The most confident mistakes, and the least confident hits."""
     predictions = data.test_predictions
+    shown = {"mistakes": predictions.mistakes(SHOWN_MISTAKES), "narrow-hits": predictions.narrow_hits(SHOWN_MISTAKES)}
+    thumbnails: Thumbnails = {}
+    if data.test_paths is not None:
+        paths = {position: data.test_paths[position] for positions in shown.values() for position in positions.tolist()}
+        thumbnails = source_thumbnails(data.dataset, predictions.split, paths)
     return [
         element("h3", "The most confident mistakes"),
-        _prediction_tiles(data, "mistakes", predictions.mistakes(SHOWN_MISTAKES)),
+        _prediction_tiles(data, "mistakes", shown["mistakes"], thumbnails),
         element("h3", "The least confident hits"),
-        _prediction_tiles(data, "narrow-hits", predictions.narrow_hits(SHOWN_MISTAKES)),
+        _prediction_tiles(data, "narrow-hits", shown["narrow-hits"], thumbnails),
     ]
 
 
-def _prediction_tiles(data: ReportData, png_name: str, positions: NDArray[np.int64]) -> Html:
+def _prediction_tiles(data: ReportData, png_name: str, positions: NDArray[np.int64], thumbnails: Thumbnails) -> Html:
     if not len(positions):
         return muted("There are none.")
     split = data.test_predictions.split
     images = [split.images[row] for row in split.rows[positions]]
     rows = [("", list(map(to_pil, images[start : start + 8]))) for start in range(0, len(images), 8)]
     data.add_png(png_name, grid(rows))
-    paths = data.dataset.paths(split)
     return tiles(
-        _prediction_tile(data, image, position, None if paths is None else paths[position])
-        for image, position in zip(images, positions, strict=True)
+        _prediction_tile(data, thumbnails.get(position, image), position)
+        for image, position in zip(images, positions.tolist(), strict=True)
     )
 
 
-def _prediction_tile(data: ReportData, image: Pixels, position: int, path: str | None) -> Html:
+def _prediction_tile(data: ReportData, image: Pixels | Image.Image, position: int) -> Html:
     predictions, classes = data.test_predictions, data.run.classes
     truth, predicted = classes[predictions.labels[position]], classes[predictions.predicted[position]]
     percent = f"{predictions.confidence[position]:.1%}"
-    file = [] if path is None else [display_name(path)]
+    file = [] if data.test_paths is None else [display_name(data.test_paths[position])]
     if truth == predicted:
         return _tile(image, f"{truth}, {percent}", [display_name(truth), f" {percent}"], *file)
     answer = element("span", "predicted ", display_name(predicted), f" {percent}", class_="wrong")

@@ -43,6 +43,11 @@ class ReportData:
         device = next(self.served.parameters()).device
         return SplitPredictions.compute(predictor(self.served, device), test, self.run.classes)
 
+    @cached_property
+    def test_paths(self) -> list[str] | None:
+        """Of the images in `test_predictions`; None where the dataset has no paths."""
+        return self.dataset.paths(self.test_predictions.split)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return network_input_shape(self.run, self.served)

@@ -52,7 +52,7 @@ META = {
     "fingerprint",
 }
 SAMPLES = {f"{split}.{part}.npy" for split in ("train", "test") for part in ("images", "labels")}
-PATHS = {"train.files.txt", "test.files.txt"}
+OF_FILES = {"train.files.txt", "test.files.txt", "source.json"}
 
 
 @pytest.fixture
@@ -765,7 +765,7 @@ def test_overwriting_replaces_the_whole_dataset(data: Path, pets: Path, tmp_path
     (data / "pets/notes.txt").write_text("of the old one")
     other = image_folder(tmp_path / "other", {"eel": 5, "fox": 5})
     assert prepare(data, other, overwrite=True).classes == ["eel", "fox"]
-    assert contents(data).keys() == {"pets", "pets/meta.json", *(f"pets/{name}" for name in SAMPLES | PATHS)}
+    assert contents(data).keys() == {"pets", "pets/meta.json", *(f"pets/{name}" for name in SAMPLES | OF_FILES)}
 
 
 def test_a_failing_overwrite_keeps_the_earlier_dataset(data: Path, pets: Path) -> None:
@@ -868,7 +868,7 @@ def test_wherever_the_disk_becomes_full_nothing_is_left(small_disk: Path, tmp_pa
             assert contents(small_disk / "data") == {}
         else:
             break
-    expected = SAMPLES | {"meta.json"} | (PATHS if source else set())
+    expected = SAMPLES | {"meta.json"} | (OF_FILES if source else set())
     assert len(failures) > 10 and contents(small_disk / "data" / name).keys() == expected
     assert [failure for failure in failures if "No space left on device" not in failure[1]] == []
 
