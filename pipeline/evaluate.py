@@ -15,10 +15,11 @@ from convline.files import atomic_write
 from convline.html import elide_middle
 from pipeline.dataset import Split
 from pipeline.device import choose_device
-from pipeline.metrics import evaluate
 from pipeline.network import Predict, load_network, predictor
 from pipeline.preparing.image_folder import decode_labelled
+from pipeline.reporting.mistakes_table import write_mistakes
 from pipeline.reporting.paired_comparison import packed_bits
+from pipeline.reporting.predictions import SplitPredictions
 from pipeline.run import Run
 from serving.model import open_model
 from serving.session import Provider
@@ -57,19 +58,21 @@ class EvaluationOptions:
 
 def evaluate_run(run: Run, data_dir: Path, options: EvaluationOptions) -> dict[str, Any]:
     """Evaluate a run and return the report. That of averaged weights on the whole test split is also written to the
-    run's evaluation.json.
+    run's evaluation.json, and its mistakes to mistakes.csv.
 
     Raises ConvlineError if the run does not have the weights, the file or the split, and for images of other classes.
     """
     check_top_k(run, options)
     with _images(run, data_dir, options) as (split, name):
         predict, origin = _predictor(run, options)
-        evaluation = evaluate(predict, split, run.classes, options.limit, options.batch_size)
+        predictions = SplitPredictions.compute(predict, split.take(options.limit), run.classes, options.batch_size)
+    evaluation = predictions.evaluation
     report = {"run": run.name, "split": name, **origin, **evaluation.to_dict(options.top_k)}
     is_test_split = options.images is None and options.split == "test"
     if options.limit is None and is_test_split and origin["weights"] == "averaged":
         with atomic_write(run.folder / "evaluation.json", "w") as file:
             json.dump(report | {"hits": packed_bits(evaluation.hits)}, file, indent=2)
+        write_mistakes(run, predictions, run.dataset(data_dir).paths(predictions.split))
     return report
 
 

@@ -11,6 +11,7 @@ from pipeline.dataset import Dataset
 from pipeline.device import choose_device
 from pipeline.network import load_network
 from pipeline.reporting import image_sections, sections
+from pipeline.reporting.mistakes_table import write_mistakes
 from pipeline.reporting.plots import save_pngs
 from pipeline.reporting.report_data import ReportData
 from pipeline.run import Run
@@ -29,7 +30,7 @@ SECTIONS: dict[str, Sequence[Callable[[ReportData], HtmlContent]]] = {
 
 
 def report(run: Run, dataset: Dataset) -> Path:
-    """Write the run's report.html, and its pictures as pictures/<name>.png; returns the page.
+    """Write the run's report.html, its pictures as pictures/<name>.png, and mistakes.csv; returns the page.
 
     The averaged weights are evaluated on the whole test split. Raises ConvlineError if the run has no checkpoint yet.
     """
@@ -38,6 +39,7 @@ def report(run: Run, dataset: Dataset) -> Path:
     contents = [(title, [section(data) for section in parts]) for title, parts in SECTIONS.items()]
     text = page(f"{run.name}: an image classifier", sections.head(data), contents)
     save_pngs(run.pictures, data.pngs)
+    write_mistakes(run, data.test_predictions, data.test_paths)
     with atomic_write(run.report_page, "w", encoding="utf-8") as file:
         file.write(text)
     return run.report_page

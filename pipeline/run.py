@@ -136,6 +136,11 @@ class Run:
         return self.folder / "watched.jsonl"
 
     @property
+    def mistakes(self) -> Path:
+        """The wrongly classified test images (see pipeline/reporting/mistakes_table.py)."""
+        return self.folder / "mistakes.csv"
+
+    @property
     def model(self) -> Path:
         return self.folder / "model.onnx"
 

@@ -27,10 +27,13 @@ class SplitPredictions:
     confidence: NDArray[np.float32]
 
     @classmethod
-    def compute(cls, predict: Predict, split: Split, classes: Sequence[str]) -> SplitPredictions:
+    def compute(
+        cls, predict: Predict, split: Split, classes: Sequence[str], batch_size: int | None = None
+    ) -> SplitPredictions:
+        """`batch_size`: by default by the size of the images."""
         evaluation = Evaluation(classes)
         columns: list[tuple[NDArray[np.generic], ...]] = []
-        for images, labels in split.batches(batch_size_for(split)):
+        for images, labels in split.batches(batch_size or batch_size_for(split)):
             probability, logit = predict(images)
             evaluation.add(logit, labels)
             rows = np.arange(len(labels))

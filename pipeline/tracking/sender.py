@@ -26,7 +26,16 @@ from pipeline.tracking.deadline import TimeLimitedClient
 from pipeline.tracking.points import Point, read_points, unpacked
 
 POINTS_PER_REQUEST = 100  # MLflow accepts 1,000 values in a request
-ARTIFACTS = ("recipe.toml", "run.json", "evaluation.json", "parity.json", "model.onnx", "report.html", "pictures/*.png")
+ARTIFACTS = (
+    "recipe.toml",
+    "run.json",
+    "evaluation.json",
+    "mistakes.csv",
+    "parity.json",
+    "model.onnx",
+    "report.html",
+    "pictures/*.png",
+)
 
 
 class Sender:

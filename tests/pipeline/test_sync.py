@@ -115,11 +115,13 @@ def test_points_logged_again_after_a_resume_are_sent_once(untracked: Path) -> No
 
 def test_new_artifacts_are_sent(untracked: Path) -> None:
     run = Run.open(untracked / "runs/digits")
-    write_files(run.folder, dict.fromkeys(("evaluation.json", "report.html", "pictures/loss.png"), b"{}"))
+    write_files(
+        run.folder, dict.fromkeys(("evaluation.json", "mistakes.csv", "report.html", "pictures/loss.png"), b"{}")
+    )
     client = mlflow.MlflowClient(f"sqlite:///{untracked / 'mlflow.db'}")
     names = {artifact.path for artifact in client.list_artifacts(sync(run))}
     sent = {"evaluation.json", "model.onnx", "parity.json", "pictures", "recipe.toml", "report.html", "run.json"}
-    assert names == sent | {"images"}
+    assert names == sent | {"images", "mistakes.csv"}
 
 
 def test_a_cursor_counts_points_within_a_step() -> None:
