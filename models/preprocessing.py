@@ -19,22 +19,26 @@ class Preprocessing(nn.Module):
     image, std of the population (TensorFlow's `tf.image.per_image_standardization`). "per-channel":
     (x - mean) / std with the `mean` and `std` of the dataset, or of the images that pretrained weights were trained
     with: one value per channel, in pixel units (0 to 255).
+
+    `crop`: a side, or (height, width). `output_size`: height and width after the crop. Raises ValueError for a crop
+    that does not fit images of `image_size`.
     """
 
     def __init__(
         self,
         image_size: tuple[int, int],
-        crop: int | None = None,
+        crop: int | tuple[int, int] | None = None,
         standardize: Standardize = "scale",
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
     ) -> None:
         super().__init__()
         self.height, self.width = image_size
-        self.crop = crop
+        self.output_size = image_size if crop is None else (crop, crop) if isinstance(crop, int) else crop
         self.standardize = standardize
-        if crop is not None and crop > min(image_size):
-            raise ValueError(f"a crop of {crop}x{crop} does not fit images of {self.height}x{self.width}")
+        if self.output_size[0] > self.height or self.output_size[1] > self.width:
+            cropped = "x".join(map(str, self.output_size))
+            raise ValueError(f"a crop of {cropped} does not fit images of {self.height}x{self.width}")
         if standardize == "per-channel":
             # a constant channel has a std of 0
             scale = [1 / max(value, 1e-6) for value in std]
@@ -43,21 +47,17 @@ class Preprocessing(nn.Module):
             self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
             self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1), persistent=False)
 
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """Height and width after the crop."""
-        return (self.height, self.width) if self.crop is None else (self.crop, self.crop)
-
     def forward(self, images: Tensor) -> Tensor:
         """float32 [batch, channels, height, width] of uint8 [batch, height, width, channels]."""
         return self.standardized(self.cropped(images))
 
     def cropped(self, images: Tensor) -> Tensor:
         """The centre crop of uint8 [batch, height, width, channels]."""
-        if self.crop is None or (self.height, self.width) == (self.crop, self.crop):
+        height, width = self.output_size
+        if (self.height, self.width) == (height, width):
             return images
-        top, left = (self.height - self.crop) // 2, (self.width - self.crop) // 2
-        return images[:, top : top + self.crop, left : left + self.crop]
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        return images[:, top : top + height, left : left + width]
 
     def standardized(self, images: Tensor) -> Tensor:
         """float32 [batch, channels, height, width] of uint8 or float [batch, height, width, channels]."""

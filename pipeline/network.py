@@ -55,7 +55,7 @@ def build_network(recipe: Recipe, meta: dict[str, Any]) -> ServedNetwork:
 def _preprocessing(recipe: Recipe, meta: dict[str, Any]) -> Preprocessing:
     """Raises ValueError where mean and std do not match the images, ConvlineError where they are not known yet."""
     image, standardize = meta["image"], recipe.preprocess.standardize
-    size, crop = (image["height"], image["width"]), recipe.preprocess.crop
+    size, crop = (image["height"], image["width"]), recipe.preprocess.crop_size
     if standardize == "weights":
         raise ConvlineError(
             'preprocess.standardize is "weights", which only `pipeline train` replaces by numbers; set it to '

@@ -82,9 +82,10 @@ def image_size_for(recipe: Recipe) -> tuple[int, int] | None:
     official = known_datasets().get(recipe.data.dataset)
     if official is not None:
         return official.image[0], official.image[1]
-    crop = recipe.preprocess.crop
-    side = recipe.data.image_size or (None if crop is None else crop + crop // 7)
-    return None if side is None else (side, side)
+    if (side := recipe.data.image_size) is not None:
+        return side, side
+    crop = recipe.preprocess.crop_size
+    return None if crop is None else (crop[0] + crop[0] // 7, crop[1] + crop[1] // 7)
 
 
 @contextmanager

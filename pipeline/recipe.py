@@ -88,13 +88,27 @@ Standardize = Annotated[
 ]
 
 
-class PreprocessSection(RecipeSection):
-    """`crop`: side of the centre crop in pixels, which becomes part of the exported graph; without it the whole image.
-    `standardize`: "scale" is x / 255; "per-image"; "per-channel" uses the mean and std of the dataset; "weights" those
-    that the pretrained weights were trained with, which stand in the run's recipe as numbers; or these numbers."""
+def _side_or_sides(value: Any) -> Any:
+    """Refuses here what is neither, because pydantic would describe each type that the field may have."""
+    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(sides) != 2 or any(type(side) is not int or side <= 0 for side in sides):
+        raise ValueError("use a side in pixels, such as 24, or [height, width], each greater than 0")
+    return value if isinstance(value, int) else tuple(sides)
 
-    crop: PositiveInt | None = None
+
+class PreprocessSection(RecipeSection):
+    """`crop`: side, or [height, width], of the centre crop in pixels, which becomes part of the exported graph; without
+    it the whole image. `standardize`: "scale" is x / 255; "per-image"; "per-channel" uses the mean and std of the
+    dataset; "weights" those that the pretrained weights were trained with, which stand in the run's recipe as numbers;
+    or these numbers."""
+
+    crop: Annotated[int | tuple[int, int], BeforeValidator(_side_or_sides)] | None = None
     standardize: Standardize = "scale"
+
+    @property
+    def crop_size(self) -> tuple[int, int] | None:
+        """Height and width of the crop; None for the whole image."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
 
 
 class ModelSection(BaseModel):

@@ -224,8 +224,8 @@ def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
     """
     if recipe.train.freeze == "none" and recipe.optimizer.head_multiplier == 1:
         return []
-    image, side = dataset.meta["image"], recipe.preprocess.crop
-    shape = (image["channels"], side or image["height"], side or image["width"])
+    image = dataset.meta["image"]
+    shape = (image["channels"], *(recipe.preprocess.crop_size or (image["height"], image["width"])))
     head = head_layers(recipe.model.name, shape, len(dataset.classes), **recipe.model.options)
     if not head:
         raise ConvlineError(

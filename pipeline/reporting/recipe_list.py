@@ -37,5 +37,4 @@ def _input_shape_and_classes(recipe: Recipe) -> tuple[tuple[int, int, int], int]
         return (3, recipe.data.image_size, recipe.data.image_size), OWN_CLASSES
     dataset = known_datasets()[recipe.data.dataset]
     height, width, channels = dataset.image
-    side = recipe.preprocess.crop
-    return (channels, side or height, side or width), len(dataset.classes)
+    return (channels, *(recipe.preprocess.crop_size or (height, width))), len(dataset.classes)

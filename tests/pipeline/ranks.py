@@ -61,8 +61,8 @@ def train(
     recipe = load(settings[0], [*settings[1:], "train.evaluate_every=0"])
     dataset = Dataset.open(data_dir, recipe.data.dataset)
     image = dataset.meta["image"]
-    side = recipe.preprocess.crop or image["height"]
-    head = head_layers(recipe.model.name, (image["channels"], side, side), len(dataset.classes), **recipe.model.options)
+    shape = (image["channels"], *(recipe.preprocess.crop_size or (image["height"], image["width"])))
+    head = head_layers(recipe.model.name, shape, len(dataset.classes), **recipe.model.options)
     losses: list[float] = []
     torch.set_default_dtype(dtype)
     try:
