@@ -248,18 +248,18 @@ def test_a_run_goes_on_from_either_phase_to_the_same_bits(data: Path, whole: Pat
     assert losses(run) == losses(whole)
 
 
-# a command that kills itself where it is about to update the weights at step argv[1]
+# a command that kills itself where it begins step argv[1]
 KILLED = """
 import os, signal, sys
 from pipeline.training.training_state import TrainingState
-update, last = TrainingState.update, int(sys.argv.pop(1))
+begin_step, last = TrainingState.begin_step, int(sys.argv.pop(1))
 
 def killed(self, step):
     if step == last:
         os.kill(os.getpid(), signal.SIGKILL)
-    return update(self, step)
+    return begin_step(self, step)
 
-TrainingState.update = killed
+TrainingState.begin_step = killed
 from pipeline.cli import run
 run()
 """
