@@ -120,13 +120,36 @@ def preprocess(
 
 
 @app.command()
-def check(dataset: DatasetArgument, as_json: Json = False, data_dir: DataDir = DATA) -> None:
-    """Look for copies and near duplicates, across splits and labels, blank images and tiny classes."""
+def check(
+    dataset: DatasetArgument,
+    run: Annotated[str | None, typer.Option(help="Judge labels by this run's network.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not judge labels, which takes longest.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page, and FILE.csv, which --labels takes back.")
+    ] = None,
+    as_json: Json = False,
+    data_dir: DataDir = DATA,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Look for copies, near duplicates and leaks, doubtful labels, blank images and tiny classes."""
     from pipeline.check import check as check_dataset
     from pipeline.dataset import Dataset
+    from pipeline.run import Run
 
-    found = check_dataset(Dataset.open(data_dir, dataset))
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"--report {report}: name a file that ends in .html")
+    opened = Dataset.open(data_dir, dataset)
+    found = check_dataset(opened, None if run is None else Run.find(runs_dir, run), judge_labels=not quick)
+    if report is not None:
+        from pipeline.checking.check_page import write_page
+        from pipeline.checking.labels_table import write_labels
+
+        labels_file = report.with_suffix(".csv")
+        write_labels(labels_file, opened, found)
+        write_page(report, opened, found, labels_file)
     print(console.as_json(found.to_dict(), indent=2) if as_json else found.table())
+    if report is not None and not as_json:
+        print(f"{report}, {labels_file}")
 
 
 @app.command()

@@ -31,7 +31,7 @@ from pipeline.preparing.image_groups import check_groups, merged_groups
 from pipeline.preparing.image_sizes import summary_of_sizes
 from pipeline.preparing.official_archive_formats import FORMATS
 from pipeline.preparing.official_datasets import known_datasets
-from pipeline.preparing.paths_and_groups import write_groups, write_paths
+from pipeline.preparing.paths_and_groups import position_in_split, write_groups, write_paths
 from pipeline.preparing.source_location import write_location
 from pipeline.preparing.split_arrays import write_splits
 from pipeline.recipe import Recipe
@@ -175,5 +175,5 @@ def _numbered(rows_of_splits: dict[str, NDArray[np.int64]], count: int) -> list[
     names = [""] * count
     for split, rows in rows_of_splits.items():
         for number, row in enumerate(rows.tolist()):
-            names[row] = f"{split} {number}"
+            names[row] = position_in_split(split, number)
     return names

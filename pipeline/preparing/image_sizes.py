@@ -46,7 +46,12 @@ def lines_about_sizes(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"size: every image is {smallest} (height x width)"
     else:
         yield f"sizes: {smallest} to {largest} (height x width), median {median}, {summary['different']} different"
-    for kind, odd in summary["odd"].items():
+    yield from lines_about_odd_sizes(summary["odd"])
+
+
+def lines_about_odd_sizes(odd_sizes: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each kind of odd sizes."""
+    for kind, odd in odd_sizes.items():
         first = odd["images"][0]
         size = _written(first["height"], first["width"])
         yield f"odd sizes: {odd['count']} with {KINDS.get(kind, kind)}, such as {first['path']} ({size})"

@@ -43,6 +43,11 @@ def read_paths(folder: Path, split: str, count: int) -> list[str] | None:
     return [re.sub(r"\\.", lambda escape: originals[escape[0]], line) if "\\" in line else line for line in lines]
 
 
+def position_in_split(split: str, row: int) -> str:
+    """The name of an image that has no path: "train 0"."""
+    return f"{split} {row}"
+
+
 def write_groups(folder: Path, groups: NDArray[np.int64]) -> str | None:
     """Write the groups of the training images, and return their SHA-256; None, and no file, where each is alone."""
     if len(np.unique(groups)) == len(groups):
