@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -247,6 +249,27 @@ def test_what_was_decoded_with_other_options_is_thrown_away(
     assert "the options changed since decoding was interrupted" in capfd.readouterr().err
     preprocess("pets", tmp_path / "expected", source, options)
     assert contents(tmp_path / "data") == contents(tmp_path / "expected")
+
+
+@pytest.mark.all
+def test_parquet_files_go_on_unless_one_has_changed(
+    tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(source.rglob("*.jpg"))
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    table = pyarrow.table({"image": images, "label": [file.parent.name for file in files]})
+    packed = tmp_path / "packed/data.parquet"
+    packed.parent.mkdir()
+    pyarrow.parquet.write_table(table, packed)
+    preprocess("pets", tmp_path / "expected", packed.parent, OPTIONS)
+    for message in ("going on: ", "the source changed"):
+        killed(tmp_path / "data", packed.parent, DIES["after a few batches"])
+        if message == "the source changed":
+            os.utime(packed, (1, 1))
+        preprocess("pets", tmp_path / "data", packed.parent, OPTIONS)
+        assert message in capfd.readouterr().err
+        assert contents(tmp_path / "data") == contents(tmp_path / "expected")
+        shutil.rmtree(tmp_path / "data")
 
 
 @pytest.mark.all
