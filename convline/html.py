@@ -132,8 +132,8 @@ def tile(source: str, alt: str, *lines: HtmlContent, smooth: bool = False) -> Ht
     return element("figure", image, caption, class_="tile smooth" if smooth else "tile")
 
 
-def tiles(members: Iterable[Html]) -> Html:
-    return element("div", members, class_="tiles")
+def tiles(members: Iterable[Html], large: bool = False) -> Html:
+    return element("div", members, class_="tiles large" if large else "tiles")
 
 
 def data_uri(image: Image.Image, lossless: bool = False) -> str:

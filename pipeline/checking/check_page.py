@@ -98,7 +98,8 @@ def _pair_section(pairs: list[Pair], picture: Picture, why: str) -> HtmlContent:
         )
         for pair in pairs[:SHOWN_PAIRS]
     ]
-    return [muted(f"{len(pairs):,} pairs: {why}.{_cut(pairs, SHOWN_PAIRS)}"), cards(*shown)]
+    count = "1 pair" if len(pairs) == 1 else f"{len(pairs):,} pairs"
+    return [muted(f"{count}: {why}.{_cut(pairs, SHOWN_PAIRS)}"), cards(*shown)]
 
 
 def _label_section(check: Check, picture: Picture) -> HtmlContent:
@@ -107,10 +108,13 @@ def _label_section(check: Check, picture: Picture) -> HtmlContent:
     if not check.doubtful_labels:
         return muted("There are none.")
     explanation = (
-        f"{len(check.doubtful_labels):,} images to which a classifier that has not seen their label gives another one, "
-        f"the least probable labels first.{_cut(check.doubtful_labels, SHOWN_LABELS)}"
+        "A classifier that has not seen the labels of these images would give them others. The least probable labels "
+        f"come first.{_cut(check.doubtful_labels, SHOWN_LABELS)}"
     )
-    return [muted(explanation), tiles(_label_tile(each, picture) for each in check.doubtful_labels[:SHOWN_LABELS])]
+    return [
+        muted(explanation),
+        tiles((_label_tile(each, picture) for each in check.doubtful_labels[:SHOWN_LABELS]), large=True),
+    ]
 
 
 def _label_tile(doubtful: DoubtfulLabel, picture: Picture) -> Html:
@@ -121,10 +125,11 @@ def _label_tile(doubtful: DoubtfulLabel, picture: Picture) -> Html:
 
 def _other_section(check: Check, picture: Picture) -> HtmlContent:
     blank = [_tile(image, picture, image.split, display_name(image.label)) for image in check.blank[:SHOWN_BLANK]]
+    count = "1 blank image" if len(check.blank) == 1 else f"{len(check.blank):,} blank images"
     sizes = [muted(line) for line in lines_about_odd_sizes(check.odd_sizes)]
     if not (blank or sizes):
         return muted("There are none.")
-    return [muted(f"{len(check.blank):,} blank images.") if blank else [], tiles(blank), sizes]
+    return [[muted(f"{count}."), tiles(blank)] if blank else [], sizes]
 
 
 def _tile(image: NamedImage, picture: Picture, *lines: HtmlContent) -> Html:

@@ -70,9 +70,10 @@ def _prediction_tiles(data: ReportData, png_name: str, positions: NDArray[np.int
     images = [split.images[row] for row in split.rows[positions]]
     rows = [("", list(map(to_pil, images[start : start + 8]))) for start in range(0, len(images), 8)]
     data.add_png(png_name, grid(rows))
+    shown = zip(images, positions.tolist(), strict=True)
     return tiles(
-        _prediction_tile(data, thumbnails.get(position, image), position)
-        for image, position in zip(images, positions.tolist(), strict=True)
+        (_prediction_tile(data, thumbnails.get(position, image), position) for image, position in shown),
+        large=bool(thumbnails),
     )
 
 
