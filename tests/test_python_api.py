@@ -196,8 +196,8 @@ def test_ctrl_c_saves_and_raises_keyboard_interrupt(folders: Folders) -> None:
     with pytest.raises(KeyboardInterrupt):
         train("digits", steps=100_000, **options)
     thread.join()
-    (saved,) = (folders["runs_dir"] / "interrupted/checkpoints").glob("step-*.pt")
-    step = int(saved.stem.removeprefix("step-"))
+    saved = (folders["runs_dir"] / "interrupted/checkpoints").glob("step-*.pt")
+    step = max(int(path.stem.removeprefix("step-")) for path in saved)
     finished = train("digits", steps=step + 5, resume=True, **options)
     assert finished.metrics()[-1]["step"] == step + 5
 
