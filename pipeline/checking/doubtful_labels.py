@@ -7,6 +7,7 @@ fitted to the features of all folds but one and applied to that one.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -46,47 +47,51 @@ def doubtful_labels(features: NDArray[np.floating], labels: Rows, classes: int, 
     are doubtful.
     """
     judged = np.flatnonzero(np.bincount(labels, minlength=classes)[labels] >= FEWEST)
-    given, each = labels[judged], np.arange(len(judged))
+    given = labels[judged]
     if len(np.unique(given)) < 2:
         none = np.zeros(0, np.int64)
         return DoubtfulLabels(none, none, np.zeros((0, 2), np.float32))
-    probabilities = cross_validated(features, labels, classes, same_image, judged)
-    own = probabilities[each, given]
-    wrong = _estimated_wrong(probabilities, given)
-    probabilities[each, given] = -1
-    suggested = probabilities.argmax(1)
-    other = probabilities[each, suggested]
+    judges = CrossValidation(features, labels, classes, same_image, judged)
+    own, other = np.empty(len(judged), np.float32), np.empty(len(judged), np.float32)
+    for chunk, probabilities in judges.probabilities():
+        own[chunk] = probabilities[np.arange(len(chunk)), given[chunk]]
+    counts = np.bincount(given, minlength=classes)
+    mean = np.where(counts > 0, np.bincount(given, own, classes) / counts.clip(min=1), np.inf)
+    suggested, wrong = np.empty(len(judged), np.int64), 0
+    for chunk, probabilities in judges.probabilities():
+        confident = np.where(probabilities >= mean, probabilities, -1)
+        wrong += int(((confident.argmax(1) != given[chunk]) & (confident.max(1) >= 0)).sum())
+        probabilities[np.arange(len(chunk)), given[chunk]] = -1
+        suggested[chunk], other[chunk] = probabilities.argmax(1), probabilities.max(1)
     order = np.argsort(own, kind="stable")
     doubtful = order[other[order] > own[order]][:wrong]
     return DoubtfulLabels(judged[doubtful], suggested[doubtful], np.stack([own[doubtful], other[doubtful]], 1))
 
 
-def _estimated_wrong(probabilities: Probabilities, given: Rows) -> int:
-    """The sum of the confident joint outside its diagonal."""
-    own = probabilities[np.arange(len(given)), given]
-    sums, counts = np.bincount(given, own, probabilities.shape[1]), np.bincount(given, minlength=probabilities.shape[1])
-    threshold = np.where(counts > 0, sums / counts.clip(min=1), np.inf)
-    confident = np.where(probabilities >= threshold, probabilities, -1)
-    return int(((confident.argmax(1) != given) & (confident.max(1) >= 0)).sum())
+class CrossValidation:
+    """Linear classifiers, one for each fold of the images at `rows`, which has not seen them."""
 
+    def __init__(
+        self, features: NDArray[np.floating], labels: Rows, classes: int, same_image: Rows, rows: Rows
+    ) -> None:
+        rng = np.random.default_rng(0)
+        numbers = np.unique(same_image[rows], return_inverse=True)[1]
+        self._fold = (rng.permutation(numbers.max() + 1) % FOLDS)[numbers]
+        self._features, self._rows = features, rows
+        self._classifiers = []
+        for number in range(FOLDS):
+            seen = np.flatnonzero(self._fold != number)
+            if len(seen) > MOST_FITTED:
+                seen = np.sort(rng.choice(seen, MOST_FITTED, replace=False))
+            self._classifiers.append(_LinearClassifier(features[rows[seen]], labels[rows[seen]], classes))
 
-def cross_validated(
-    features: NDArray[np.floating], labels: Rows, classes: int, same_image: Rows, rows: Rows
-) -> Probabilities:
-    """The probability of each class, float32 [rows, classes], by classifiers that have not seen the image."""
-    rng = np.random.default_rng(0)
-    numbers = np.unique(same_image[rows], return_inverse=True)[1]
-    fold = (rng.permutation(numbers.max() + 1) % FOLDS)[numbers]
-    probabilities = np.empty((len(rows), classes), np.float32)
-    for number in range(FOLDS):
-        seen = np.flatnonzero(fold != number)
-        if len(seen) > MOST_FITTED:
-            seen = np.sort(rng.choice(seen, MOST_FITTED, replace=False))
-        classifier = _LinearClassifier(features[rows[seen]], labels[rows[seen]], classes)
-        left_out = np.flatnonzero(fold == number)
-        for chunk in np.array_split(left_out, -(-len(left_out) // CHUNK)):
-            probabilities[chunk] = classifier.probabilities(features[rows[chunk]])
-    return probabilities
+    def probabilities(self) -> Iterator[tuple[Rows, Probabilities]]:
+        """Positions in `rows`, int64 [n], and the probability of each class, float32 [n, classes], in chunks: those of
+        all images may be more than the memory holds."""
+        for number, classifier in enumerate(self._classifiers):
+            left_out = np.flatnonzero(self._fold == number)
+            for chunk in np.array_split(left_out, -(-len(left_out) // CHUNK)):
+                yield chunk, classifier.probabilities(self._features[self._rows[chunk]])
 
 
 class _LinearClassifier:
