@@ -153,10 +153,12 @@ def _read_source(source: Path, options: ImageFolderOptions) -> tuple[FolderLayou
     """The layout of the images, how they are listed, and the Parquet files that hold them, if any do."""
     paths = [file.path for file in find([str(source)])]
     if tables := parquet_files(source, paths):
+        images = read_parquet(source, tables, options.group_by if options.labels is None else None)
+        layout = images.layout
         if options.labels is not None:
-            raise ConvlineError(f"{source} holds Parquet files, which have labels; leave out --labels")
-        images = read_parquet(source, tables, options.group_by)
-        return images.layout, images.read, tables
+            names = layout.names
+            layout = replace(read_labels(options.labels, source, images.paths, options.group_by), names=names)
+        return layout, images.read, tables
     layout = _layout(source, paths, options)
     return layout, _listed_once(source, paths, layout.split_and_class), []
 

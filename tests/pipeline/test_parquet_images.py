@@ -17,6 +17,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pipeline.check import check
+from pipeline.checking.labels_table import write_labels
 from pipeline.dataset import Dataset
 from pipeline.preparing.image_folder import ImageFolderOptions
 from pipeline.preprocess import preprocess
@@ -327,11 +329,30 @@ def test_files_of_which_only_some_name_a_split_are_refused(tmp_path: Path) -> No
     with refused("more.parquet", "says train, validation or test"):
         prepare(tmp_path, "pets", tmp_path / "source")
     (tmp_path / "source/more.parquet").unlink()
-    with refused("--labels", "Parquet files, which have labels"):
-        prepare(tmp_path, "pets", tmp_path / "source", labels=tmp_path / "labels.csv")
     (tmp_path / "source/train.parquet").rename(tmp_path / "source/test.parquet")
     with refused("names no training images"):
         prepare(tmp_path, "pets", tmp_path / "source")
+
+
+@pytest.mark.parametrize("path", ["name", "base"])
+def test_a_checked_parquet_file_takes_its_mended_labels_from_the_table(tmp_path: Path, path: str) -> None:
+    """`base`: two images have one name, so paths are those of rows."""
+    folder = image_folder(tmp_path / "folder", SPLITS)
+    source = parquet_folder(tmp_path / "source", folder, path)
+    dataset = prepare(tmp_path, "pets", source)
+    labels = tmp_path / "pets.csv"
+    write_labels(labels, dataset, check(dataset, judge_labels=False))
+    assert prepare(tmp_path, "again", source, labels=labels).fingerprint == dataset.fingerprint
+    with labels.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    changed = next(row for row in rows if row["label"] == "cat" and row["split"] == "train")
+    kept = [row | {"label": "dog"} if row is changed else row for row in rows]
+    with labels.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    mended = prepare(tmp_path, "mended", source, labels=labels)
+    assert mended.meta["counts"]["train"] == {"cat": SPLITS["train/cat"] - 1, "dog": SPLITS["train/dog"] + 1}
 
 
 def test_without_pyarrow_one_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
