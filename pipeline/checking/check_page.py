@@ -50,12 +50,14 @@ def write_page(path: Path, dataset: Dataset, check: Check, labels_file: Path) ->
         ("Copies in one split", _pair_section(copies, picture, "they count more than once")),
         ("Blank images and odd sizes", _other_section(check, picture)),
     ]
-    text = page(f"{check.dataset}: check of the dataset", _head(check, leaks, two_labels, labels_file), sections)
+    has_files = dataset.paths(dataset.split("train")) is not None
+    head = _head(check, leaks, two_labels, labels_file, has_files)
+    text = page(f"{check.dataset}: check of the dataset", head, sections)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def _head(check: Check, leaks: list[Pair], two_labels: list[Pair], labels_file: Path) -> HtmlContent:
+def _head(check: Check, leaks: list[Pair], two_labels: list[Pair], labels_file: Path, has_files: bool) -> HtmlContent:
     doubtful = "not judged" if check.doubtful_labels is None else f"{len(check.doubtful_labels):,}"
     figures: list[tuple[str, HtmlContent]] = [
         ("images", f"{check.images:,}"),
@@ -64,11 +66,12 @@ def _head(check: Check, leaks: list[Pair], two_labels: list[Pair], labels_file: 
         ("doubtful labels", doubtful),
         ("blank images", f"{len(check.blank):,}"),
     ]
-    advice = (
-        f"{labels_file.name}, beside this page, lists every image, those found first. Correct labels there, remove the "
-        f"lines of images that should not be used, and prepare the dataset again: pipeline preprocess NAME --source … "
-        f"--labels {labels_file.name}"
-    )
+    advice = f"{labels_file.name}, beside this page, lists every image, those found first."
+    if has_files:
+        advice += (
+            " Correct labels there, remove the lines of images that should not be used, and prepare the dataset again: "
+            f"pipeline preprocess NAME --source … --labels {labels_file.name}"
+        )
     return [key_figures(figures), muted(advice)]
 
 
