@@ -16,7 +16,14 @@ from convline.files import atomic_write, remove_leftovers
 from pipeline.dataset import Dataset
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.lower_precision import to_precision
-from pipeline.exporting.onnx_metadata import add_metadata, evaluation_metadata, probe_metadata, run_metadata
+from pipeline.exporting.model_card import model_card
+from pipeline.exporting.onnx_metadata import (
+    add_metadata,
+    evaluation_metadata,
+    metadata_of,
+    probe_metadata,
+    run_metadata,
+)
 from pipeline.exporting.parity_result import Parity
 from pipeline.exporting.timing import measure_speed
 from pipeline.exporting.tolerances import Precision
@@ -65,7 +72,8 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
     probe = probe_metadata(model, run, reference, precision)
     add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe})
     report_file, labels_file = report_path(destination, run), labels_path(destination, run)
-    for path in (destination, report_file, labels_file):
+    card_file = card_path(destination, run)
+    for path in (destination, report_file, labels_file, card_file):
         remove_leftovers(path)
     with atomic_write(destination) as file:
         _rewrite(file, model)
@@ -87,6 +95,8 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
         json.dump(report, file, indent=2)
     with atomic_write(labels_file, "w") as file:
         json.dump(run.classes, file, indent=2)
+    with atomic_write(card_file, "w", encoding="utf-8") as file:
+        file.write(model_card(run.name, metadata_of(model), dataset.meta["counts"], proofs[0].candidate_evaluation))
     return Exported(destination, proofs, report)
 
 
@@ -101,6 +111,11 @@ def labels_path(destination: Path, run: Run) -> Path:
     The classes, for clients that do not read ONNX metadata.
     """
     return _sibling(destination, run, "labels.json")
+
+
+def card_path(destination: Path, run: Run) -> Path:
+    """model-card.md beside the run's own model.onnx, <name>.model-card.md beside another file."""
+    return _sibling(destination, run, "model-card.md")
 
 
 def _sibling(destination: Path, run: Run, name: str) -> Path:

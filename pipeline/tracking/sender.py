@@ -33,6 +33,7 @@ ARTIFACTS = (
     "mistakes.csv",
     "parity.json",
     "model.onnx",
+    "model-card.md",
     "report.html",
     "pictures/*.png",
 )

@@ -1,0 +1,102 @@
+"""The model card beside an exported file: what it is for, how good it is, what it learned from (Mitchell et al., "Model
+Cards for Model Reporting", 2019, arXiv:1810.03993). All of it is from the file's metadata and its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pipeline.metrics import Evaluation, Interval, wilson_interval
+
+Metadata = Mapping[str, Any]
+
+
+def model_card(name: str, metadata: Metadata, counts: Mapping[str, Mapping[str, int]], test: Evaluation) -> str:
+    """Markdown. `metadata`: of the file, without the prefix; `counts`: images by split and class; `test`: the file's
+    evaluation on the test split."""
+    return "\n".join(
+        [
+            *_purpose(name, metadata),
+            *_figures(test),
+            *_data(metadata["dataset"], counts),
+            *_training(metadata),
+            *_proof(metadata),
+        ]
+    )
+
+
+def _purpose(name: str, metadata: Metadata) -> Iterator[str]:
+    image, classes = metadata["image"], metadata["classes"]
+    colours = "grey" if image["channels"] == 1 else "RGB"
+    yield from (f"# {_text(name)}", "")
+    yield f"Classifies images: the answer is one of {len(classes)} classes, {_listed(classes)}."
+    yield "Every image gets one of them, also an image that shows none; the probabilities say how sure it is."
+    size = f"{image['height']}x{image['width']}"
+    yield from ("", f"Input: {size} pixels (height x width), {colours}, bytes. `serving classify` resizes images.", "")
+
+
+def _figures(test: Evaluation) -> Iterator[str]:
+    value = _share(test.precision_at(1), test.interval_at(1))
+    yield from ("## On test", "", f"precision @ 1 = {value}, on {test.count:,} images. Brackets are 95% intervals.", "")
+    true, predicted, hits = test.confusion.sum(1), test.confusion.sum(0), test.confusion.diagonal()
+    rows = [
+        (name, f"{true[row]:,}", _of(int(hits[row]), int(predicted[row])), _of(int(hits[row]), int(true[row])))
+        for row, name in enumerate(test.classes)
+    ]
+    yield from _table(("class", "test images", "precision", "recall"), rows)
+
+
+def _data(dataset: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    images = ", ".join(f"{sum(of_split.values()):,} {split}" for split, of_split in counts.items())
+    source = dataset["source"]
+    yield from ("## Data", "", f"- dataset: {_text(dataset['name'])}, {images} images")
+    yield f"- source: {_text(source['name'])}, SHA-256 {source['sha256']}"
+    yield f"- fingerprint of the prepared images: {dataset['fingerprint']}"
+    if leaks := dataset.get("leaks"):
+        yield f"- {leaks:,} images are in two splits, with the same pixels: the figures above are too good"
+    yield ""
+
+
+def _training(metadata: Metadata) -> Iterator[str]:
+    recipe, run = metadata["recipe"], metadata["run"]
+    yield from ("## Training", "", f"- recipe: {_text(recipe['name'])}, network {_text(recipe['model']['name'])}")
+    yield f"- {run['step']:,} steps, batches of {recipe['train']['batch_size']}, seed {run['seed']}; averaged weights"
+    if pretrained := metadata.get("pretrained"):
+        yield f"- started from pretrained weights: {_text(pretrained['name'])}, SHA-256 {pretrained['sha256']}"
+    yield from (f"- run: {_text(run['name'])}, {run['id']}", "")
+
+
+def _proof(metadata: Metadata) -> Iterator[str]:
+    parity = metadata["parity"]
+    largest = f"largest difference of a probability {parity['probability_difference']['largest']:.2g}"
+    compared = f"Compared with PyTorch on {parity['images']:,} images, in {parity['precision']} by onnxruntime"
+    yield from ("## Proof", "", f"{compared} ({parity['provider']}): {largest}.")
+    versions = ", ".join(f"{library} {version}" for library, version in metadata["versions"].items())
+    yield from ("", f"Made with {versions}.", "")
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|---|{'---:|' * (len(header) - 1)}"
+    for first, *others in rows:
+        yield f"| {' | '.join([_text(first), *others])} |"
+    yield ""
+
+
+def _of(hits: int, count: int) -> str:
+    return _share(hits / count, wilson_interval(hits, count)) if count else "–"
+
+
+def _share(share: float, interval: Interval) -> str:
+    return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(_text, names[:20]))
+    return f"{shown}, …" if len(names) > 20 else shown
+
+
+def _text(name: str) -> str:
+    """A name that may be anything, as Markdown shows it literally, on one line."""
+    escaped = "".join(f"\\{character}" if character in "\\`*_[]<>|~" else character for character in name)
+    return " ".join(escaped.split())

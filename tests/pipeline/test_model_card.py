@@ -1,0 +1,78 @@
+"""model-card.md beside an exported file."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from pipeline.exporting.model_card import model_card
+from pipeline.exporting.parity_result import Parity
+from pipeline.metrics import Evaluation
+from tests.commands import run_command
+
+METADATA = {
+    "classes": ["cat", "a|b\n*c*"],
+    "image": {"height": 24, "width": 32, "channels": 3},
+    "dataset": {
+        "name": "pets",
+        "fingerprint": "f" * 64,
+        "source": {"name": "pets.tar", "sha256": "a" * 64},
+        "leaks": 3,
+    },
+    "recipe": {"name": "own", "model": {"name": "timm/resnet10t"}, "train": {"batch_size": 32}},
+    "run": {"id": "123", "name": "own", "seed": 7, "step": 1500},
+    "pretrained": {"name": "pip:package", "sha256": "b" * 64},
+    "parity": {"images": 99, "precision": "int8", "provider": "cpu", "probability_difference": {"largest": 0.0012}},
+    "versions": {"convline": "0.1.0"},
+}
+COUNTS = {"train": {"cat": 40, "a|b\n*c*": 2}, "test": {"cat": 9, "a|b\n*c*": 1}}
+
+
+@pytest.fixture
+def card() -> str:
+    test = Evaluation(METADATA["classes"])  # type: ignore[arg-type]
+    test.add(np.array([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 2, np.float32), np.array([0] * 9 + [1]))
+    return model_card("own", METADATA, COUNTS, test)
+
+
+def test_a_card_has_figures_with_intervals(card: str) -> None:
+    def share(hits: int, count: int) -> str:
+        low, high = binomtest(hits, count).proportion_ci(method="wilson")
+        return f"{hits / count:.1%} ({low:.1%} to {high:.1%})"
+
+    assert f"precision @ 1 = {share(9, 10)}, on 10 images" in card
+    assert f"| cat | 9 | {share(8, 8)} | {share(8, 9)} |" in card
+    assert f"| a\\|b \\*c\\* | 1 | {share(1, 2)} | {share(1, 1)} |" in card
+
+
+def test_a_card_says_what_the_file_learned_from_and_what_was_proven(card: str) -> None:
+    for told in (
+        "24x32 pixels (height x width), RGB",
+        "dataset: pets, 42 train, 10 test images",
+        "3 images are in two splits",
+        "timm/resnet10t",
+        "1,500 steps, batches of 32, seed 7",
+        "pretrained weights: pip:package, SHA-256 bbb",
+        "in int8 by onnxruntime (cpu): largest difference of a probability 0.0012",
+    ):
+        assert told in card
+
+
+def test_an_export_writes_the_card_beside_its_file(own_project: Path) -> None:
+    run = own_project / "runs/digits"
+    evaluation = json.loads(run_command(own_project, "pipeline", "evaluate", "--onnx", "--json").stdout)
+    card = (run / "model-card.md").read_text()
+    assert f"precision @ 1 = {evaluation['precision_at_1']:.1%}" in card and f"{evaluation['count']} images" in card
+    assert len(re.findall(r"^\| \d \|", card, re.MULTILINE)) == 10
+    run_command(own_project, "pipeline", "export", "--output", "other.onnx")
+    assert (own_project / "other.model-card.md").read_text() == card
+
+
+def test_an_export_that_is_not_proven_leaves_the_card(own_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (own_project / "runs/digits/model-card.md").read_bytes()
+    monkeypatch.setattr(Parity, "problems", property(lambda _: ["it is wrong"]))
+    run_command(own_project, "pipeline", "export", status=1)
+    assert (own_project / "runs/digits/model-card.md").read_bytes() == before
