@@ -8,17 +8,19 @@ from PIL import Image
 
 from convline.errors import ConvlineError
 from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, tile, tiles
-from pipeline.network import build_network
+from pipeline.network import build_network, predictor
 from pipeline.pretrained.load import load_weights_of_run
 from pipeline.reporting.filters import filter_sheet, first_filters
 from pipeline.reporting.image_grid import grid, to_pil
 from pipeline.reporting.network_input import augmented_images
+from pipeline.reporting.occlusion import occlusion_map, overlay
 from pipeline.reporting.report_data import ReportData
 from pipeline.reporting.source_thumbnails import Thumbnails, source_thumbnails
 from pipeline.tracking.points import last_value, unpacked
 
 SHOWN_CLASSES, IMAGES_PER_CLASS = 20, 6
 SHOWN_MISTAKES = 24  # and as many hits
+SHOWN_MAPS = 8  # of the mistakes, and as many of the hits: each needs the network 65 times
 AUGMENTED_IMAGES, AUGMENTED_STEPS = 4, 8
 
 Pixels = NDArray[np.uint8]
@@ -60,6 +62,8 @@ def notable_predictions(data: ReportData) -> HtmlContent:
         _prediction_tiles(data, "mistakes", shown["mistakes"], thumbnails),
         element("h3", "The least confident hits"),
         _prediction_tiles(data, "narrow-hits", shown["narrow-hits"], thumbnails),
+        element("h3", "Where it looked"),
+        _occlusion_tiles(data, np.concatenate([positions[:SHOWN_MAPS] for positions in shown.values()])),
     ]
 
 
@@ -75,6 +79,29 @@ def _prediction_tiles(data: ReportData, png_name: str, positions: NDArray[np.int
         (_prediction_tile(data, thumbnails.get(position, image), position) for image, position in shown),
         large=bool(thumbnails),
     )
+
+
+def _occlusion_tiles(data: ReportData, positions: NDArray[np.int64]) -> HtmlContent:
+    """The first mistakes, then the first narrow hits."""
+    predictions, classes = data.test_predictions, data.run.classes
+    split, predict = predictions.split, predictor(data.served, next(data.served.parameters()).device)
+    images = [split.images[row] for row in split.rows[positions]]
+    answers = predictions.predicted[positions].tolist()
+    maps = [
+        overlay(image, occlusion_map(predict, image, answer)) for image, answer in zip(images, answers, strict=True)
+    ]
+    if not maps:
+        return muted("There are no images to show.")
+    data.add_png("occlusion", grid([("", maps[start : start + 8]) for start in range(0, len(maps), 8)]))
+    explanation = (
+        "The same images in grey; warm where the answer becomes less probable when that part is covered with the "
+        "image's mean colour."
+    )
+    shown = (
+        _tile(picture, f"where it looked for {classes[answer]}", display_name(classes[answer]))
+        for picture, answer in zip(maps, answers, strict=True)
+    )
+    return [muted(explanation), tiles(shown, large=True)]
 
 
 def _prediction_tile(data: ReportData, image: Pixels | Image.Image, position: int) -> Html:
