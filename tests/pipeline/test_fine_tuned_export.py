@@ -13,7 +13,12 @@ from tests.shared import shared_folder
 
 pytestmark = pytest.mark.all
 
-NETWORKS = ["timm/test_efficientnet", "timm/test_byobnet", "timm/test_vit"]
+SLOW = pytest.mark.slow
+NETWORKS = [
+    "timm/test_efficientnet",
+    pytest.param("timm/test_byobnet", marks=SLOW),
+    pytest.param("timm/test_vit", marks=SLOW),
+]
 
 
 def fine_tune(folder: Path, network: str) -> None:

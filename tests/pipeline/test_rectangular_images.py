@@ -60,7 +60,9 @@ def train(folder: Path, run: str, *settings: str, status: int = 0) -> str:
     return run_command(folder, *command, *overrides, status=status).stderr
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("whole", "crop") else pytest.mark.all) for name in RUNS]
+)
 def test_rectangular_images_are_trained_on_exported_reported_and_classified(shapes: Path, name: str) -> None:
     settings, (top, left, height, width) = RUNS[name]
     run_name = name.replace(" ", "-")
