@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.preparing.mapped_arrays import chunks, release_memory
+from pipeline.preparing.mapped_arrays import chunks
 
 HASHED_SIDE, FREQUENCIES = 32, 8
 BANDS, BAND_BITS = 4, 16
@@ -62,7 +62,6 @@ def _describe(images: Images) -> Descriptions:
         low[:, 0] = -np.inf  # the mean says nothing about the picture
         bits = low > np.median(low[:, 1:], 1, keepdims=True)
         hashes[chunk] = np.packbits(bits, 1).view(np.uint64)[:, 0]
-    release_memory(images)
     return Descriptions(hashes, thumbnails, is_blank)
 
 

@@ -22,7 +22,6 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write
 from pipeline.preparing.channel_statistics import mean_and_std
 from pipeline.preparing.fingerprint import split_fingerprint
-from pipeline.preparing.mapped_arrays import release_memory
 
 STAMP_MIN_BYTES = 2**24  # of images for which a stamp is written: reading fewer takes less than 0.1 s
 LOG_MIN_BYTES = 2**30  # of images for which a log line explains the pause of a second or more
@@ -86,7 +85,6 @@ def _verify(
         for name, actual in zip(("mean", "std"), mean_and_std(images), strict=True)
     ):
         differences.append("mean and std differ")
-    release_memory(images)
     if differences:
         raise ConvlineError(
             f"{folder} was changed since it was prepared: the {split} images or labels are not those in meta.json "

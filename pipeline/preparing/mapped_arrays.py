@@ -12,14 +12,17 @@ CHUNK_BYTES = 2**24
 
 
 def chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
-    """Slices that cover the images [n, height, width, channels] in order, of at most 16 MiB or one image each."""
+    """Slices that cover the images [n, height, width, channels] in order, of at most 16 MiB or one image each; the
+    memory of each is released after it."""
     size = max(1, CHUNK_BYTES // max(1, images[:1].nbytes))
     for start in range(0, len(images), size):
         yield slice(start, start + size)
+        release_memory(images)
 
 
 def release_memory(images: NDArray[np.uint8]) -> None:
-    """Drop the pages of a memory map that were read: they count as memory of this process. The file is unchanged."""
+    """Drop the pages of a memory map that were read or written: they count as memory of this process. What was written
+    goes to the file all the same."""
     base: object = images.base
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # which Windows lacks
         base.madvise(mmap.MADV_DONTNEED)

@@ -19,6 +19,7 @@ from convline.images import ImageSpec, decode, decode_with_size
 from convline.inputs.input_file import InMemory, InputFile
 from convline.process_pool import open_pool
 from convline.time_limit import SECONDS
+from pipeline.preparing.mapped_arrays import release_memory
 
 FILES_PER_TASK = 64
 BYTES_PER_TASK = 2**24  # of contents that are sent to a process, which copies them twice
@@ -133,6 +134,7 @@ def decode_into(
             result.is_all_grey &= bool((pixels == pixels[..., :1]).all())
             images[file.row] = pixels
             result.sizes[file.row] = size
+        release_memory(images)
         return result
 
     total = done or DecodingResult()

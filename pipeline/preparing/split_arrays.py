@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.preparing.decoded_source import DecodedSource, create_array
-from pipeline.preparing.mapped_arrays import CHUNK_BYTES, chunks
+from pipeline.preparing.mapped_arrays import CHUNK_BYTES, chunks, release_memory
 
 Rows = NDArray[np.int64]
 
@@ -69,6 +69,7 @@ def _sort(file: Path, offset: int, shape: tuple[int, ...], count: int, wanted: R
     left_over = np.setdiff1d(np.arange(count), wanted, assume_unique=True)
     source_of = np.concatenate([wanted, left_over])  # a permutation
     is_done = source_of == np.arange(count)
+    moved, at_once = 0, max(1, CHUNK_BYTES // int(np.prod(shape)))
     for start in np.flatnonzero(~is_done).tolist():
         if is_done[start]:
             continue
@@ -78,6 +79,9 @@ def _sort(file: Path, offset: int, shape: tuple[int, ...], count: int, wanted: R
             images[row] = images[source]
             is_done[row] = True
             row = source
+            moved += 1
+            if moved % at_once == 0:
+                release_memory(images)
         images[row] = displaced
         is_done[row] = True
     images.flush()
