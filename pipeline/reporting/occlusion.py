@@ -21,23 +21,26 @@ Pixels = NDArray[np.uint8]
 
 
 def occlusion_map(predict: Predict, image: Pixels, label: int) -> NDArray[np.float32]:
-    """By how much the probability of class `label` falls where a rectangle is covered with the image's mean colour, for
-    each place of the rectangle: float32 [places, places], negative where it rises. `image`: uint8 [height, width,
-    channels]."""
+    """By how much the probability of class `label` falls where a rectangle is covered with the image's mean colour: for
+    each pixel the mean over the rectangles that cover it, float32 [height, width], negative where it rises. `image`:
+    uint8 [height, width, channels]."""
     tops, height = _places(image.shape[0])
     lefts, width = _places(image.shape[1])
-    covered = np.repeat(image[None], 1 + len(tops) * len(lefts), 0)  # the first one stays as it is
-    colour = np.rint(image.mean((0, 1))).astype(np.uint8)
-    for row, top in enumerate(tops):
-        for column, left in enumerate(lefts):
-            covered[1 + row * len(lefts) + column, top : top + height, left : left + width] = colour
-    probability = predict(covered)[0][:, label]
-    return (probability[0] - probability[1:]).reshape(len(tops), len(lefts))
+    covers = [(slice(top, top + height), slice(left, left + width)) for top in tops for left in lefts]
+    images = np.repeat(image[None], 1 + len(covers), 0)  # the first one stays as it is
+    for covered, cover in zip(images[1:], covers, strict=True):
+        covered[cover] = np.rint(image.mean((0, 1)))
+    probability = predict(images)[0][:, label]
+    total, count = np.zeros(image.shape[:2], np.float32), np.zeros(image.shape[:2], np.float32)
+    for cover, fall in zip(covers, probability[0] - probability[1:], strict=True):
+        total[cover] += fall
+        count[cover] += 1
+    return total / count
 
 
 def _places(side: int) -> tuple[NDArray[np.int64], int]:
-    """Where the cover begins along a side, evenly from end to end, and its length."""
-    length = max(1, side // COVER)
+    """Where the cover begins along a side, evenly from end to end and without gaps, and its length."""
+    length = max(1, -(-side // COVER))
     return np.unique(np.linspace(0, side - length, PLACES).round().astype(np.int64)), length
 
 
