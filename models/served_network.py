@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from models.preprocessing import Preprocessing
 
 
+class Temperature(nn.Module):
+    """Divides logits by a number, so that their softmax is less sure, or surer (Guo et al. 2017, arXiv:1706.04599)."""
+
+    value: Tensor
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.number = number
+        self.register_buffer("value", torch.tensor(number, dtype=torch.float32), persistent=False)
+
+    def forward(self, logit: Tensor) -> Tensor:
+        return logit / self.value
+
+
 class ServedNetwork(nn.Module):
-    """`preprocessing`, `network` and softmax, one after the other."""
+    """`preprocessing`, `network`, `temperature` (where there is one) and softmax, one after the other."""
 
     def __init__(self, preprocessing: Preprocessing, network: nn.Module) -> None:
         super().__init__()
         self.preprocessing = preprocessing
         self.network = network
+        self.temperature: Temperature | None = None
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels]."""
+        """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels].
+
+        The temperature changes probabilities alone.
+        """
         logit = self.network(self.preprocessing(image)).float()
-        return logit.softmax(1), logit
+        scaled = logit if self.temperature is None else self.temperature(logit)
+        return scaled.softmax(1), logit

@@ -309,6 +309,13 @@ def export(
     register: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also add it to MLflow's registry; the best is `champion`.")
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit a temperature on validation, so that probabilities can be trusted.")
+    ] = False,
+    wanted_precision: Annotated[
+        float | None,
+        typer.Option(metavar="P", help="Find the threshold on validation above which answers are right that often."),
+    ] = None,
     tracking: Annotated[Tracking, typer.Option(help="Where the file is sent if its run is tracked.")] = "mlflow",
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
@@ -321,8 +328,12 @@ def export(
 
     if register is not None:
         check_name(register, "model")
+    if wanted_precision is not None and not 0 < wanted_precision < 1:
+        raise typer.BadParameter(f"--wanted-precision {wanted_precision:g} is not between 0 and 1, as in 0.99")
     opened = Run.find(runs_dir, run)
-    exported = export_run(opened, opened.dataset(data_dir), output, precision)
+    exported = export_run(
+        opened, opened.dataset(data_dir), output, precision, calibrate=calibrate, wanted_precision=wanted_precision
+    )
     print(exported.table())
     if register is not None:
         from pipeline.register import register as register_file

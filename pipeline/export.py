@@ -14,6 +14,12 @@ import torch
 from convline.errors import ConvlineError
 from convline.files import atomic_write, remove_leftovers
 from pipeline.dataset import Dataset
+from pipeline.exporting.confidence import (
+    calibrate_network,
+    check_confidence_options,
+    confidence_lines,
+    confidence_metadata,
+)
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.lower_precision import to_precision
 from pipeline.exporting.model_card import model_card
@@ -45,6 +51,7 @@ class Exported:
         """The report for the terminal."""
         speed, size, precision = self.report["speed"], self.report["size"], self.report["precision"]
         lines = [*(parity.sentence() for parity in self.proofs), self.proofs[0].table()]
+        lines += confidence_lines(self.report)
         rates = ", ".join(f"{rate:,.0f} {name}" for name, rate in speed["images_per_second"].items())
         lines.append(f"images/s        {rates} (batches of {speed['batch']}, {speed['threads']} threads)")
         if precision != "fp32":
@@ -56,21 +63,37 @@ class Exported:
         return "\n".join(lines)
 
 
-def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Precision = "fp32") -> Exported:
+def export(
+    run: Run,
+    dataset: Dataset,
+    output: Path | None = None,
+    precision: Precision = "fp32",
+    *,
+    calibrate: bool = False,
+    wanted_precision: float | None = None,
+) -> Exported:
     """Export the run's newest averaged weights to `output`, by default the run's model.onnx.
 
+    `calibrate` puts a temperature before the softmax; `wanted_precision` adds the threshold above which answers are
+    right that often. Both are chosen on validation.
+
     The file is written under a temporary name, opened as serving opens it, compared with PyTorch, and only then
-    renamed. Raises ConvlineError where parity fails; an earlier file then stays as it was.
+    renamed. Raises ConvlineError where parity fails, or these two lack images; an earlier file then stays as
+    it was.
     """
     destination = output or run.model
     if destination.exists() and not destination.is_file():
         raise ConvlineError(f"{destination} is not a file that an export could replace; name a .onnx file")
+    check_confidence_options(run, dataset, calibrate, wanted_precision)
     served, step = load_network(run, "averaged")
     reference = predictor(served, torch.device("cpu"))
+    if calibrate:
+        calibrate_network(served, reference, run, dataset)
     full = to_onnx(served, run.spec)
     model, details = to_precision(full, served, run, dataset, precision)
     probe = probe_metadata(model, run, reference, precision)
-    add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe})
+    confidence = confidence_metadata(model, served, run, dataset, wanted_precision)
+    add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe} | confidence)
     report_file, labels_file = report_path(destination, run), labels_path(destination, run)
     card_file = card_path(destination, run)
     for path in (destination, report_file, labels_file, card_file):
@@ -90,7 +113,7 @@ def export(run: Run, dataset: Dataset, output: Path | None = None, precision: Pr
         size = model.ByteSize()
         fp32_size = size - model.graph.ByteSize() + full.graph.ByteSize()  # with the same metadata
         speed = measure_speed(model, full, reference, precision, run)
-        report = proof | {"size": {"bytes": size, "fp32": fp32_size}, "speed": speed}
+        report = proof | confidence | {"size": {"bytes": size, "fp32": fp32_size}, "speed": speed}
     with atomic_write(report_file, "w") as file:
         json.dump(report, file, indent=2)
     with atomic_write(labels_file, "w") as file:

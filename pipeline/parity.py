@@ -17,6 +17,7 @@ from convline.cpus import usable_cpus
 from convline.errors import ConvlineError, ImageError
 from convline.images import ImageSpec
 from convline.inputs.listing import find
+from models.served_network import Temperature
 from pipeline.dataset import Dataset
 from pipeline.exporting.comparison import compare_models, split_batches
 from pipeline.exporting.parity_result import NamedBatch, Parity
@@ -127,13 +128,15 @@ def _find_file(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
 
 
 def _checkpoint_predictor(run: Run, model: OnnxModel, path: Path) -> Predict:
-    """The PyTorch network with the weights of the checkpoint that the file was exported from."""
+    """The PyTorch network with the weights of the checkpoint that the file was exported from, and its temperature."""
     served, step = load_network(run)
     if (exported := model.metadata["run"]["step"]) != step:
         raise ConvlineError(
             f"{path} holds step {exported}, the weights of {run.folder} that count are of step {step}; export again"
         )
     _check_belongs_to(model, run, path)
+    if calibration := model.metadata.get("calibration"):
+        served.temperature = Temperature(calibration["temperature"])
     return predictor(served, torch.device("cpu"))
 
 

@@ -97,14 +97,17 @@ class TrainedRun:
         output: str | Path | None = None,
         *,
         precision: Precision = "fp32",
+        calibrate: bool = False,
+        wanted_precision: float | None = None,
         register: str | None = None,
         tracking: Tracking = "mlflow",
     ) -> Exported:
         """Export the averaged weights to ONNX; the file is published only if it passes the parity proof.
 
         Returns an object with `path` (by default `model.onnx` in the run's folder), `report` (what `parity.json`
-        holds) and `table()`. `register` also adds the file to MLflow's registry under this name. A run that is tracked
-        is sent to MLflow, unless `tracking` is "none".
+        holds) and `table()`. `calibrate` fits a temperature on validation, so that probabilities can be trusted;
+        `wanted_precision` finds the threshold there above which answers are right that often. `register` also adds the
+        file to MLflow's registry under this name. A run that is tracked is sent to MLflow, unless `tracking` is "none".
         Raises ConvlineError, with the earlier file untouched, where the proof fails.
         """
         from pipeline.dataset import check_name
@@ -115,7 +118,14 @@ class TrainedRun:
         if register is not None:
             check_name(register, "model")
         dataset = self._run.dataset(self._data_dir)
-        exported = export_run(self._run, dataset, None if output is None else Path(output), precision)
+        exported = export_run(
+            self._run,
+            dataset,
+            None if output is None else Path(output),
+            precision,
+            calibrate=calibrate,
+            wanted_precision=wanted_precision,
+        )
         if register is not None:
             from pipeline.register import register as add_version
 
@@ -245,6 +255,8 @@ def export(
     output: str | Path | None = None,
     *,
     precision: Precision = "fp32",
+    calibrate: bool = False,
+    wanted_precision: float | None = None,
     register: str | None = None,
     tracking: Tracking = "mlflow",
     data_dir: str | Path = "data",
@@ -252,7 +264,12 @@ def export(
 ) -> Exported:
     """`TrainedRun.export` of a run by its name or path; without one, of the run trained last."""
     return TrainedRun.open(run, data_dir=data_dir, runs_dir=runs_dir).export(
-        output, precision=precision, register=register, tracking=tracking
+        output,
+        precision=precision,
+        calibrate=calibrate,
+        wanted_precision=wanted_precision,
+        register=register,
+        tracking=tracking,
     )
 
 

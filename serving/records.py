@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNSURE = "unsure"  # the decision where the most probable class is not probable enough
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from convline.errors import ConvlineError
 from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
-from models.served_network import ServedNetwork
+from models.served_network import ServedNetwork, Temperature
 from serving.model import probe_images
 from serving.model_file import CONSTANT_PREFIX, MAX_PROTOBUF_BYTES
 
 OPSET = 20
 # these stay in float32 in every precision
-FLOAT32_MODULES = (LocalResponseNorm,)
+FLOAT32_MODULES = (LocalResponseNorm, Temperature)
 FLOAT32_OPERATORS = ("Softmax",)
 
 
@@ -75,7 +75,8 @@ def check(model: onnx.ModelProto) -> None:
 
 
 def float32_nodes(model: onnx.ModelProto, served: ServedNetwork) -> set[str]:
-    """The nodes that stay in float32 in every precision: standardisation, local response normalisation, softmax."""
+    """The nodes that stay in float32 in every precision: standardisation, local response normalisation,
+    temperature, softmax."""
     modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT32_MODULES))]
     return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT32_OPERATORS}
 

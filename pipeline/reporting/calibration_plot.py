@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.calibration import BINS, Calibration
 from pipeline.reporting.plots import COLORS, Plot, new_axes
 
 
-def calibration_plot(
-    confidence: NDArray[np.float64], hits: NDArray[np.float64], counts: NDArray[np.int64], error: float
-) -> Plot:
-    """For each bin of confidence its mean, the share of hits and the number of images; and the expected calibration
-    error (Naeini et al., 2015)."""
+def calibration_plot(found: Calibration) -> Plot:
+    """The share of hits in each bin of confidence; a larger dot stands for more images."""
+    confidence, hits, counts, error = found.confidence, found.hits, found.counts, found.error
     with new_axes() as (figure, ((axes,),)):
         axes.plot([0, 1], [0, 1], color=COLORS["muted"], linestyle="--", linewidth=1, label="perfectly calibrated")
         is_filled = counts > 0
@@ -24,6 +22,6 @@ def calibration_plot(
         axes.set_xlabel("confidence")
         axes.set_ylabel("share of hits")
         axes.legend(loc="upper left", markerscale=0.5)
-    alt = f"Share of hits by confidence, in tenths; the expected calibration error is {error:.3f}."
+    alt = f"Share of hits by confidence, in {BINS} equal bins; the expected calibration error is {error:.3f}."
     caption = f"Expected calibration error {error:.3f}; a larger dot stands for more images."
     return Plot("calibration", "Calibration", figure, alt, caption)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.calibration import Calibration, calibration
 from pipeline.dataset import Split
 from pipeline.metrics import Evaluation, batch_size_for
 from pipeline.network import Predict
-
-BINS = 10
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,6 @@ class SplitPredictions:
         pairs = [(int(i // len(counts)), int(i % len(counts))) for i in order]
         return [(true, predicted, int(counts[true, predicted])) for true, predicted in pairs if counts[true, predicted]]
 
-    def calibration(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], float]:
-        """For each of BINS equal bins of confidence: its mean, the share of hits and the number of images. Then the
-        expected calibration error: the mean difference between the first two, each bin weighted by its number of images
-        (Naeini et al., 2015). Images whose confidence is not finite are left out."""
-        is_finite = np.isfinite(self.confidence)
-        confidences, right = self.confidence[is_finite], (self.predicted == self.labels)[is_finite]
-        bins = np.minimum((confidences * BINS).astype(np.int64), BINS - 1)
-        counts = np.bincount(bins, minlength=BINS)
-        sums = (np.bincount(bins, values, BINS) for values in (confidences, right))
-        confidence, hits = (total / np.maximum(1, counts) for total in sums)
-        return confidence, hits, counts, float((counts * np.abs(confidence - hits)).sum() / max(1, counts.sum()))
+    def calibration(self) -> Calibration:
+        """How far the confidence is from the share of hits."""
+        return calibration(self.confidence, self.predicted == self.labels)

@@ -122,7 +122,7 @@ def accuracy(data: ReportData) -> HtmlContent:
     confused = table(header, pairs, "Most often confused") if pairs else muted("No classes were confused.")
     return cards(
         data.plot_card(confusion_matrix(predictions.evaluation.confusion, classes)),
-        data.plot_card(calibration_plot(*predictions.calibration())),
+        data.plot_card(calibration_plot(predictions.calibration())),
         card("Precision and recall of each class", class_table),
         card("Most often confused", confused),
     )
