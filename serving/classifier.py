@@ -20,7 +20,7 @@ from serving.batch_size import SERVING_BATCH
 from serving.external_model import ExternalModel
 from serving.image_inputs import DecodedImage, ImageInput, as_input_files
 from serving.model import open_model
-from serving.records import Entry, Prediction, Reject
+from serving.records import UNSURE, Entry, Prediction, Reject, decide
 from serving.session import Provider
 
 BATCHES_AHEAD = 2
@@ -34,8 +34,9 @@ class Classifier:
     """A served model: `with Classifier("model.onnx") as c: c.classify(["cat.jpg"])`.
 
     `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `external` describes an ONNX file of
-    another tool; `threads` defaults to all usable CPUs. Opening validates and self-tests the file. All methods may be
-    called from several threads at once. Raises ModelError as `open_model` does.
+    another tool; `threads` defaults to all usable CPUs. `threshold`, by default that of the file if it has one, is the
+    probability below which a prediction's `decision` is "unsure". Opening validates and self-tests the file. All
+    methods may be called from several threads at once. Raises ModelError as `open_model` does.
     """
 
     def __init__(
@@ -45,11 +46,20 @@ class Classifier:
         threads: int | None = None,
         batch_size: int = SERVING_BATCH,
         external: ExternalModel | None = None,
+        threshold: float | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConvlineError(f"batch size {batch_size} is not a size; use 1 or more")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ConvlineError(f"threshold {threshold:g} is not a probability; use a number from 0 to 1")
         self.model = open_model(model, provider, threads, external)
         self.batch_size = self.model.batch or batch_size
+        self.threshold = self.model.threshold if threshold is None else threshold
+        if self.threshold is not None and UNSURE in self.classes:
+            raise ConvlineError(
+                f"{model} has a class named {UNSURE}, which is also the decision below a threshold; give the class "
+                "another name, or classify without a threshold"
+            )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -146,7 +156,9 @@ class Classifier:
             elif row is None:
                 entries.append(Reject(file.path, NOT_FINITE.reason, NOT_FINITE.detail))
             else:
-                entries.append(Prediction(file.path, *row))
+                labels, probabilities = row
+                decision = decide(labels[0], probabilities[0], self.threshold)
+                entries.append(Prediction(file.path, labels, probabilities, decision))
         return entries
 
     def _rows(

@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from convline.console import log, progress
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError
@@ -39,7 +41,7 @@ from serving.journal import (
     shards_path,
 )
 from serving.predict import PredictBatches, batch_predictor
-from serving.records import Entry, Reject
+from serving.records import Entry, Reject, decide
 from serving.rescan import EarlierResults
 from serving.summary import Summary
 from serving.tables import open_table
@@ -72,12 +74,14 @@ def classify(job: Job) -> Summary:
         summary = Summary(classifier.provider, observers=observers)
         start = time.perf_counter()
         if job.output is None:
-            _classify_to_stdout(job, classify_in_batches(predict, files, classifier.batch_size), summary)
+            batches = classify_in_batches(predict, files, classifier.batch_size)
+            _classify_to_stdout(job, batches, summary, has_decision=classifier.threshold is not None)
         else:
             header = journal_header(job, classifier, fingerprint)
             with Journal(partial_path(job.output), header, resume=job.continues, overwrite=job.overwrite) as journal:
                 classify_into_journal(journal, job, predict, files, summary)
-                render((record.entry for record in journal.records()), job.output, job.top_k, job.csv_safe)
+                entries = (record.entry for record in journal.records())
+                render(entries, job.output, job.top_k, job.csv_safe, classifier.threshold is not None)
                 journal.drop()
         summary.finish(time.perf_counter() - start)
     return summary
@@ -86,18 +90,32 @@ def classify(job: Job) -> Summary:
 def finished_summary(job: Job, output: Path, name: str | None = None) -> Summary | None:
     """The summary of a job that should be resumed although its output (shown to the user as `name`) is complete.
 
-    None where there is no such output. Raises ConvlineError where the output belongs to other files.
+    None where there is no such output. Raises ConvlineError where the output belongs to other files, or its decisions
+    to another threshold.
     """
     if not (job.continues and output.exists()):
         return None
     summary = Summary("nothing", observers=open_observers(replace(job, sort_into=None)))
     for file, entry in read_finished(output, shard_files(job)[0], job.csv_safe):
+        if job.threshold is not None and not _has_threshold(entry, job.threshold):
+            raise ConvlineError(
+                f"{name or output} is complete, but was not written with --threshold {job.threshold:g}; choose another "
+                "name, or replace it with --overwrite"
+            )
         summary.add(file, entry)
     report = f", except for writing {job.report} again" if job.report else ""
     log(f"{name or output} is complete; there is nothing to resume{report}")
     summary.resumed = summary.tally.found
     summary.finish(0)
     return summary
+
+
+def _has_threshold(entry: Entry, threshold: float) -> bool:
+    """Whether an entry of a table has the decision that follows from a threshold. Rejects have none."""
+    if isinstance(entry, Reject):
+        return True
+    probability = float(str(np.float32(entry.probabilities[0])))  # as it was compared; Parquet holds a float32
+    return entry.decision == decide(entry.labels[0], probability, threshold)
 
 
 @contextmanager
@@ -114,7 +132,7 @@ def open_predictor(
     is_single_batch = len(first_files) <= size
     processes = min(job.threads or usable_cpus(), len(first_files))
     threads = job.threads if is_single_batch else 1
-    with Classifier(job.model, job.provider, threads, size, job.external) as classifier:
+    with Classifier(job.model, job.provider, threads, size, job.external, job.threshold) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
             classifier.batch_size = _journal_batch_size(job) or fastest_batch_size(classifier.model)
@@ -135,8 +153,8 @@ def _journal_batch_size(job: Job) -> int | None:
     return header["batch_size"] if header else None
 
 
-def _classify_to_stdout(job: Job, batches: Iterator[list[FileEntry]], summary: Summary) -> None:
-    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k, job.csv_safe) as table:
+def _classify_to_stdout(job: Job, batches: Iterator[list[FileEntry]], summary: Summary, has_decision: bool) -> None:
+    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k, job.csv_safe, has_decision) as table:
         for batch in batches:
             for file, entry in batch:
                 summary.add(file, entry)

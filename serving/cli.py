@@ -45,6 +45,10 @@ def classify(
     model: Annotated[str, typer.Option(help="The ONNX file, models:/NAME@champion or models:/NAME/3.")],
     output: Annotated[str, typer.Option(help="A .csv, .jsonl or .parquet file; - is stdout.")] = "-",
     top_k: Annotated[int, typer.Option(min=1, help="Classes per row, most probable first.")] = 1,
+    threshold: Annotated[
+        float | None,
+        typer.Option(metavar="P", min=0, max=1, help="Below this probability unsure; default: the file's own, if any."),
+    ] = None,
     batch_size: Annotated[
         str, typer.Option(metavar="N|auto", help="Images per batch; auto measures the best size.")
     ] = str(SERVING_BATCH),
@@ -93,6 +97,7 @@ def classify(
         output=None if to_stdout or is_url(output) else Path(output),
         stdout_format="jsonl" if as_json else "csv",
         top_k=top_k,
+        threshold=threshold,
         batch_size="auto" if batch_size == "auto" else _positive(batch_size, "--batch-size"),
         provider=provider,
         threads=threads,

@@ -27,7 +27,7 @@ from convline.html import (
 )
 from convline.images import ImageSpec, decode
 from convline.inputs.input_file import InputFile
-from serving.records import Entry, Prediction, Reject
+from serving.records import UNSURE, Entry, Prediction, Reject
 
 if TYPE_CHECKING:
     from serving.summary import Summary, Tally
@@ -36,6 +36,7 @@ THUMBNAIL_SIDE = 96  # pixels, at most
 SMALL_FILE = 2**15  # bytes; of a larger file only the centre is decoded
 IMAGES_PER_ROW = 8  # at most
 IMAGES_PER_KIND = 240  # of one kind of row, all classes together; with many classes, rows are shorter or left out
+UNSURE_IMAGES = 3 * IMAGES_PER_ROW  # at most
 MAX_REJECTS = 100  # that are listed
 LONGEST_NAME = 40  # characters of a name below a thumbnail
 
@@ -54,6 +55,7 @@ class HtmlReport:
         self._model = model
         self._rows_of_class: dict[str, dict[str, _BestEntries]] = {}
         self._rows_by_confidence = [_BestEntries(IMAGES_PER_ROW, _random_key) for _ in range(10)]
+        self._unsure = _BestEntries(UNSURE_IMAGES, _random_key)
         self._confidence_sums: dict[str, float] = {}  # by class
         self._rejects: list[Reject] = []
 
@@ -67,7 +69,9 @@ class HtmlReport:
             self._add_class(label)
         self._confidence_sums[label] += probability
         thumbnail = ""
-        for row in (*self._rows_of_class[label].values(), self._rows_by_confidence[_tenth(probability)]):
+        rows = [*self._rows_of_class[label].values(), self._rows_by_confidence[_tenth(probability)]]
+        rows += [self._unsure] if entry.decision == UNSURE else []
+        for row in rows:
             if row.accepts(entry):
                 thumbnail = thumbnail or _thumbnail(file)
                 row.add(entry, thumbnail)
@@ -98,6 +102,7 @@ class HtmlReport:
             ("files found", f"{tally.found:,}"),
             ("classified", f"{tally.classified:,}"),
             ("rejected", f"{tally.rejected:,}"),
+            *([("unsure", f"{tally.unsure:,}")] if tally.unsure is not None else []),
         ]
         if summary.seconds:
             facts.append(("images/s", f"{summary.images_per_second:,.0f} on {summary.provider}"))
@@ -105,6 +110,7 @@ class HtmlReport:
         if tally.classified:
             sections += [
                 ("Classes", self._classes(tally)),
+                *([("Unsure", self._unsure_images(tally.unsure))] if tally.unsure else []),
                 ("By confidence", self._by_confidence()),
                 ("By class", self._by_class(tally)),
             ]
@@ -126,6 +132,11 @@ class HtmlReport:
 
         rows = [row(label, images) for label, images in tally.labels.most_common()]
         return table(("class", "images", "share", "mean confidence"), rows, "Images of each class")
+
+    def _unsure_images(self, count: int) -> HtmlContent:
+        shown = f"{len(self._unsure)} of {count:,}" if len(self._unsure) < count else f"{count:,}"
+        text = f"{shown} images, whose most probable class is less probable than the threshold."
+        return [muted(text), self._unsure.to_html()]
 
     def _by_confidence(self) -> HtmlContent:
         text = f"Up to {IMAGES_PER_ROW} random images for each tenth of the probability; of large images the centre."

@@ -30,6 +30,7 @@ class Job:
     output: Path | None = None
     stdout_format: Format = "csv"
     top_k: int = 1
+    threshold: float | None = None
     batch_size: int | Literal["auto"] = SERVING_BATCH
     provider: Provider = "auto"
     threads: int | None = None
@@ -133,6 +134,7 @@ def journal_header(job: Job, classifier: Classifier, fingerprint: ListingFingerp
         **({"foreign": job.external.to_dict()} if job.external else {}),  # the key of journals of all versions
         "inputs": list(job.inputs),
         "top_k": job.top_k,
+        **({"threshold": classifier.threshold} if classifier.threshold is not None else {}),
         "batch_size": classifier.batch_size,
         "provider": classifier.provider,
         **({"csv_safe": True} if job.csv_safe else {}),

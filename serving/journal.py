@@ -52,7 +52,8 @@ class JournalRecord:
         if "reason" in fields:
             entry: Entry = Reject(**fields)
         else:
-            entry = Prediction(fields["path"], tuple(fields["labels"]), tuple(fields["probabilities"]))
+            labels, probabilities = tuple(fields["labels"]), tuple(fields["probabilities"])
+            entry = Prediction(fields["path"], labels, probabilities, fields.get("decision"))
         return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
@@ -72,7 +73,7 @@ def read_finished(
             row, reject = next(rows, None), next(rejects, None)
             for listed in files:
                 if row and row[0] == path_in_table(listed.path, output, csv_safe):
-                    yield listed, Prediction(listed.path, (row[1],), (row[2],))
+                    yield listed, Prediction(listed.path, (row[1],), (row[2],), row[3])
                     row = next(rows, None)
                 elif reject and reject.path == listed.path:
                     yield listed, reject
@@ -105,7 +106,9 @@ def rejects_path(output: Path) -> Path:
     return output.with_name(output.name + ".rejects.jsonl")
 
 
-def render(entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = False) -> None:
+def render(
+    entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = False, has_decision: bool = False
+) -> None:
     """Write the table and the rejects; both files appear by rename."""
     for path in (output, rejects_path(output)):
         remove_leftovers(path)
@@ -113,7 +116,7 @@ def render(entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = 
         file = stack.enter_context(atomic_write(output))
         # closed first, so that the table appears last: where it exists, the job is done
         rejects = stack.enter_context(atomic_write(rejects_path(output)))
-        table = stack.enter_context(open_table(file, table_format(output), top_k, csv_safe))
+        table = stack.enter_context(open_table(file, table_format(output), top_k, csv_safe, has_decision))
         for entry in entries:
             if isinstance(entry, Reject):
                 rejects.write(_line(_fields(entry)))
@@ -259,7 +262,8 @@ def _read_header(file: Any, path: Path) -> dict[str, Any] | None:
 def _fields(entry: Entry) -> dict[str, Any]:
     if isinstance(entry, Reject):
         return {"path": entry.path, "reason": entry.reason, "detail": entry.detail}
-    return {"path": entry.path, "labels": entry.labels, "probabilities": entry.probabilities}
+    decision = {} if entry.decision is None else {"decision": entry.decision}
+    return {"path": entry.path, "labels": entry.labels, "probabilities": entry.probabilities, **decision}
 
 
 def _line(fields: dict[str, Any]) -> bytes:

@@ -55,6 +55,12 @@ class OnnxModel:
     sha256: str
     batch: int | None = None
 
+    @property
+    def threshold(self) -> float | None:
+        """The probability below which an answer is not sure, where the file was exported with one."""
+        decision = self.metadata.get("decision")
+        return None if decision is None else float(decision["threshold"])
+
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probability and logit, each float32 [batch, classes], of uint8 [batch, height, width, channels]."""
         probability, logit = self.session.run(OUTPUTS, {"image": images})

@@ -34,11 +34,13 @@ REQUIRED = {
     "probe": dict,
     "versions": dict,
 }
+OPTIONAL = {"decision": dict}  # made by options of `pipeline export`
 # fields that must not be empty: they say where a file comes from
 REQUIRED_FIELDS: dict[str, dict[str, type]] = {
     "dataset": {"name": str, "fingerprint": str},
     "run": {"id": str, "seed": int, "step": int},
     "evaluation": {"split": str, "fingerprint": str, "count": int, "precision_at_1": float},
+    "decision": {"threshold": float},
 }
 PROOF = ("evaluation", "parity")  # metadata that a file gets with its proof
 CONSTANT_PREFIX = "constant."  # begins the names of weights that are computed, not trained
@@ -93,7 +95,8 @@ def read_metadata(model: onnx.ModelProto, name: Path | str, optional: Collection
     version = metadata.get("format")
     if type(version) is int and not 1 <= version <= FORMAT:  # checked first: another format may have other keys
         raise ModelError(f"{name} has format {version}, this convline reads {FORMAT}; upgrade convline")
-    expected = {key: kind for key, kind in REQUIRED.items() if key in metadata or key not in optional}
+    optional = {*OPTIONAL, *optional}
+    expected = {key: kind for key, kind in (REQUIRED | OPTIONAL).items() if key in metadata or key not in optional}
     wrong = [key for key, kind in expected.items() if type(metadata.get(key)) is not kind]
     classes = metadata.get("classes")
     if isinstance(classes, list) and not (classes and all(isinstance(label, str) for label in classes)):

@@ -141,13 +141,16 @@ def _plan(job: Job, store: ShardStore, workers: int) -> Iterator[tuple[Job, List
 
 
 def _settings(job: Job, earlier: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
-    """The job with its batch size, and its journal header. Opens the model on the CPU for that, and closes it."""
+    """The job with its batch size and threshold, and its journal header.
+
+    Opens the model on the CPU for that, and closes it.
+    """
     size = SERVING_BATCH if job.batch_size == "auto" else job.batch_size
-    with Classifier(job.model, "cpu", job.threads, size, job.external) as classifier:
+    with Classifier(job.model, "cpu", job.threads, size, job.external, job.threshold) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
             classifier.batch_size = earlier.get("batch_size") or fastest_batch_size(classifier.model)
-        job = replace(job, batch_size=classifier.batch_size)
+        job = replace(job, batch_size=classifier.batch_size, threshold=classifier.threshold)
         return job, {**journal_header(job, classifier), "provider": job.provider}
 
 
@@ -234,5 +237,5 @@ def _join(job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: 
                 yield record.entry
         fingerprint.check(names)
 
-    render(entries(), job.output, job.top_k, job.csv_safe)
+    render(entries(), job.output, job.top_k, job.csv_safe, job.threshold is not None)
     store.remove()

@@ -9,11 +9,22 @@ UNSURE = "unsure"  # the decision where the most probable class is not probable 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The k most probable classes of one file, most probable first."""
+    """The k most probable classes of one file, most probable first.
+
+    With a threshold, `decision` is the first label where its probability reaches the threshold, and else UNSURE.
+    """
 
     path: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
+    decision: str | None = None
+
+
+def decide(label: str, probability: float, threshold: float | None) -> str | None:
+    """The decision for the most probable class and its probability; None without a threshold."""
+    if threshold is None:
+        return None
+    return label if probability >= threshold else UNSURE
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`--sort-into DIR`: link or copy each classified image into a folder named after its label."""
+"""`--sort-into DIR`: link or copy each classified image into a folder named after its label, or into `unsure`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Sorter:
     """Links files on disk; copies members of archives and remote files.
 
-    A file keeps its path within the folder of its label. Placing a file a second time changes nothing, so a job may be
-    resumed at any point. Raises ConvlineError for a folder inside an input, and for one that holds other files.
+    A file keeps its path within the folder of its label (of its decision, with a threshold). Placing a file a second
+    time changes nothing, so a job may be resumed at any point. Raises ConvlineError for a folder inside an input, and
+    for one that holds other files.
     """
 
     def __init__(self, folder: Path, inputs: tuple[str, ...], *, resume: bool) -> None:
@@ -42,7 +43,7 @@ class Sorter:
         """Link or copy the file, unless it was rejected."""
         if not isinstance(entry, Prediction):
             return
-        label_folder = self._folder / name_on_disk(entry.labels[0])
+        label_folder = self._folder / name_on_disk(entry.decision or entry.labels[0])
         parts = [name_on_disk(part) for part in file.path.split("/") if part not in ("", ".", "..")]
         parts = parts or [name_on_disk(file.path)]
         target = label_folder / Path(*parts)

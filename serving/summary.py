@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from convline.inputs.input_file import InputFile
-from serving.records import Entry, Reject
+from serving.records import UNSURE, Entry, Reject
 
 
 @dataclass
 class Tally:
-    """Counts of files; `classified + rejected == found`."""
+    """Counts of files; `classified + rejected == found`. `unsure` counts the decisions below the threshold among the
+    classified files; it is None without a threshold."""
 
     classified: int = 0
+    unsure: int | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
 
@@ -33,6 +35,8 @@ class Tally:
         else:
             self.classified += 1
             self.labels[entry.labels[0]] += 1
+            if entry.decision is not None:
+                self.unsure = (self.unsure or 0) + (entry.decision == UNSURE)
 
 
 class Observer(Protocol):
@@ -76,6 +80,7 @@ class Summary:
             "classified": self.tally.classified,
             "rejected": self.tally.rejected,
             "rejects_by_reason": dict(sorted(self.tally.reasons.items())),
+            **({"unsure": self.tally.unsure} if self.tally.unsure is not None else {}),
             "labels": dict(sorted(self.tally.labels.items())),
             "resumed": self.resumed,
             "seconds": round(self.seconds, 3),
@@ -89,5 +94,6 @@ class Summary:
         return (
             f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
             f"{f' ({reasons})' if reasons else ''}"
+            f"{f'; {tally.unsure} unsure' if tally.unsure is not None else ''}"
             f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.seconds else ''}"
         )

@@ -41,13 +41,17 @@ def table_format(output: Path | str) -> Format:
 
 
 @contextmanager
-def open_table(file: IO[bytes], format: Format, top_k: int, csv_safe: bool = False) -> Iterator[Table]:
+def open_table(
+    file: IO[bytes], format: Format, top_k: int, csv_safe: bool = False, has_decision: bool = False
+) -> Iterator[Table]:
     """A table on `file`, finished at the end; `file` stays open.
 
-    `csv_safe` puts a ' before cells that a spreadsheet would run as a formula.
+    `csv_safe` puts a ' before cells that a spreadsheet would run as a formula. With `has_decision` all predictions have
+    a decision, which follows the first probability.
     """
     ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
     columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
+    columns[3:3] = ["decision"] if has_decision else []
     if format == "parquet":
         parquet = _Parquet(file, columns)
         yield parquet
@@ -61,24 +65,29 @@ def open_table(file: IO[bytes], format: Format, top_k: int, csv_safe: bool = Fal
         text.detach()
 
 
-def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, float]]:
-    """The path (as `path_in_table` gives it), the first label and its probability of each row.
+def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, float, str | None]]:
+    """The path (as `path_in_table` gives it), the first label, its probability, and the decision (if any) of each row.
 
     `csv_safe` as for `open_table`. Raises ValueError or KeyError for a file that is not such a table.
     """
-    columns = ["path", "label", "probability"]
     if table_format(table) == "parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(table) as parquet:
-            for batch in parquet.iter_batches(columns=columns):
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            columns = ["path", "label", "probability"]
+            has_decision = "decision" in parquet.schema_arrow.names
+            for batch in parquet.iter_batches(columns=[*columns, "decision"] if has_decision else columns):
+                values = [batch.column(name).to_pylist() for name in columns]
+                decisions = batch.column("decision").to_pylist() if has_decision else [None] * batch.num_rows
+                yield from zip(*values, decisions, strict=True)
         return
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file) if table_format(table) == "csv" else map(json.loads, file)
         for row in rows:
-            label = row["label"]
-            yield row["path"], label[1:] if csv_safe and label != _safe(label) else label, float(row["probability"])
+            label, decision = row["label"], row.get("decision")
+            if csv_safe:
+                label, decision = _unsafe(label), None if decision is None else _unsafe(decision)
+            yield row["path"], label, float(row["probability"]), decision
 
 
 def path_in_table(path: str, table: Path, csv_safe: bool = False) -> str:
@@ -90,7 +99,9 @@ def path_in_table(path: str, table: Path, csv_safe: bool = False) -> str:
 
 def _cells(row: Prediction) -> list[str | float]:
     pairs = zip(row.labels, row.probabilities, strict=True)
-    return [row.path, *(cell for pair in pairs for cell in pair)]
+    cells = [row.path, *(cell for pair in pairs for cell in pair)]
+    cells[3:3] = [] if row.decision is None else [row.decision]
+    return cells
 
 
 class _Csv:
@@ -159,6 +170,11 @@ class _Parquet:
 def _safe(cell: str) -> str:
     """Put a ' before a cell that a spreadsheet would run as a formula, and before one that already looks like that."""
     return f"'{cell}" if cell.lstrip("'").startswith(FORMULA_STARTS) else cell
+
+
+def _unsafe(cell: str) -> str:
+    """Undo `_safe`."""
+    return cell[1:] if cell != _safe(cell) else cell
 
 
 def _utf8(name: str) -> str:

@@ -12,8 +12,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from serving.classify import classify, classify_in_batches
+from serving.job import Job
+from serving.predict import PredictBatches
 
 RNG = np.random.default_rng(0)
 
@@ -91,3 +96,18 @@ def set_metadata(key: str, value: str | None) -> Callable[[onnx.ModelProto], Non
         onnx.helper.set_model_props(proto, kept if value is None else {**kept, f"convline.{key}": value})
 
     return edit
+
+
+def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Run a job, and end it after `after` batches, as Ctrl-C does."""
+
+    def stopping(predict: PredictBatches, *arguments: object) -> object:
+        for number, batch in enumerate(classify_in_batches(predict, *arguments)):  # type: ignore[arg-type]
+            if number == after:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.classify.classify_in_batches", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            classify(job)

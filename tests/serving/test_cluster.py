@@ -44,7 +44,7 @@ def job(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     contents = [encode(noise(8, 8), "PNG") for _ in range(99)] + [b"garbage"]
     for number in range(COUNT):
         write(folder / f"in/{number % 10}/{number:05}.png", contents[number % len(contents)])
-    local = Job([str(folder / "in")], model, folder / "local.csv", provider="cpu", top_k=2)
+    local = Job([str(folder / "in")], model, folder / "local.csv", provider="cpu", top_k=2, threshold=0.9)
     classify(local)
     return local
 
@@ -58,8 +58,9 @@ def check(job: Job, output: Path) -> None:
 
 
 def arguments(job: Job, output: Path | str, address: str, *options: object) -> list[str]:
-    where = ("--output", output, "--engine", "ray", "--address", address, "--top-k", 2, "--provider", "cpu", "--json")
-    return command("serving", "classify", *job.inputs, "--model", job.model, *where, *options)
+    where = ("--output", output, "--engine", "ray", "--address", address, "--json")
+    settings = ("--top-k", 2, "--threshold", 0.9, "--provider", "cpu")
+    return command("serving", "classify", *job.inputs, "--model", job.model, *where, *settings, *options)
 
 
 def started(job: Job, output: Path, address: str, shards: int) -> subprocess.Popen[str]:

@@ -28,14 +28,13 @@ from convline.inputs.listing import find
 from serving.auto_batch_size import choose_batch_size
 from serving.classify import classify
 from serving.job import Job
-from serving.predict import PredictBatches
 from serving.records import Prediction
 from serving.shards import fingerprint_listing
 from serving.sort_into import Sorter
 from serving.summary import Summary
 from serving.upload import classify_and_upload
 from tests.conftest import Cli, command
-from tests.serving.helpers import csv_rows, encode, json_lines, noise, write
+from tests.serving.helpers import csv_rows, encode, interrupted, json_lines, noise, write
 
 COUNT = 100
 BATCH = 8
@@ -63,23 +62,6 @@ def outputs(job: Job) -> tuple[bytes, bytes]:
 
 def named(job: Job, name: str, **changes: object) -> Job:
     return replace(job, output=Path(name), **changes)  # type: ignore[arg-type]
-
-
-def interrupted(job: Job, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Run a job, and end it after `after` batches, as Ctrl-C does."""
-
-    def stopping(predict: PredictBatches, *arguments: object) -> object:
-        for number, batch in enumerate(classify_in_batches(predict, *arguments)):  # type: ignore[arg-type]
-            if number == after:
-                raise KeyboardInterrupt
-            yield batch
-
-    from serving.classify import classify_in_batches
-
-    with monkeypatch.context() as patch:
-        patch.setattr("serving.classify.classify_in_batches", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            classify(job)
 
 
 # --- shards
