@@ -7,6 +7,7 @@ from pathlib import Path
 
 from convline.files import atomic_write
 from convline.html import HtmlContent, page
+from models.served_network import Temperature
 from pipeline.dataset import Dataset
 from pipeline.device import choose_device
 from pipeline.network import load_network
@@ -32,10 +33,14 @@ SECTIONS: dict[str, Sequence[Callable[[ReportData], HtmlContent]]] = {
 def report(run: Run, dataset: Dataset) -> Path:
     """Write the run's report.html, its pictures as pictures/<name>.png, and mistakes.csv; returns the page.
 
-    The averaged weights are evaluated on the whole test split. Raises ConvlineError if the run has no checkpoint yet.
+    The averaged weights are evaluated on the whole test split, with the temperature of model.onnx if it has one. Raises
+    ConvlineError if the run has no checkpoint yet.
     """
     served, step = load_network(run)
-    data = ReportData(run, dataset, served.to(choose_device("auto")), step)
+    data = ReportData(run, dataset, served, step)
+    if calibration := data.exported.get("calibration"):
+        served.temperature = Temperature(calibration["temperature"])
+    served.to(choose_device("auto"))
     contents = [(title, [section(data) for section in parts]) for title, parts in SECTIONS.items()]
     text = page(f"{run.name}: an image classifier", sections.head(data), contents)
     save_pngs(run.pictures, data.pngs)

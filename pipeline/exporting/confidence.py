@@ -98,7 +98,12 @@ def _measure(model: onnx.ModelProto, run: Run, dataset: Dataset, split: str) -> 
             uncalibrated = 1 / exponentials.sum(1)
             yield probability.max(1), uncalibrated, probability.argmax(1) == batch.labels
 
-    return Confidences(*map(np.concatenate, zip(*parts(), strict=True)))
+    found = Confidences(*map(np.concatenate, zip(*parts(), strict=True)))
+    if not np.isfinite(found.confidence).all():
+        raise ConvlineError(
+            f"{run.folder} gives probabilities on {split} that are not finite; there is nothing to publish"
+        )
+    return found
 
 
 def _errors(found: Confidences) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def confidence_lines(metadata: dict[str, Any]) -> list[str]:
     if calibration := metadata.get("calibration"):
         lines.append(f"temperature     {calibration['temperature']:.4f}, fitted on {calibration['count']} images")
         for split, errors in calibration["errors"].items():
-            before, after = (_with_interval(errors[k]["error"], errors[k]["interval"]) for k in ("before", "after"))
+            before, after = (with_interval(errors[k]["error"], errors[k]["interval"]) for k in ("before", "after"))
             lines.append(f"ECE, {split:11}{before} before, {after} after")
     if decision := metadata.get("decision"):
         lines.append(
@@ -122,11 +127,12 @@ def confidence_lines(metadata: dict[str, Any]) -> list[str]:
         )
         for split in SPLITS:
             found = decision[split]
-            precision = _with_interval(found["precision"], found["precision_interval"])
-            coverage = _with_interval(found["coverage"], found["coverage_interval"])
+            precision = with_interval(found["precision"], found["precision_interval"])
+            coverage = with_interval(found["coverage"], found["coverage_interval"])
             lines.append(f"{split:16}precision {precision}, coverage {coverage}")
     return lines
 
 
-def _with_interval(value: float | None, interval: list[float]) -> str:
+def with_interval(value: float | None, interval: list[float]) -> str:
+    """A figure with its 95% interval; "-" for None."""
     return "-" if value is None else f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"

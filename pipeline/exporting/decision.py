@@ -37,8 +37,8 @@ def precision_by_threshold(
     are classified correctly."""
     order = np.argsort(-confidence, kind="stable")
     ordered, hits = confidence[order], np.cumsum(is_right[order])
-    # images of the same confidence are answered together
-    last = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    # images of the same confidence are answered together; NaN differs from all of them
+    last = np.flatnonzero(np.diff(ordered, append=np.float32(np.nan)))
     return ordered[last], last + 1, hits[last] / (last + 1)
 
 

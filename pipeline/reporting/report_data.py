@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
+from convline.errors import ConvlineError
 from convline.html import Html, card
 from models.served_network import ServedNetwork
 from pipeline.dataset import Dataset
@@ -16,6 +18,7 @@ from pipeline.reporting.plots import Plot
 from pipeline.reporting.predictions import SplitPredictions
 from pipeline.run import Run
 from pipeline.tracking.points import Point, read_points
+from serving.model import open_model
 
 
 @dataclass
@@ -35,6 +38,16 @@ class ReportData:
     @cached_property
     def summaries(self) -> list[Point]:
         return list(read_points(self.run.summaries))
+
+    @cached_property
+    def exported(self) -> dict[str, Any]:
+        """The metadata of the run's model.onnx, where it holds the weights of this report; else empty."""
+        try:
+            metadata = open_model(self.run.model, "cpu").metadata
+        except ConvlineError:  # told in the section about provenance
+            return {}
+        exported_from = metadata["run"]["id"], metadata["run"]["step"]
+        return metadata if exported_from == (self.run.info["id"], self.step) else {}
 
     @cached_property
     def test_predictions(self) -> SplitPredictions:

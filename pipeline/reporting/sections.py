@@ -24,7 +24,9 @@ from convline.html import (
 from pipeline.metrics import Interval
 from pipeline.network import count_parameters
 from pipeline.reporting.calibration_plot import calibration_plot
+from pipeline.reporting.confidence_table import confidence_table
 from pipeline.reporting.confusion_matrix import confusion_matrix
+from pipeline.reporting.coverage_plot import coverage_plot
 from pipeline.reporting.layer_plots import layer_plots
 from pipeline.reporting.learning_curves import training_curves
 from pipeline.reporting.network_diagram import network_diagram, shape_text, short_count
@@ -102,7 +104,7 @@ def learning_curves(data: ReportData) -> HtmlContent:
 
 
 def accuracy(data: ReportData) -> HtmlContent:
-    """Confusion matrix, calibration, precision and recall of each class, most confused classes."""
+    """Confusion matrix, calibration, coverage, precision and recall of each class, most confused classes."""
     predictions, classes = data.test_predictions, data.run.classes
     report = predictions.evaluation.to_dict()
     intervals = report["intervals"]["classes"]
@@ -120,9 +122,13 @@ def accuracy(data: ReportData) -> HtmlContent:
     ]
     header = ("truth", "predicted", "images")
     confused = table(header, pairs, "Most often confused") if pairs else muted("No classes were confused.")
+    is_right = predictions.predicted == predictions.labels
+    trusted = confidence_table(data.exported)
     return cards(
         data.plot_card(confusion_matrix(predictions.evaluation.confusion, classes)),
         data.plot_card(calibration_plot(predictions.calibration())),
+        data.plot_card(coverage_plot(predictions.confidence, is_right, data.exported.get("decision"))),
+        *([card("Temperature and threshold", trusted)] if trusted else []),
         card("Precision and recall of each class", class_table),
         card("Most often confused", confused),
     )

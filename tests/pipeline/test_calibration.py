@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from convline.errors import ConvlineError
 from pipeline.calibration import calibration, error_interval, fit_temperature
 from pipeline.dataset import Dataset
 from pipeline.exporting.decision import decision_figures, find_threshold
+from pipeline.reporting.coverage_plot import coverage_plot
+from pipeline.reporting.plots import Plot
 from pipeline.run import Run
 from serving.model import open_model
 from tests.conftest import run_command
+from tests.pages import check
 from tests.shared import shared_folder
 
 TRAIN = ("pipeline", "train", "digits", "--steps", 60, "--tracking", "none")
@@ -219,3 +223,41 @@ def test_a_run_without_validation_is_told_how_to_get_one(project: Path, tmp_path
 def test_a_wanted_precision_lies_between_0_and_1(held_out: Path, wanted: str) -> None:
     told = run_command(held_out, "pipeline", "export", "--wanted-precision", wanted, status=2).stderr
     assert "is not between 0 and 1" in told
+
+
+def test_the_report_of_a_calibrated_run_marks_the_threshold_and_has_the_figures(held_out: Path, tmp_path: Path) -> None:
+    shutil.copytree(held_out, tmp_path / "project")
+    run_command(tmp_path / "project", "pipeline", "report")
+    run = tmp_path / "project/runs/digits"
+    page, found = check(run / "report.html"), metadata(run / "model.onnx")
+    after, decision = found["calibration"]["errors"]["test"]["after"]["error"], found["decision"]
+    captions = page.texts("figcaption")
+    assert any(f"Expected calibration error {after:.3f}" in text for text in captions)
+    assert any(f"Threshold {decision['threshold']:.4g}" in text for text in captions)
+    assert any(text.startswith(f"{decision['test']['coverage']:.4f} (") for text in page.texts("td"))
+    assert (run / "pictures/coverage.png").exists()
+
+
+def test_a_report_takes_no_temperature_from_the_file_of_another_training(held_out: Path, tmp_path: Path) -> None:
+    shutil.copytree(held_out, tmp_path / "project")
+    run = tmp_path / "project/runs/digits"
+    run_command(tmp_path / "project", *TRAIN, "--overwrite")
+    shutil.copy(held_out / "runs/digits/model.onnx", run)
+    run_command(tmp_path / "project", "pipeline", "report")
+    page = check(run / "report.html")
+    assert not any("Threshold" in text for text in page.texts("figcaption"))
+    assert "Temperature and threshold" not in {text for _, text in page.text}
+
+
+def test_the_curve_ends_with_all_images_and_leaves_out_the_first_few() -> None:
+    confidence = np.linspace(0.2, 1, 2000, dtype=np.float32)
+    is_right = np.arange(2000) >= 500
+    coverage, precision = curve(coverage_plot(confidence, is_right))
+    assert (coverage[0], coverage[-1], precision[-1]) == (0.01, 1.0, 0.75) and len(coverage) <= 500
+    assert np.interp(0.9, coverage, precision) == pytest.approx(1500 / 1800, abs=1e-3)
+    assert len(curve(coverage_plot(np.full(3, np.nan, np.float32), np.zeros(3, bool)))[0]) == 0
+
+
+def curve(plot: Plot) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = plot.figure.axes[0].lines[0].get_data()
+    return np.asarray(x, np.float64), np.asarray(y, np.float64)

@@ -55,6 +55,7 @@ def test_a_report_has_all_its_sections(reported_run: Path) -> None:
     assert f"{precision:.2%}" in page.texts("dd") and "53,002" in page.texts("dd")
     titles = {text for tag, text in page.text if tag == "p"}
     plots = {"Loss", "Learning rate", "Precision @ 1 of the averaged weights", "Confusion matrix", "Calibration"}
+    plots |= {"Coverage and precision"}
     assert plots | {"Before training", "After training", "Sparsity of activations", "conv1", "fc2"} <= titles
     assert len(page.all("img")) >= 60 + 24 + 2  # examples, least confident hits, filters
     assert Run.open(reported_run).info["id"] in page.texts("td")
