@@ -78,8 +78,7 @@ def export(
     right that often. Both are chosen on validation.
 
     The file is written under a temporary name, opened as serving opens it, compared with PyTorch, and only then
-    renamed. Raises ConvlineError where parity fails, or these two lack images; an earlier file then stays as
-    it was.
+    renamed. Raises ConvlineError where parity fails, or validation cannot decide; an earlier file then stays as it was.
     """
     destination = output or run.model
     if destination.exists() and not destination.is_file():
@@ -101,12 +100,7 @@ def export(
     with atomic_write(destination) as file:
         _rewrite(file, model)
         proofs = prove_run(run, reference, Path(file.name), destination, dataset, precision)
-        add_metadata(model, {"evaluation": evaluation_metadata(dataset, proofs[0])})
-        proof = proofs[0].to_dict() | {"precision": precision, **details}
-        if proofs[1:]:
-            proof["other_providers"] = [parity.to_dict() for parity in proofs[1:]]
-        proof["sha256_without_parity"] = hashlib.sha256(_serialize(model)).hexdigest()
-        add_metadata(model, {"parity": proof})
+        proof = _add_proof(model, dataset, proofs, {"precision": precision, **details})
         _rewrite(file, model)
         open_model(file.name, "cpu")  # self-tests the very bytes that are published
         # size and speed are only in the report: with timings in the file, two exports would not be the same bytes
@@ -121,6 +115,19 @@ def export(
     with atomic_write(card_file, "w", encoding="utf-8") as file:
         file.write(model_card(run.name, metadata_of(model), dataset.meta["counts"], proofs[0].candidate_evaluation))
     return Exported(destination, proofs, report)
+
+
+def _add_proof(
+    model: onnx.ModelProto, dataset: Dataset, proofs: list[Parity], details: dict[str, Any]
+) -> dict[str, Any]:
+    """Add the metadata `evaluation` and `parity`, and return the latter."""
+    add_metadata(model, {"evaluation": evaluation_metadata(dataset, proofs[0])})
+    proof = proofs[0].to_dict() | details
+    if proofs[1:]:
+        proof["other_providers"] = [parity.to_dict() for parity in proofs[1:]]
+    proof["sha256_without_parity"] = hashlib.sha256(_serialize(model)).hexdigest()
+    add_metadata(model, {"parity": proof})
+    return proof
 
 
 def report_path(destination: Path, run: Run) -> Path:

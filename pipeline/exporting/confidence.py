@@ -36,9 +36,10 @@ def check_confidence_options(run: Run, dataset: Dataset, calibrate: bool, wanted
         )
     options = [*(["--calibrate"] if calibrate else []), *(["--wanted-precision"] if wanted_precision else [])]
     if options and not dataset.has_validation(run.recipe.data.validation):
+        needs = f"{' and '.join(options)} need{'s' if len(options) == 1 else ''}"
         raise ConvlineError(
-            f"{' and '.join(options)} need validation images, and {run.folder} has none: train it with --set "
-            "data.validation=0.1, which holds out a tenth of the training images"
+            f"{needs} validation images, and {run.folder} has none: train it with --set data.validation=0.1, which "
+            "holds out a tenth of the training images"
         )
 
 

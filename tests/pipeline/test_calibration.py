@@ -17,6 +17,7 @@ from scipy.special import log_softmax, softmax
 from convline.errors import ConvlineError
 from pipeline.calibration import calibration, error_interval, fit_temperature
 from pipeline.dataset import Dataset
+from pipeline.exporting.confidence import check_confidence_options
 from pipeline.exporting.decision import decision_figures, find_threshold
 from pipeline.reporting.coverage_plot import coverage_plot
 from pipeline.reporting.plots import Plot
@@ -215,8 +216,16 @@ def test_a_run_without_validation_is_told_how_to_get_one(project: Path, tmp_path
     for option in (["--calibrate"], ["--wanted-precision", "0.9"]):
         command = ("pipeline", "export", *option, "--output", tmp_path / "m.onnx")
         told = run_command(project, *command, status=1).stderr
-        assert f"{option[0]} need" in told and "--set data.validation=0.1" in told
+        assert f"{option[0]} needs validation images" in told and "--set data.validation=0.1" in told
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_a_class_named_unsure_is_refused_with_a_threshold(held_out: Path) -> None:
+    run, dataset = Run.open(held_out / "runs/digits"), Dataset.open(held_out / "data", "digits")
+    run.info["dataset"]["classes"][3] = "unsure"
+    check_confidence_options(run, dataset, calibrate=True, wanted_precision=None)
+    with pytest.raises(ConvlineError, match="a class named unsure"):
+        check_confidence_options(run, dataset, calibrate=False, wanted_precision=0.9)
 
 
 @pytest.mark.parametrize("wanted", ["0", "1", "nan", "-0.5"])
