@@ -106,3 +106,18 @@ def test_parquet_without_pyarrow_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "pyarrow", raising=False)
     with pytest.raises(ConvlineError, match=r"pip install 'convline\[parquet\]'"):
         table_format("x.parquet")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_decisions_are_read_back_escaped_or_not(tmp_path: Path, ending: str) -> None:
+    rows = [
+        Prediction("a", ("=cat", "dog"), (0.9, 0.1), "=cat"),
+        Prediction("b", ("dog", "=cat"), (0.5, 0.5), "unsure"),
+    ]
+    path, is_safe = tmp_path / f"x.{ending}", ending == "csv"
+    with path.open("wb") as file, open_table(file, table_format(path), 2, is_safe, has_decision=True) as table:
+        for row in rows:
+            table.write(row)
+    assert [(row[1], row[3]) for row in read_rows(path, is_safe)] == [("=cat", "=cat"), ("dog", "unsure")]
+    if is_safe:
+        assert path.read_text().splitlines()[1] == "a,'=cat,0.9,'=cat,dog,0.1"
