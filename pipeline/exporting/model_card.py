@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.exporting.confidence import with_interval
 from pipeline.metrics import Evaluation, Interval, wilson_interval
 
 Metadata = Mapping[str, Any]
@@ -18,6 +19,7 @@ def model_card(name: str, metadata: Metadata, counts: Mapping[str, Mapping[str, 
         [
             *_purpose(name, metadata),
             *_figures(test),
+            *_confidence(metadata),
             *_data(metadata["dataset"], counts),
             *_training(metadata),
             *_proof(metadata),
@@ -44,6 +46,24 @@ def _figures(test: Evaluation) -> Iterator[str]:
         for row, name in enumerate(test.classes)
     ]
     yield from _table(("class", "test images", "precision", "recall"), rows)
+
+
+def _confidence(metadata: Metadata) -> Iterator[str]:
+    """What `--calibrate` and `--wanted-precision` gave on test."""
+    lines = []
+    if calibration := metadata.get("calibration"):
+        error = calibration["errors"]["test"]["after"]
+        lines.append(f"- expected calibration error on test: {with_interval(error['error'], error['interval'])}")
+    if decision := metadata.get("decision"):
+        found = decision["test"]
+        lines += [
+            f"- answers with a probability below {decision['threshold']:.6g} are `unsure`",
+            f"- precision of the others on test: {with_interval(found['precision'], found['precision_interval'])}; "
+            f"wanted was {decision['wanted_precision']:g}, on validation",
+            f"- they are this share of all: {with_interval(found['coverage'], found['coverage_interval'])}",
+        ]
+    if lines:
+        yield from ("## How sure it is", "", *lines, "")
 
 
 def _data(dataset: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

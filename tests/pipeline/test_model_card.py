@@ -61,6 +61,26 @@ def test_a_card_says_what_the_file_learned_from_and_what_was_proven(card: str) -
         assert told in card
 
 
+def test_a_card_says_how_sure_the_file_is() -> None:
+    test = Evaluation(METADATA["classes"])  # type: ignore[arg-type]
+    test.add(np.array([[1.0, 0.0]], np.float32), np.array([0]))
+    error = {"error": 0.0116, "interval": [0.006, 0.0174]}
+    found = {
+        "precision": 0.9589,
+        "precision_interval": [0.952, 0.9649],
+        "coverage": 0.3678,
+        "coverage_interval": [0.36, 0.38],
+    }
+    confident = {
+        "calibration": {"errors": {"test": {"after": error}}},
+        "decision": {"threshold": 0.75, "wanted_precision": 0.95, "test": found},
+    }
+    card = model_card("own", METADATA | confident, COUNTS, test)
+    assert "calibration error on test: 0.0116 (0.0060 to 0.0174)" in card
+    assert "below 0.75 are `unsure`" in card and "wanted was 0.95" in card
+    assert "0.9589 (0.9520 to 0.9649)" in card and "share of all: 0.3678" in card
+
+
 def test_an_export_writes_the_card_beside_its_file(own_project: Path) -> None:
     run = own_project / "runs/digits"
     evaluation = json.loads(run_command(own_project, "pipeline", "evaluate", "--onnx", "--json").stdout)
