@@ -306,6 +306,9 @@ def export(
     precision: Annotated[
         Literal["fp32", "fp16", "int8"], typer.Option(help="Of weights and activations; accuracy is checked.")
     ] = "fp32",
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="The file takes images of any size, and resizes them as serving does.")
+    ] = False,
     register: Annotated[
         str | None, typer.Option(metavar="NAME", help="Also add it to MLflow's registry; the best is `champion`.")
     ] = None,
@@ -332,7 +335,13 @@ def export(
         raise typer.BadParameter(f"--wanted-precision {wanted_precision:g} is not between 0 and 1, as in 0.99")
     opened = Run.find(runs_dir, run)
     exported = export_run(
-        opened, opened.dataset(data_dir), output, precision, calibrate=calibrate, wanted_precision=wanted_precision
+        opened,
+        opened.dataset(data_dir),
+        output,
+        precision,
+        any_size=any_size,
+        calibrate=calibrate,
+        wanted_precision=wanted_precision,
     )
     print(exported.table())
     if register is not None:

@@ -31,6 +31,7 @@ from pipeline.exporting.onnx_metadata import (
     run_metadata,
 )
 from pipeline.exporting.parity_result import Parity
+from pipeline.exporting.resize_graph import add_resize, check_supported
 from pipeline.exporting.timing import measure_speed
 from pipeline.exporting.tolerances import Precision
 from pipeline.network import load_network, predictor
@@ -69,13 +70,15 @@ def export(
     output: Path | None = None,
     precision: Precision = "fp32",
     *,
+    any_size: bool = False,
     calibrate: bool = False,
     wanted_precision: float | None = None,
 ) -> Exported:
     """Export the run's newest averaged weights to `output`, by default the run's model.onnx.
 
-    `calibrate` puts a temperature before the softmax; `wanted_precision` adds the threshold above which answers are
-    right that often. Both are chosen on validation.
+    With `any_size` the file takes images of any height and width, and resizes them as serving does. `calibrate` puts a
+    temperature before the softmax; `wanted_precision` adds the threshold above which answers are right that often. Both
+    are chosen on validation.
 
     The file is written under a temporary name, opened as serving opens it, compared with PyTorch, and only then
     renamed. Raises ConvlineError where parity fails, or validation cannot decide; an earlier file then stays as it was.
@@ -84,12 +87,17 @@ def export(
     if destination.exists() and not destination.is_file():
         raise ConvlineError(f"{destination} is not a file that an export could replace; name a .onnx file")
     check_confidence_options(run, dataset, calibrate, wanted_precision)
+    if any_size:
+        check_supported(run.spec)
     served, step = load_network(run, "averaged")
     reference = predictor(served, torch.device("cpu"))
     if calibrate:
         calibrate_network(served, reference, run, dataset)
     full = to_onnx(served, run.spec)
     model, details = to_precision(full, served, run, dataset, precision)
+    if any_size:
+        model, full = add_resize(model, run.spec), add_resize(full, run.spec)
+        add_metadata(model, {"any_size": True})
     probe = probe_metadata(model, run, reference, precision)
     confidence = confidence_metadata(model, served, run, dataset, wanted_precision)
     add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe} | confidence)

@@ -19,6 +19,7 @@ from convline.images import ImageSpec
 from convline.inputs.listing import find
 from models.served_network import Temperature
 from pipeline.dataset import Dataset
+from pipeline.exporting.any_size_proof import prove_any_size
 from pipeline.exporting.comparison import compare_models, split_batches
 from pipeline.exporting.parity_result import NamedBatch, Parity
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Precision, Tolerance
@@ -39,12 +40,16 @@ class Reference:
     model_names: tuple[str, str] = ("pytorch", "onnx")
 
 
-def prove(reference: Reference, model: OnnxModel, real: Iterator[NamedBatch]) -> Parity:
-    """Compare a file, opened as serving opens it, with a reference, on batches of real images and on hostile ones."""
+def prove(reference: Reference, path: Path, model: OnnxModel, real: Iterator[NamedBatch]) -> Parity:
+    """Compare the file at `path`, opened as serving opens it, with a reference, on batches of real images and on
+    hostile ones. If it takes images of any size, its resizing is compared with serving's.
+    """
     parity = Parity(
         list(model.classes), reference.tolerance, model.provider, usable_cpus(), model_names=reference.model_names
     )
     compare_models(parity, reference.predict, model.run, real, model.spec)
+    if model.any_size:
+        parity.any_size = prove_any_size(path, model)
     return parity
 
 
@@ -69,7 +74,7 @@ def prove_run(
         model = open_model(path, provider, is_proven=False)
         _check_belongs_to(model, run, destination)
         test_batches = split_batches(dataset.split("test"))
-        proofs.append(prove(Reference(reference, TOLERANCES[precision]), model, test_batches))
+        proofs.append(prove(Reference(reference, TOLERANCES[precision]), path, model, test_batches))
         require_passed(proofs[-1], destination)
     return proofs
 
@@ -108,7 +113,7 @@ def prove_again(
         real = image_file_batches(images, model.spec)
     else:
         real = split_batches(_export_dataset(model, path, data_dir).split("test"))
-    return path, prove(reference, model, real)
+    return path, prove(reference, path, model, real)
 
 
 def precision_of(model: OnnxModel) -> Precision:

@@ -97,6 +97,7 @@ class TrainedRun:
         output: str | Path | None = None,
         *,
         precision: Precision = "fp32",
+        any_size: bool = False,
         calibrate: bool = False,
         wanted_precision: float | None = None,
         register: str | None = None,
@@ -105,9 +106,10 @@ class TrainedRun:
         """Export the averaged weights to ONNX; the file is published only if it passes the parity proof.
 
         Returns an object with `path` (by default `model.onnx` in the run's folder), `report` (what `parity.json`
-        holds) and `table()`. `calibrate` fits a temperature on validation, so that probabilities can be trusted;
-        `wanted_precision` finds the threshold there above which answers are right that often. `register` also adds the
-        file to MLflow's registry under this name. A run that is tracked is sent to MLflow, unless `tracking` is "none".
+        holds) and `table()`. With `any_size` the file takes images of any height and width, and resizes them as serving
+        does. `calibrate` fits a temperature on validation, so that probabilities can be trusted; `wanted_precision`
+        finds the threshold there above which answers are right that often. `register` also adds the file to MLflow's
+        registry under this name. A run that is tracked is sent to MLflow, unless `tracking` is "none".
         Raises ConvlineError, with the earlier file untouched, where the proof fails.
         """
         from pipeline.dataset import check_name
@@ -123,6 +125,7 @@ class TrainedRun:
             dataset,
             None if output is None else Path(output),
             precision,
+            any_size=any_size,
             calibrate=calibrate,
             wanted_precision=wanted_precision,
         )
@@ -255,6 +258,7 @@ def export(
     output: str | Path | None = None,
     *,
     precision: Precision = "fp32",
+    any_size: bool = False,
     calibrate: bool = False,
     wanted_precision: float | None = None,
     register: str | None = None,
@@ -266,6 +270,7 @@ def export(
     return TrainedRun.open(run, data_dir=data_dir, runs_dir=runs_dir).export(
         output,
         precision=precision,
+        any_size=any_size,
         calibrate=calibrate,
         wanted_precision=wanted_precision,
         register=register,

@@ -47,7 +47,8 @@ def _log_version(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, na
 
     spec, classes = model.spec, list(model.classes)
     # without this signature, MLflow's server passes JSON as int64, which the model does not accept
-    images = TensorSpec(np.dtype("uint8"), (-1, spec.height, spec.width, spec.channels), "image")
+    size = (-1, -1) if model.any_size else (spec.height, spec.width)
+    images = TensorSpec(np.dtype("uint8"), (-1, *size, spec.channels), "image")
     scores = [TensorSpec(np.dtype("float32"), (-1, len(classes)), output) for output in ("probability", "logit")]
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from convline.errors import ModelError
 from serving.batch_size import SERVING_BATCH
-from serving.model import read_description
+from serving.model import read_description, takes_any_size
 from serving.model_file import CONSTANT_PREFIX, parse_model, read_model
 from serving.score_output import opset
 from serving.session import one_line_message
@@ -29,34 +29,35 @@ def inspect(name: Path | str) -> dict[str, Any]:
 
     Multiply-adds are counted for one image in convolutions and in products with trained weights. Memory, in bytes, is
     that of the weights and of the values that are alive at the same time, at its peak, if the nodes run in the order of
-    the graph (onnxruntime fuses nodes and needs less, apart from its own workspace). Raises ModelError as `open_model`
-    does.
+    the graph (onnxruntime fuses nodes and needs less, apart from its own workspace). Both are for images of the stored
+    size, which are not resized. Raises ModelError as `open_model` does.
     """
     data = read_model(name)
     description = read_description(data, name)
     if description.proof_problem is not None:
         raise ModelError(description.proof_problem)
+    spec, metadata = description.spec, description.metadata
     try:
-        cost = _cost(parse_model(data, name))
+        cost = _cost(parse_model(data, name), (spec.height or 0, spec.width or 0))
     # onnx raises many kinds of exceptions for malformed graphs
     except Exception as error:
         raise ModelError(f"{name} has a malformed graph ({one_line_message(error)}); export it again") from error
-    metadata = description.metadata
     return {
         "file": {"name": str(name), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         "classes": list(description.classes),
-        "image": description.spec.to_dict(),
+        "image": spec.to_dict(),
+        "any_size": takes_any_size(metadata),
         **cost,
-        "metadata": {k: v for k, v in metadata.items() if k not in ("classes", "image", "probe", "parity")},
+        "metadata": {k: v for k, v in metadata.items() if k not in ("classes", "image", "any_size", "probe", "parity")},
         "parity": metadata.get("parity"),
         "self_test": "not run",
     }
 
 
-def _cost(model: onnx.ModelProto) -> dict[str, Any]:
-    """The operators of a graph, its parameters, multiply-adds and memory."""
+def _cost(model: onnx.ModelProto, size: tuple[int, int]) -> dict[str, Any]:
+    """The operators of a graph, its parameters, and the multiply-adds and memory for images of `size`."""
     graph = model.graph
-    shapes = {batch: _value_types(model, batch) for batch in BATCH_SIZES}
+    shapes = {batch: _value_types(model, batch, size) for batch in BATCH_SIZES}
     weights = sum(_bytes(tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer)
     return {
         "graph": {
@@ -73,11 +74,14 @@ def _cost(model: onnx.ModelProto) -> dict[str, Any]:
     }
 
 
-def _value_types(model: onnx.ModelProto, batch: int) -> ValueTypes:
-    """Shape and element type of all values, for a batch of that size."""
+def _value_types(model: onnx.ModelProto, batch: int, size: tuple[int, int]) -> ValueTypes:
+    """Shape and element type of all values, for a batch of so many images of (height, width) `size`."""
     sized = onnx.ModelProto.FromString(model.SerializeToString())
     for value in (*sized.graph.input, *sized.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
+    for value in sized.graph.input:  # of any size, in a file exported with --any-size
+        for axis, side in zip((1, 2), size, strict=True):
+            value.type.tensor_type.shape.dim[axis].dim_value = side
     del sized.graph.value_info[:]  # its shapes have a symbol instead of the batch size
     inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     values = (*inferred.input, *inferred.output, *inferred.value_info)

@@ -61,6 +61,11 @@ class OnnxModel:
         decision = self.metadata.get("decision")
         return None if decision is None else float(decision["threshold"])
 
+    @property
+    def any_size(self) -> bool:
+        """Whether the graph resizes images itself (`export --any-size`); `spec` still has the size it resizes to."""
+        return takes_any_size(self.metadata)
+
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probability and logit, each float32 [batch, classes], of uint8 [batch, height, width, channels]."""
         probability, logit = self.session.run(OUTPUTS, {"image": images})
@@ -155,7 +160,7 @@ def read_description(data: bytes, name: Path | str, is_proven: bool = True) -> M
     if spec.height is None or spec.width is None or spec.height * spec.width > MAX_PIXELS:
         raise ModelError(f"{name} has no image size in its metadata, or too large a one; export it again")
     classes = tuple(metadata["classes"])
-    _check_graph(proto.graph, spec, len(classes), name)
+    _check_graph(proto.graph, spec, len(classes), takes_any_size(metadata), name)
     expected = _read_probe(metadata["probe"], len(classes), name)
     problem = problem_with_proof(proto, metadata) if is_proven else None
     return ModelDescription(
@@ -225,12 +230,18 @@ def probe_images(spec: ImageSpec) -> NDArray[np.uint8]:
     return ((ramp + noise) % 256).astype(np.uint8)
 
 
-def _check_graph(graph: onnx.GraphProto, spec: ImageSpec, classes: int, path: Path | str) -> None:
+def takes_any_size(metadata: dict[str, Any]) -> bool:
+    """Whether a file's metadata say that its graph takes images of any height and width."""
+    return metadata.get("any_size") is True
+
+
+def _check_graph(graph: onnx.GraphProto, spec: ImageSpec, classes: int, any_size: bool, path: Path | str) -> None:
     """Raises ModelError if the graph has other inputs or outputs than the metadata say."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _type(value) for value in graph.input if value.name not in weights}
     outputs = {value.name: _type(value) for value in graph.output}
-    expected_inputs = {"image": ("UINT8", [spec.height, spec.width, spec.channels])}
+    size = ["height", "width"] if any_size else [spec.height, spec.width]
+    expected_inputs = {"image": ("UINT8", [*size, spec.channels])}
     expected_outputs = {name: ("FLOAT", [classes]) for name in OUTPUTS}
     for kind, found, expected in (("inputs", inputs, expected_inputs), ("outputs", outputs, expected_outputs)):
         if found != expected:

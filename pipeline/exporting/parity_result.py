@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.exporting.any_size_proof import AnySizeProof
 from pipeline.exporting.tolerances import LEAST_RANGE, TIE, Tolerance
 from pipeline.metrics import Evaluation
 
@@ -35,7 +36,8 @@ class Parity:
     """The differences between a reference and a candidate, which `model_names` name, over the batches added so far.
 
     `top1_differences` does not count ties. Of boundary images, only logits are compared. Labelled images count for
-    precision @ 1, real ones (not the hostile) for the distribution of predictions.
+    precision @ 1, real ones (not the hostile) for the distribution of predictions. `any_size` is the proof of a
+    candidate that resizes images itself.
     """
 
     classes: list[str]
@@ -48,6 +50,7 @@ class Parity:
     top1_differences: int = 0
     real_top1_differences: int = 0
     differing_images: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    any_size: AnySizeProof | None = field(default=None, repr=False)
     reference_evaluation: Evaluation = field(init=False, repr=False)
     candidate_evaluation: Evaluation = field(init=False, repr=False)
 
@@ -151,9 +154,10 @@ class Parity:
         """Why the candidate fails; empty if it passes."""
         if not np.isfinite(self.largest_logit_difference) or not np.isfinite(self.largest_probability_difference):
             return ["a value is not a finite number"]
+        problems = self.any_size.problems if self.any_size else []
         if self.tolerance.probability is not None:
-            return self._probability_problems(self.tolerance.probability) + self._logit_problems()
-        return self._prediction_problems()
+            return problems + self._probability_problems(self.tolerance.probability) + self._logit_problems()
+        return problems + self._prediction_problems()
 
     def _probability_problems(self, tolerance: float) -> list[str]:
         exceeds = self.largest_probability_difference > tolerance
@@ -221,6 +225,7 @@ class Parity:
             "differing": self.differing_images,
             "predictions_moved": self.predictions_moved,
             **hits,
+            **({"any_size": self.any_size.to_dict()} if self.any_size else {}),
         }
 
     def _evaluations(self) -> list[tuple[str, Evaluation]]:
@@ -233,12 +238,13 @@ class Parity:
         if self.reference_evaluation.count:
             parts = (f"{e.precision_at(1):.4f} {DISPLAY_NAMES.get(name, name)}" for name, e in self._evaluations())
             precision = f", precision @ 1 {', '.join(parts)}"
+        any_size = f", {self.any_size.sentence()}" if self.any_size else ""
         boundary = f" and {self.boundary_images} boundary images" if self.boundary_images else ""
         return (
             f"parity {'passed' if self.passed else 'FAILED'}: {self.images} images{boundary}, "
             f"largest |Δlogit| {self.largest_logit_difference:.1e}, "
             f"|Δprobability| {self.largest_probability_difference:.1e}, {agreement}"
-            f"{precision} ({self.provider}){''.join(f'; {problem}' for problem in self.problems)}"
+            f"{precision}{any_size} ({self.provider}){''.join(f'; {problem}' for problem in self.problems)}"
         )
 
     def table(self) -> str:
