@@ -140,3 +140,13 @@ def test_without_a_store_the_error_names_where_it_was_expected(tmp_path: Path, m
     with pytest.raises(ModelError, match=r"no MLflow store at .*mlflow\.db, so models:.* cannot be found; set"):
         open_model("models:/digits@champion")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.all
+def test_a_file_for_any_size_is_registered_as_such(server: Server, register: Register) -> None:
+    assert "registered digits version 1" in register(0.0, "--any-size")
+    mlflow.set_registry_uri(server.uri)
+    signature = mlflow.models.get_model_info("models:/digits/1").signature
+    assert signature is not None and signature.inputs.inputs[0].shape == (-1, -1, -1, 1)
+    loaded = mlflow.onnx.load_model("models:/digits/1")
+    assert loaded.graph.input[0].type.tensor_type.shape.dim[1].dim_param == "height"

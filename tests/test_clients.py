@@ -1,0 +1,78 @@
+"""docs/clients.md: programs without this project get the answers that serving gives, from pixels of any size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import ROOT, run_command
+from tests.pipeline.helpers import image_folder
+from tests.serving.helpers import csv_rows
+from tests.test_documents import FENCED
+
+PROGRAMS = dict(FENCED.findall((ROOT / "docs/clients.md").read_text(encoding="utf-8")))
+PHOTOGRAPHS = {"a.png": (300, 451), "b.jpg": (90, 40), "c.png": (1, 7), "d.png": (24, 24)}  # height, width
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with any-size.onnx, which takes RGB images, its names, photographs, and serving's table of these."""
+    folder = tmp_path_factory.mktemp("clients")
+    counts = {f"{split}/{label}": 8 for split in ("train", "test") for label in ("ant", "bee", "cat")}
+    image_folder(folder / "source", counts, (24, 24))
+    run_command(folder, "pipeline", "preprocess", "insects", "--source", "source")
+    options = ("--steps", 3, "--tracking", "none", "--set", "train.evaluate_every=0", "--set", "data.validation=0")
+    run_command(folder, "pipeline", "train", "digits", "--dataset", "insects", *options)
+    run_command(folder, "pipeline", "export", "--any-size", "--output", "any-size.onnx", "--tracking", "none")
+    rng = np.random.default_rng(0)
+    for name, (height, width) in PHOTOGRAPHS.items():
+        coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+        Image.fromarray(coarse).resize((width, height)).save(folder / name)
+    run_command(folder, "serving", "classify", *PHOTOGRAPHS, "--model", "any-size.onnx", "--output", "table.csv")
+    return folder
+
+
+def assert_same_answers(printed: str, folder: Path) -> None:
+    rows = {row["path"]: row for row in csv_rows(folder / "table.csv")}
+    answers = [line.split() for line in printed.splitlines()]
+    assert [path for path, _, _ in answers] == list(rows) == list(PHOTOGRAPHS)
+    for path, label, probability in answers:
+        assert label == rows[path]["label"]
+        # of the same pixels: by another version of onnxruntime, or in batches of another size
+        assert float(probability) == pytest.approx(float(rows[path]["probability"]), abs=1e-5)
+
+
+def test_the_python_client_gives_servings_answers_without_this_project(folder: Path) -> None:
+    program = PROGRAMS["python"].replace('["a.png", "b.jpg"]', str(list(PHOTOGRAPHS)))
+    program += "import sys\nassert not {'convline', 'serving', 'pipeline', 'torch', 'onnx'} & set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-I", "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_answers(done.stdout, folder)
+
+
+@pytest.mark.all
+def test_the_node_client_gives_servings_answers(folder: Path, tmp_path: Path) -> None:
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node and npm are not installed")
+    for path in folder.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path)
+    # the decoders of JPEG may differ, so this one gets the pixels of Pillow's
+    Image.open(folder / "b.jpg").save(tmp_path / "b.png")
+    names = ["b.png" if name == "b.jpg" else name for name in PHOTOGRAPHS]
+    (tmp_path / "client.mjs").write_text(PROGRAMS["js"].replace('["a.png", "b.jpg"]', str(names)))
+    environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL_CUDA": "skip"}
+    install = ["npm", "install", "--no-audit", "--no-fund", "onnxruntime-node", "sharp"]
+    installed = subprocess.run(install, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if installed.returncode:
+        pytest.skip(f"npm cannot install onnxruntime-node: {installed.stderr.splitlines()[-1:]}")
+    done = subprocess.run(["node", "client.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same_answers(done.stdout.replace("b.png", "b.jpg"), folder)
