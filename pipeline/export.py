@@ -112,10 +112,8 @@ def export(
         _rewrite(file, model)
         open_model(file.name, "cpu")  # self-tests the very bytes that are published
         # size and speed are only in the report: with timings in the file, two exports would not be the same bytes
-        size = model.ByteSize()
-        fp32_size = size - model.graph.ByteSize() + full.graph.ByteSize()  # with the same metadata
         speed = measure_speed(model, full, reference, precision, run)
-        report = proof | confidence | {"size": {"bytes": size, "fp32": fp32_size}, "speed": speed}
+        report = proof | confidence | {"size": _sizes(model, full), "speed": speed}
     with atomic_write(report_file, "w") as file:
         json.dump(report, file, indent=2)
     with atomic_write(labels_file, "w") as file:
@@ -136,6 +134,12 @@ def _add_proof(
     proof["sha256_without_parity"] = hashlib.sha256(_serialize(model)).hexdigest()
     add_metadata(model, {"parity": proof})
     return proof
+
+
+def _sizes(model: onnx.ModelProto, full: onnx.ModelProto) -> dict[str, int]:
+    """Bytes of the file, and of a float32 file with the same metadata."""
+    size = model.ByteSize()
+    return {"bytes": size, "fp32": size - model.graph.ByteSize() + full.graph.ByteSize()}
 
 
 def report_path(destination: Path, run: Run) -> Path:
