@@ -27,7 +27,7 @@ from pipeline.exporting.timing import seconds_per_call
 from pipeline.run import Run
 from serving.model import OnnxModel, open_model, probe_images
 
-SECONDS = 20.0  # for each batch size
+SECONDS = 12.0  # for each batch size
 
 
 def main(
