@@ -57,8 +57,16 @@ def test_the_python_client_gives_servings_answers_without_this_project(folder: P
     assert_same_answers(done.stdout, folder)
 
 
+# of the program on the page: how onnxruntime-web, which runs in WebAssembly, is imported, and given a file
+WEB = {
+    'import ort from "onnxruntime-node"': 'import * as ort from "onnxruntime-web"',
+    'create("any-size.onnx")': 'create(new Uint8Array(fs.readFileSync("any-size.onnx")))',
+}
+
+
 @pytest.mark.all
-def test_the_node_client_gives_servings_answers(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["onnxruntime-node", "onnxruntime-web"])
+def test_the_javascript_client_gives_servings_answers(folder: Path, tmp_path: Path, package: str) -> None:
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node and npm are not installed")
     for path in folder.iterdir():
@@ -67,12 +75,16 @@ def test_the_node_client_gives_servings_answers(folder: Path, tmp_path: Path) ->
     # the decoders of JPEG may differ, so this one gets the pixels of Pillow's
     Image.open(folder / "b.jpg").save(tmp_path / "b.png")
     names = ["b.png" if name == "b.jpg" else name for name in PHOTOGRAPHS]
-    (tmp_path / "client.mjs").write_text(PROGRAMS["js"].replace('["a.png", "b.jpg"]', str(names)))
+    program = PROGRAMS["js"].replace('["a.png", "b.jpg"]', str(names))
+    for line, of_web in WEB.items() if package == "onnxruntime-web" else ():
+        assert line in program
+        program = program.replace(line, of_web)
+    (tmp_path / "client.mjs").write_text(program)
     environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL_CUDA": "skip"}
-    install = ["npm", "install", "--no-audit", "--no-fund", "onnxruntime-node", "sharp"]
+    install = ["npm", "install", "--no-audit", "--no-fund", package, "sharp"]
     installed = subprocess.run(install, cwd=tmp_path, env=environment, capture_output=True, text=True)
     if installed.returncode:
-        pytest.skip(f"npm cannot install onnxruntime-node: {installed.stderr.splitlines()[-1:]}")
+        pytest.skip(f"npm cannot install {package}: {installed.stderr.splitlines()[-1:]}")
     done = subprocess.run(["node", "client.mjs"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same_answers(done.stdout.replace("b.png", "b.jpg"), folder)
