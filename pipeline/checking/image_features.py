@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convline.console import progress
+from convline.errors import ConvlineError
 from models import build, head_layers
 from models.preprocessing import Preprocessing
 from models.served_network import ServedNetwork
@@ -52,7 +53,13 @@ def pretrained_features(arrays: Sequence[Images], folder: Path) -> Features:
     assert isinstance(pixels, Standardization)
     mean, std = ([255 * value for value in values] for values in (pixels.mean, pixels.std))
     served = ServedNetwork(Preprocessing(size, None, "per-channel", mean, std), build(NETWORK, (3, *size), 1))
-    load_pretrained(served, model, 3, ["any"], PretrainedWeights(source, source.locate(), ""))
+    try:
+        path = source.locate()
+    except ConvlineError as error:
+        raise ConvlineError(
+            f"labels are judged by pretrained weights: {error}; or give --quick, or --run RUN"
+        ) from error
+    load_pretrained(served, model, 3, ["any"], PretrainedWeights(source, path, ""))
     network = served.eval().network
 
     def compute(images: Tensor) -> Tensor:

