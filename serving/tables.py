@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
+from convline.csv_rows import CsvRows
 from convline.errors import ConvlineError
 from serving.records import Prediction
 
@@ -108,17 +109,14 @@ class _Csv:
     def __init__(self, file: IO[str], columns: list[str], is_safe: bool) -> None:
         self.flush = file.flush
         self._is_safe = is_safe
-        self._writer = csv.writer(file, lineterminator="\n")
-        # a carriage return ends a row for readers of CSV, but csv.writer does not quote it
-        self._quoting_writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        self._writer.writerow(columns)
+        self._rows = CsvRows(file)
+        self._rows.write(columns)
 
     def write(self, row: Prediction) -> None:
         cells = _cells(row)
         if self._is_safe:
             cells = [_safe(cell) if isinstance(cell, str) else cell for cell in cells]
-        has_return = any("\r" in cell for cell in cells if isinstance(cell, str))
-        (self._quoting_writer if has_return else self._writer).writerow(cells)
+        self._rows.write(cells)
 
 
 class _JsonLines:

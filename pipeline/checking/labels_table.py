@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from convline.csv_rows import CsvRows
 from convline.files import atomic_write
 from pipeline.checking.findings import Check, NamedImage
 from pipeline.dataset import Dataset
@@ -15,6 +16,7 @@ from pipeline.preparing.paths_and_groups import position_in_split, read_groups
 
 COLUMNS = ("path", "label", "split", "group", "found", "suggested", "probability")
 
+Key = tuple[str, str]  # split and path
 Row = dict[str, str]
 
 
@@ -22,17 +24,22 @@ def write_labels(path: Path, dataset: Dataset, check: Check) -> None:
     """Write all images of a dataset, those with findings first. `group` keeps together what the dataset keeps together;
     `found`, `suggested` and `probability` (of the label) are for the reader, `preprocess` passes over them."""
     found = _findings(check)
-    rows = sorted(_rows(dataset), key=lambda row: found.get((row["split"], row["path"]), (len(found), {}))[0])
-    with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(row | found.get((row["split"], row["path"]), (0, {}))[1])
+    named: dict[Key, Row] = {}
+    # names that are not UTF-8 keep their bytes
+    with atomic_write(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = CsvRows(file)
+        table.write(COLUMNS)
+        for row in _rows(dataset):
+            if (key := (row["split"], row["path"])) in found:
+                named[key] = row | found[key]
+        others = (row for row in _rows(dataset) if (row["split"], row["path"]) not in found)
+        for row in chain((named[key] for key in found), others):
+            table.write([row.get(column, "") for column in COLUMNS])
 
 
-def _findings(check: Check) -> dict[tuple[str, str], tuple[int, Row]]:
-    """By split and path: the place in the order of findings, and what to say of the image."""
-    found: dict[tuple[str, str], Row] = {}
+def _findings(check: Check) -> dict[Key, Row]:
+    """What to say of images, the worst first."""
+    found: dict[Key, Row] = {}
 
     def add(image: NamedImage, finding: str, **more: str) -> None:
         said = found.setdefault((image.split, image.path), {})
@@ -46,7 +53,7 @@ def _findings(check: Check) -> dict[tuple[str, str], tuple[int, Row]]:
         add(each.image, "doubtful label", suggested=each.suggested, probability=f"{each.probability:.4f}")
     for image in check.blank:
         add(image, "blank")
-    return {key: (place, said) for place, (key, said) in enumerate(found.items())}
+    return found
 
 
 def _rows(dataset: Dataset) -> Iterator[Row]:
