@@ -23,13 +23,7 @@ from pipeline.exporting.confidence import (
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.lower_precision import to_precision
 from pipeline.exporting.model_card import model_card
-from pipeline.exporting.onnx_metadata import (
-    add_metadata,
-    evaluation_metadata,
-    metadata_of,
-    probe_metadata,
-    run_metadata,
-)
+from pipeline.exporting.onnx_metadata import add_metadata, evaluation_metadata, probe_metadata, run_metadata
 from pipeline.exporting.parity_result import Parity
 from pipeline.exporting.resize_graph import add_resize, check_supported
 from pipeline.exporting.timing import measure_speed
@@ -110,7 +104,7 @@ def export(
         proofs = prove_run(run, reference, Path(file.name), destination, dataset, precision)
         proof = _add_proof(model, dataset, proofs, {"precision": precision, **details})
         _rewrite(file, model)
-        open_model(file.name, "cpu")  # self-tests the very bytes that are published
+        published = open_model(file.name, "cpu")  # self-tests the very bytes that are published
         # size and speed are only in the report: with timings in the file, two exports would not be the same bytes
         speed = measure_speed(model, full, reference, precision, run)
         report = proof | confidence | {"size": _sizes(model, full), "speed": speed}
@@ -119,7 +113,7 @@ def export(
     with atomic_write(labels_file, "w") as file:
         json.dump(run.classes, file, indent=2)
     with atomic_write(card_file, "w", encoding="utf-8") as file:
-        file.write(model_card(run.name, metadata_of(model), dataset.meta["counts"], proofs[0].candidate_evaluation))
+        file.write(model_card(run.name, published.metadata, dataset.meta["counts"], proofs[0].candidate_evaluation))
     return Exported(destination, proofs, report)
 
 

@@ -69,7 +69,8 @@ def confidence_metadata(
     """
     if served.temperature is None and wanted_precision is None:
         return {}
-    measured = {split: _measure(model, run, dataset, split) for split in SPLITS}
+    predict = onnx_predictor(model)
+    measured = {split: _measure(predict, run, dataset, split) for split in SPLITS}
     metadata: dict[str, Any] = {}
     if served.temperature is not None:
         metadata["calibration"] = {
@@ -89,9 +90,7 @@ def confidence_metadata(
     return metadata
 
 
-def _measure(model: onnx.ModelProto, run: Run, dataset: Dataset, split: str) -> Confidences:
-    predict = onnx_predictor(model)
-
+def _measure(predict: Predict, run: Run, dataset: Dataset, split: str) -> Confidences:
     def parts() -> Iterator[tuple[NDArray[Any], ...]]:
         for batch in split_batches(run.split(dataset, split)):
             probability, logit = predict(batch.images)

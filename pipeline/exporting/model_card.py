@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.exporting.confidence import with_interval
-from pipeline.metrics import Evaluation, Interval, wilson_interval
+from pipeline.metrics import Evaluation, Interval
 
 Metadata = Mapping[str, Any]
 
@@ -40,10 +40,11 @@ def _purpose(name: str, metadata: Metadata) -> Iterator[str]:
 def _figures(test: Evaluation) -> Iterator[str]:
     value = _share(test.precision_at(1), test.interval_at(1))
     yield from ("## On test", "", f"precision @ 1 = {value}, on {test.count:,} images. Brackets are 95% intervals.", "")
-    true, predicted, hits = test.confusion.sum(1), test.confusion.sum(0), test.confusion.diagonal()
+    figures = test.to_dict()
+    intervals = figures["intervals"]["classes"]
     rows = [
-        (name, f"{true[row]:,}", _of(int(hits[row]), int(predicted[row])), _of(int(hits[row]), int(true[row])))
-        for row, name in enumerate(test.classes)
+        (name, f"{of_class['count']:,}", *(_share(of_class[k], intervals[name][k]) for k in ("precision", "recall")))
+        for name, of_class in figures["classes"].items()
     ]
     yield from _table(("class", "test images", "precision", "recall"), rows)
 
@@ -103,12 +104,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield ""
 
 
-def _of(hits: int, count: int) -> str:
-    return _share(hits / count, wilson_interval(hits, count)) if count else "–"
-
-
-def _share(share: float, interval: Interval) -> str:
-    return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+def _share(share: float | None, interval: Interval) -> str:
+    return "–" if share is None else f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -80,12 +80,6 @@ def add_metadata(model: onnx.ModelProto, values: dict[str, Any]) -> None:
         entry.key, entry.value = PREFIX + key, json.dumps(value, sort_keys=True, allow_nan=False)
 
 
-def metadata_of(model: onnx.ModelProto) -> dict[str, Any]:
-    """What `add_metadata` has added, by key."""
-    entries = [entry for entry in model.metadata_props if entry.key.startswith(PREFIX)]
-    return {entry.key.removeprefix(PREFIX): json.loads(entry.value) for entry in entries}
-
-
 def _onnxruntime_version() -> str:
     import onnxruntime
 
