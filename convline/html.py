@@ -132,6 +132,11 @@ def tile(source: str, alt: str, *lines: HtmlContent, smooth: bool = False) -> Ht
     return element("figure", image, caption, class_="tile smooth" if smooth else "tile")
 
 
+def picture_tile(picture: Image.Image, alt: str, *lines: HtmlContent) -> Html:
+    """A tile of a picture; small ones are enlarged without smoothing."""
+    return tile(data_uri(picture), alt, *lines, smooth=max(picture.size) > 64)
+
+
 def tiles(members: Iterable[Html], large: bool = False) -> Html:
     return element("div", members, class_="tiles large" if large else "tiles")
 

@@ -12,13 +12,12 @@ from convline.html import (
     Html,
     HtmlContent,
     cards,
-    data_uri,
     display_name,
     element,
     key_figures,
     muted,
     page,
-    tile,
+    picture_tile,
     tiles,
 )
 from pipeline.checking.findings import Check, DoubtfulLabel, NamedImage, Pair
@@ -51,18 +50,18 @@ def write_page(path: Path, dataset: Dataset, check: Check, labels_file: Path) ->
         ("Blank images and odd sizes", _other_section(check, picture)),
     ]
     has_files = dataset.paths(dataset.split("train")) is not None
-    head = _head(check, leaks, two_labels, labels_file, has_files)
+    head = _head(check, labels_file, has_files)
     text = page(f"{check.dataset}: check of the dataset", head, sections)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def _head(check: Check, leaks: list[Pair], two_labels: list[Pair], labels_file: Path, has_files: bool) -> HtmlContent:
+def _head(check: Check, labels_file: Path, has_files: bool) -> HtmlContent:
     doubtful = "not judged" if check.doubtful_labels is None else f"{len(check.doubtful_labels):,}"
     figures: list[tuple[str, HtmlContent]] = [
         ("images", f"{check.images:,}"),
-        ("pairs in two splits", f"{len(leaks):,}"),
-        ("pairs under two labels", f"{len(two_labels):,}"),
+        ("pairs in two splits", f"{sum(pair.is_leak for pair in check.pairs):,}"),
+        ("pairs under two labels", f"{sum(pair.has_two_labels for pair in check.pairs):,}"),
         ("doubtful labels", doubtful),
         ("blank images", f"{len(check.blank):,}"),
     ]
@@ -83,7 +82,7 @@ def _pictures(dataset: Dataset, shown: Iterable[NamedImage]) -> Picture:
         by_split.setdefault(image.split, {})[image.row] = image.path
     for name, paths in by_split.items():
         split = dataset.split(name)
-        thumbnails = source_thumbnails(dataset, split, paths) if dataset.paths(split) else {}
+        thumbnails = source_thumbnails(dataset, split, paths)
         for row in paths:
             pictures[name, row] = thumbnails.get(row) or to_pil(split.images[row])
     return lambda image: pictures[image.split, image.row]
@@ -136,8 +135,7 @@ def _other_section(check: Check, picture: Picture) -> HtmlContent:
 
 
 def _tile(image: NamedImage, picture: Picture, *lines: HtmlContent) -> Html:
-    shown = picture(image)
-    return tile(data_uri(shown), image.path, *lines, display_name(image.path), smooth=max(shown.size) > 64)
+    return picture_tile(picture(image), image.path, *lines, display_name(image.path))
 
 
 def _cut(found: Sequence[object], most: int) -> str:

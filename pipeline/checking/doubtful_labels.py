@@ -90,7 +90,8 @@ class CrossValidation:
         all images may be more than the memory holds."""
         for number, classifier in enumerate(self._classifiers):
             left_out = np.flatnonzero(self._fold == number)
-            for chunk in np.array_split(left_out, -(-len(left_out) // CHUNK)):
+            for start in range(0, len(left_out), CHUNK):
+                chunk = left_out[start : start + CHUNK]
                 yield chunk, classifier.probabilities(self._features[self._rows[chunk]])
 
 

