@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.preprocessing import Preprocessing
+from models.unfamiliarity import Unfamiliarity
 
 
 class Temperature(nn.Module):
@@ -23,19 +24,30 @@ class Temperature(nn.Module):
 
 
 class ServedNetwork(nn.Module):
-    """`preprocessing`, `network`, `temperature` (where there is one) and softmax, one after the other."""
+    """`preprocessing`, `network`, `temperature` (where there is one) and softmax, one after the other; and
+    `unfamiliarity`, where it is wanted.
+    """
 
     def __init__(self, preprocessing: Preprocessing, network: nn.Module) -> None:
         super().__init__()
         self.preprocessing = preprocessing
         self.network = network
         self.temperature: Temperature | None = None
+        self.unfamiliarity: Unfamiliarity | None = None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels].
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Probability and logit, float32 [batch, classes], of uint8 [batch, height, width, channels]; and float32
+        [batch] where there is `unfamiliarity`.
 
         The temperature changes probabilities alone.
         """
+        if self.unfamiliarity is None:
+            return self._scores(image)
+        with self.unfamiliarity.features.seen_in(self.network) as seen:
+            scores = self._scores(image)
+        return *scores, self.unfamiliarity(seen)
+
+    def _scores(self, image: Tensor) -> tuple[Tensor, Tensor]:
         logit = self.network(self.preprocessing(image)).float()
         scaled = logit if self.temperature is None else self.temperature(logit)
         return scaled.softmax(1), logit

@@ -319,6 +319,9 @@ def export(
         float | None,
         typer.Option(metavar="P", help="Find the threshold on validation above which answers are right that often."),
     ] = None,
+    unfamiliar: Annotated[
+        bool, typer.Option("--unfamiliar", help="The file also tells how far an image is from the training images.")
+    ] = False,
     tracking: Annotated[Tracking, typer.Option(help="Where the file is sent if its run is tracked.")] = "mlflow",
     data_dir: DataDir = DATA,
     runs_dir: RunsDir = RUNS,
@@ -342,6 +345,7 @@ def export(
         any_size=any_size,
         calibrate=calibrate,
         wanted_precision=wanted_precision,
+        unfamiliar=unfamiliar,
     )
     print(exported.table())
     if register is not None:

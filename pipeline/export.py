@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import onnx
-import torch
 
 from convline.errors import ConvlineError
 from convline.files import atomic_write, remove_leftovers
@@ -28,8 +27,9 @@ from pipeline.exporting.parity_result import Parity
 from pipeline.exporting.resize_graph import add_resize, check_supported
 from pipeline.exporting.timing import measure_speed
 from pipeline.exporting.tolerances import Precision
-from pipeline.network import load_network, predictor
-from pipeline.parity import prove_run
+from pipeline.exporting.unfamiliar_fit import fit_unfamiliarity, set_unit, unfamiliar_lines
+from pipeline.network import load_network
+from pipeline.parity import network_reference, prove_run
 from pipeline.run import Run
 from serving.model import open_model
 
@@ -46,7 +46,7 @@ class Exported:
         """The report for the terminal."""
         speed, size, precision = self.report["speed"], self.report["size"], self.report["precision"]
         lines = [*(parity.sentence() for parity in self.proofs), self.proofs[0].table()]
-        lines += confidence_lines(self.report)
+        lines += confidence_lines(self.report) + unfamiliar_lines(self.report)
         rates = ", ".join(f"{rate:,.0f} {name}" for name, rate in speed["images_per_second"].items())
         lines.append(f"images/s        {rates} (batches of {speed['batch']}, {speed['threads']} threads)")
         if precision != "fp32":
@@ -67,12 +67,14 @@ def export(
     any_size: bool = False,
     calibrate: bool = False,
     wanted_precision: float | None = None,
+    unfamiliar: bool = False,
 ) -> Exported:
     """Export the run's newest averaged weights to `output`, by default the run's model.onnx.
 
     With `any_size` the file takes images of any height and width, and resizes them as serving does. `calibrate` puts a
-    temperature before the softmax; `wanted_precision` adds the threshold above which answers are right that often. Both
-    are chosen on validation.
+    temperature before the softmax; `wanted_precision` adds the threshold above which answers are right that often;
+    `unfamiliar` adds an output that tells how far an image is from the training images. Validation images decide on
+    all three.
 
     The file is written under a temporary name, opened as serving opens it, compared with PyTorch, and only then
     renamed. Raises ConvlineError where parity fails, or validation cannot decide; an earlier file then stays as it was.
@@ -80,20 +82,24 @@ def export(
     destination = output or run.model
     if destination.exists() and not destination.is_file():
         raise ConvlineError(f"{destination} is not a file that an export could replace; name a .onnx file")
-    check_confidence_options(run, dataset, calibrate, wanted_precision)
+    check_confidence_options(run, dataset, calibrate, wanted_precision, unfamiliar)
     if any_size:
         check_supported(run.spec)
     served, step = load_network(run, "averaged")
-    reference = predictor(served, torch.device("cpu"))
     if calibrate:
-        calibrate_network(served, reference, run, dataset)
+        calibrate_network(served, run, dataset)
+    if unfamiliar:
+        served.unfamiliarity = fit_unfamiliarity(served, run, dataset)
     full = to_onnx(served, run.spec)
     model, details = to_precision(full, served, run, dataset, precision)
+    confidence = confidence_metadata(model, served, run, dataset, wanted_precision)
+    if unfamiliar:
+        confidence["unfamiliar"] = set_unit(served, (full, model), run, dataset)
     if any_size:
         model, full = add_resize(model, run.spec), add_resize(full, run.spec)
         add_metadata(model, {"any_size": True})
-    probe = probe_metadata(model, run, reference, precision)
-    confidence = confidence_metadata(model, served, run, dataset, wanted_precision)
+    reference = network_reference(served, precision)
+    probe = probe_metadata(model, run, reference.predict, reference.unfamiliar, precision)
     add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe} | confidence)
     report_file, labels_file = report_path(destination, run), labels_path(destination, run)
     card_file = card_path(destination, run)
@@ -101,12 +107,12 @@ def export(
         remove_leftovers(path)
     with atomic_write(destination) as file:
         _rewrite(file, model)
-        proofs = prove_run(run, reference, Path(file.name), destination, dataset, precision)
+        proofs = prove_run(run, reference, Path(file.name), destination, dataset)
         proof = _add_proof(model, dataset, proofs, {"precision": precision, **details})
         _rewrite(file, model)
         published = open_model(file.name, "cpu")  # self-tests the very bytes that are published
         # size and speed are only in the report: with timings in the file, two exports would not be the same bytes
-        speed = measure_speed(model, full, reference, precision, run)
+        speed = measure_speed(model, full, reference.predict, precision, run)
         report = proof | confidence | {"size": _sizes(model, full), "speed": speed}
     with atomic_write(report_file, "w") as file:
         json.dump(report, file, indent=2)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -17,13 +18,15 @@ from convline.cpus import usable_cpus
 from convline.errors import ConvlineError, ImageError
 from convline.images import ImageSpec
 from convline.inputs.listing import find
-from models.served_network import Temperature
+from models.served_network import ServedNetwork, Temperature
 from pipeline.dataset import Dataset
 from pipeline.exporting.any_size_proof import prove_any_size
 from pipeline.exporting.comparison import compare_models, split_batches
 from pipeline.exporting.parity_result import NamedBatch, Parity
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Precision, Tolerance
-from pipeline.network import Predict, load_network, predictor
+from pipeline.exporting.unfamiliar_fit import from_graph
+from pipeline.exporting.unfamiliar_proof import UnfamiliarProof
+from pipeline.network import Predict, Unfamiliar, load_network, predictor, unfamiliar_predictor
 from pipeline.run import Run
 from serving.batch_size import SERVING_BATCH
 from serving.classifier import try_decode
@@ -33,20 +36,27 @@ from serving.session import Provider, provider_problem
 
 @dataclass(frozen=True)
 class Reference:
-    """What a file is compared with. `model_names` name the reference and the file in the result."""
+    """What a file is compared with. `unfamiliar` is None where the reference does not tell how unfamiliar images are.
+    `model_names` name the reference and the file in the result.
+    """
 
     predict: Predict
     tolerance: Tolerance
+    unfamiliar: Unfamiliar | None = None
     model_names: tuple[str, str] = ("pytorch", "onnx")
 
 
 def prove(reference: Reference, path: Path, model: OnnxModel, real: Iterator[NamedBatch]) -> Parity:
     """Compare the file at `path`, opened as serving opens it, with a reference, on batches of real images and on
-    hostile ones. If it takes images of any size, its resizing is compared with serving's.
+    hostile ones. If it takes images of any size, its resizing is compared with serving's; if both tell how unfamiliar
+    images are, that is compared as well.
     """
     parity = Parity(
         list(model.classes), reference.tolerance, model.provider, usable_cpus(), model_names=reference.model_names
     )
+    if reference.unfamiliar is not None and model.tells_unfamiliar:
+        parity.unfamiliar = UnfamiliarProof(reference.tolerance)
+        real = parity.unfamiliar.watch(real, reference.unfamiliar, model.unfamiliar, model.spec)
     compare_models(parity, reference.predict, model.run, real, model.spec)
     if model.any_size:
         parity.any_size = prove_any_size(path, model)
@@ -62,9 +72,7 @@ def require_passed(parity: Parity, path: Path) -> None:
         raise ConvlineError(f"{parity.sentence()}: {path} is not {expected}")
 
 
-def prove_run(
-    run: Run, reference: Predict, path: Path, destination: Path, dataset: Dataset, precision: Precision
-) -> list[Parity]:
+def prove_run(run: Run, reference: Reference, path: Path, destination: Path, dataset: Dataset) -> list[Parity]:
     """Compare the file at `path` with `reference` on the test split, with every provider that serving could choose.
 
     Errors name the file as `destination`, where it will be published. Raises ConvlineError where outputs differ.
@@ -74,7 +82,7 @@ def prove_run(
         model = open_model(path, provider, is_proven=False)
         _check_belongs_to(model, run, destination)
         test_batches = split_batches(dataset.split("test"))
-        proofs.append(prove(Reference(reference, TOLERANCES[precision]), path, model, test_batches))
+        proofs.append(prove(reference, path, model, test_batches))
         require_passed(proofs[-1], destination)
     return proofs
 
@@ -105,10 +113,11 @@ def prove_again(
         if (other.classes, other.spec) != (model.classes, model.spec):
             raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
         lower = max(precision, precision_of(other), key=PRECISIONS.index)
-        reference = Reference(other.run, TOLERANCES[lower], (str(against), str(path)))
+        unfamiliar = other.unfamiliar if other.tells_unfamiliar else None
+        reference = Reference(other.run, TOLERANCES[lower], unfamiliar, (str(against), str(path)))
     else:
         run = run or _find_run(model, path, runs_dir)
-        reference = Reference(_checkpoint_predictor(run, model, path), TOLERANCES[precision])
+        reference = network_reference(_checkpoint_network(run, model, path), precision)
     if images is not None:
         real = image_file_batches(images, model.spec)
     else:
@@ -132,8 +141,15 @@ def _find_file(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
     return run.model, run
 
 
-def _checkpoint_predictor(run: Run, model: OnnxModel, path: Path) -> Predict:
-    """The PyTorch network with the weights of the checkpoint that the file was exported from, and its temperature."""
+def network_reference(served: ServedNetwork, precision: Precision) -> Reference:
+    """PyTorch's network, on the CPU, as what a file of a precision is compared with."""
+    cpu = torch.device("cpu")
+    return Reference(predictor(served, cpu), TOLERANCES[precision], unfamiliar_predictor(served, cpu))
+
+
+def _checkpoint_network(run: Run, model: OnnxModel, path: Path) -> ServedNetwork:
+    """The PyTorch network with the weights of the checkpoint that the file was exported from, and what the export added
+    to it."""
     served, step = load_network(run)
     if (exported := model.metadata["run"]["step"]) != step:
         raise ConvlineError(
@@ -142,7 +158,9 @@ def _checkpoint_predictor(run: Run, model: OnnxModel, path: Path) -> Predict:
     _check_belongs_to(model, run, path)
     if calibration := model.metadata.get("calibration"):
         served.temperature = Temperature(calibration["temperature"])
-    return predictor(served, torch.device("cpu"))
+    if model.tells_unfamiliar:
+        served.unfamiliarity = from_graph(onnx.load(path), model.metadata["unfamiliar"])
+    return served
 
 
 def _export_dataset(model: OnnxModel, path: Path, data_dir: Path) -> Dataset:

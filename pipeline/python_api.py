@@ -100,6 +100,7 @@ class TrainedRun:
         any_size: bool = False,
         calibrate: bool = False,
         wanted_precision: float | None = None,
+        unfamiliar: bool = False,
         register: str | None = None,
         tracking: Tracking = "mlflow",
     ) -> Exported:
@@ -108,8 +109,8 @@ class TrainedRun:
         Returns an object with `path` (by default `model.onnx` in the run's folder), `report` (what `parity.json`
         holds) and `table()`. With `any_size` the file takes images of any height and width, and resizes them as serving
         does. `calibrate` fits a temperature on validation, so that probabilities can be trusted; `wanted_precision`
-        finds the threshold there above which answers are right that often. `register` also adds the file to MLflow's
-        registry under this name. A run that is tracked is sent to MLflow, unless `tracking` is "none".
+        finds the threshold there above which answers are right that often; with `unfamiliar` the file also tells how
+        far an image is from the training images. `register` also adds the file to MLflow's registry under this name. A run that is tracked is sent to MLflow, unless `tracking` is "none".
         Raises ConvlineError, with the earlier file untouched, where the proof fails.
         """
         from pipeline.dataset import check_name
@@ -128,6 +129,7 @@ class TrainedRun:
             any_size=any_size,
             calibrate=calibrate,
             wanted_precision=wanted_precision,
+            unfamiliar=unfamiliar,
         )
         if register is not None:
             from pipeline.register import register as add_version
@@ -261,6 +263,7 @@ def export(
     any_size: bool = False,
     calibrate: bool = False,
     wanted_precision: float | None = None,
+    unfamiliar: bool = False,
     register: str | None = None,
     tracking: Tracking = "mlflow",
     data_dir: str | Path = "data",
@@ -273,6 +276,7 @@ def export(
         any_size=any_size,
         calibrate=calibrate,
         wanted_precision=wanted_precision,
+        unfamiliar=unfamiliar,
         register=register,
         tracking=tracking,
     )

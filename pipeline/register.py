@@ -14,6 +14,7 @@ from pipeline.run import Run
 from pipeline.tracking.sender import Sender
 from serving.model import OnnxModel, open_model, probe_images
 from serving.model_file import PREFIX
+from serving.session import OUTPUTS, UNFAMILIAR
 
 CHAMPION = "champion"
 SERVING_LIBRARIES = ("mlflow", "onnx", "onnxruntime", "numpy")
@@ -49,7 +50,8 @@ def _log_version(model: OnnxModel, path: Path, labels: Path, mlflow_run: str, na
     # without this signature, MLflow's server passes JSON as int64, which the model does not accept
     size = (-1, -1) if model.any_size else (spec.height, spec.width)
     images = TensorSpec(np.dtype("uint8"), (-1, *size, spec.channels), "image")
-    scores = [TensorSpec(np.dtype("float32"), (-1, len(classes)), output) for output in ("probability", "logit")]
+    scores = [TensorSpec(np.dtype("float32"), (-1, len(classes)), output) for output in OUTPUTS]
+    scores += [TensorSpec(np.dtype("float32"), (-1,), UNFAMILIAR)] if model.tells_unfamiliar else []
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with mlflow.start_run(run_id=mlflow_run):

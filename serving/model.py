@@ -33,7 +33,7 @@ from serving.model_file import (
     read_model,
 )
 from serving.score_output import check_scores
-from serving.session import OUTPUTS, Provider, first_run, open_session
+from serving.session import OUTPUTS, UNFAMILIAR, Provider, first_run, open_session
 
 PROBE_IMAGES = 8
 LARGEST_TOLERANCE = 2e-2  # of a probe, relative to its largest logit: 8-bit integers need it on other processors
@@ -65,6 +65,19 @@ class OnnxModel:
     def any_size(self) -> bool:
         """Whether the graph resizes images itself (`export --any-size`); `spec` still has the size it resizes to."""
         return takes_any_size(self.metadata)
+
+    @property
+    def tells_unfamiliar(self) -> bool:
+        """Whether `unfamiliar` may be called: whether the file was exported with --unfamiliar."""
+        return tells_unfamiliar(self.metadata)
+
+    def unfamiliar(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """How far images are from the training images, float32 [batch]; 99 of 100 validation images were below 1."""
+        return self.run_all(images)[2]
+
+    def run_all(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """As `run`, and how unfamiliar the images are."""
+        return self.session.run([*OUTPUTS, UNFAMILIAR], {"image": images})
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probability and logit, each float32 [batch, classes], of uint8 [batch, height, width, channels]."""
@@ -125,10 +138,19 @@ def load_model(
 
 @dataclass(frozen=True)
 class ExpectedLogits:
-    """The logits that the self-test expects, float32 [8, classes], and the largest difference that it accepts."""
+    """The logits that the self-test expects, float32 [8, classes], and the largest difference that it accepts; and how
+    unfamiliar the images are, float32 [8], where the file tells it: by the same share of the largest value.
+    """
 
     logits: NDArray[np.float32]
     tolerance: float
+    unfamiliar: NDArray[np.float32] | None = None
+
+    @property
+    def unfamiliar_tolerance(self) -> float:
+        assert self.unfamiliar is not None
+        share = self.tolerance / max(1.0, float(np.abs(self.logits).max()))
+        return share * max(1.0, float(self.unfamiliar.max()))
 
 
 @dataclass(frozen=True)
@@ -160,8 +182,8 @@ def read_description(data: bytes, name: Path | str, is_proven: bool = True) -> M
     if spec.height is None or spec.width is None or spec.height * spec.width > MAX_PIXELS:
         raise ModelError(f"{name} has no image size in its metadata, or too large a one; export it again")
     classes = tuple(metadata["classes"])
-    _check_graph(proto.graph, spec, len(classes), takes_any_size(metadata), name)
-    expected = _read_probe(metadata["probe"], len(classes), name)
+    _check_graph(proto.graph, spec, len(classes), metadata, name)
+    expected = _read_probe(metadata["probe"], len(classes), tells_unfamiliar(metadata), name)
     problem = problem_with_proof(proto, metadata) if is_proven else None
     return ModelDescription(
         metadata, classes, spec, expected, has_float16(proto), problem and f"{name} {problem}; export it again"
@@ -235,14 +257,23 @@ def takes_any_size(metadata: dict[str, Any]) -> bool:
     return metadata.get("any_size") is True
 
 
-def _check_graph(graph: onnx.GraphProto, spec: ImageSpec, classes: int, any_size: bool, path: Path | str) -> None:
+def tells_unfamiliar(metadata: dict[str, Any]) -> bool:
+    """Whether a file's metadata say that it tells how unfamiliar images are."""
+    return "unfamiliar" in metadata
+
+
+def _check_graph(
+    graph: onnx.GraphProto, spec: ImageSpec, classes: int, metadata: dict[str, Any], path: Path | str
+) -> None:
     """Raises ModelError if the graph has other inputs or outputs than the metadata say."""
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: _type(value) for value in graph.input if value.name not in weights}
     outputs = {value.name: _type(value) for value in graph.output}
-    size = ["height", "width"] if any_size else [spec.height, spec.width]
+    size = ["height", "width"] if takes_any_size(metadata) else [spec.height, spec.width]
     expected_inputs = {"image": ("UINT8", [*size, spec.channels])}
-    expected_outputs = {name: ("FLOAT", [classes]) for name in OUTPUTS}
+    expected_outputs: dict[str, tuple[str, list[int]]] = {name: ("FLOAT", [classes]) for name in OUTPUTS}
+    if tells_unfamiliar(metadata):
+        expected_outputs[UNFAMILIAR] = ("FLOAT", [])
     for kind, found, expected in (("inputs", inputs, expected_inputs), ("outputs", outputs, expected_outputs)):
         if found != expected:
             raise ModelError(f"{path} has the {kind} {found}, its metadata say {expected}; export it again")
@@ -255,32 +286,51 @@ def _type(value: onnx.ValueInfoProto) -> tuple[str, list[int | str]]:
     return onnx.TensorProto.DataType.Name(tensor.elem_type), shape[1:]
 
 
-def _read_probe(probe: dict[str, Any], classes: int, path: Path | str) -> ExpectedLogits:
+def _read_probe(probe: dict[str, Any], classes: int, has_unfamiliar: bool, path: Path | str) -> ExpectedLogits:
     """Raises ModelError for a damaged probe, and for a tolerance with which the self-test could not fail."""
     try:
         logits, tolerance = np.asarray(probe["logits"], np.float32), float(probe["tolerance"])
+        unfamiliar = np.asarray(probe["unfamiliar"], np.float32) if has_unfamiliar else None
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path} has a damaged probe ({error}); export it again") from error
     if probe.get("images") != PROBE_IMAGES or logits.shape != (PROBE_IMAGES, classes) or not np.isfinite(logits).all():
         raise ModelError(f"{path} has a damaged probe (not the logits of {PROBE_IMAGES} images); export it again")
     if not 0 <= tolerance <= LARGEST_TOLERANCE * max(1.0, float(np.abs(logits).max())):
         raise ModelError(f"{path} has a probe that proves nothing (its tolerance is {tolerance:g}); export it again")
-    return ExpectedLogits(logits, tolerance)
+    if unfamiliar is not None and not (unfamiliar.shape == (PROBE_IMAGES,) and np.isfinite(unfamiliar).all()):
+        raise ModelError(f"{path} has a damaged probe (not {PROBE_IMAGES} distances); export it again")
+    return ExpectedLogits(logits, tolerance, unfamiliar)
 
 
 def _self_test(model: OnnxModel, expected: ExpectedLogits, path: Path | str) -> None:
-    """Raises ModelError if the model does not reproduce the expected logits."""
+    """Raises ModelError if the model does not reproduce the expected logits, and how unfamiliar the images are."""
+    outputs = OUTPUTS if expected.unfamiliar is None else [*OUTPUTS, UNFAMILIAR]
     try:
-        _, logits = first_run(model.session, probe_images(model.spec), model.provider)
+        _, logits, *others = first_run(model.session, probe_images(model.spec), model.provider, outputs)
     except RuntimeError as error:
         raise ModelError(f"{path} does not run on {PROBE_IMAGES} images: {error}; export it again") from error
-    if expected.logits.shape != logits.shape:
+    _compare_with_probe("logits", logits, expected.logits, expected.tolerance, model, path)
+    if expected.unfamiliar is not None:
+        (unfamiliar,) = others
+        _compare_with_probe(UNFAMILIAR, unfamiliar, expected.unfamiliar, expected.unfamiliar_tolerance, model, path)
+
+
+def _compare_with_probe(
+    output: str,
+    found: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    tolerance: float,
+    model: OnnxModel,
+    path: Path | str,
+) -> None:
+    """Raises ModelError for another shape, and for differences beyond the tolerance."""
+    if expected.shape != found.shape:
         raise ModelError(
-            f"{path} gives logits of the shape {logits.shape}, its probe has {expected.logits.shape}; export it again"
+            f"{path} gives {output} of the shape {found.shape}, its probe has {expected.shape}; export it again"
         )
-    largest = float(np.abs(logits - expected.logits).max())
-    if not largest <= expected.tolerance:  # NaN fails
+    largest = float(np.abs(found - expected).max())
+    if not largest <= tolerance:  # NaN fails
         raise ModelError(
-            f"{path} failed its self-test on {model.provider}: logits differ by {largest:.3g} from those at export "
-            f"(at most {expected.tolerance:.3g} is accepted); the file is damaged or this machine computes wrongly"
+            f"{path} failed its self-test on {model.provider}: {output} differ by {largest:.3g} from those at export "
+            f"(at most {tolerance:.3g} is accepted); the file is damaged or this machine computes wrongly"
         )

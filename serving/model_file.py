@@ -34,7 +34,7 @@ REQUIRED = {
     "probe": dict,
     "versions": dict,
 }
-OPTIONAL = {"decision": dict}  # made by options of `pipeline export`
+OPTIONAL = {"decision": dict, "unfamiliar": dict}  # made by options of `pipeline export`
 # fields that must not be empty: they say where a file comes from
 REQUIRED_FIELDS: dict[str, dict[str, type]] = {
     "dataset": {"name": str, "fingerprint": str},

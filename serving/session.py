@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Thread, Timer
 from typing import Any, Literal
@@ -26,6 +27,7 @@ PROVIDERS = {
 # TF32 keeps 10 bits of mantissa: its logits differ from PyTorch's in the third digit
 PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cuda": {"use_tf32": "0"}}
 OUTPUTS = ["probability", "logit"]
+UNFAMILIAR = "unfamiliar"  # a third output, of files exported with --unfamiliar
 
 # seconds for loading a file and for its first run, as a graph may hold a loop that never ends; none for TensorRT, which
 # builds its engines in that time
@@ -103,9 +105,9 @@ def _load_session(data: bytes, name: Path | str, limit: float | None, **options:
 
 
 def first_run(
-    session: onnxruntime.InferenceSession, images: NDArray[np.uint8], provider: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probability and logit of a session's first images.
+    session: onnxruntime.InferenceSession, images: NDArray[np.uint8], provider: str, outputs: Sequence[str] = OUTPUTS
+) -> list[NDArray[np.float32]]:
+    """The outputs of a session for its first images: probability and logit, unless others are named.
 
     Raises RuntimeError, with a message of one line, if the graph does not run on them, or not in time.
     """
@@ -124,14 +126,13 @@ def first_run(
         timer.daemon = True
         timer.start()
     try:
-        probability, logit = session.run(OUTPUTS, {"image": images}, options)
+        return session.run(outputs, {"image": images}, options)
     # onnxruntime's exceptions have no common base class
     except Exception as error:
         raise RuntimeError(f"it took more than {limit:g} s" if is_late else one_line_message(error)) from error
     finally:
         if timer is not None:
             timer.cancel()
-    return probability, logit
 
 
 def _limit(provider: str) -> float | None:

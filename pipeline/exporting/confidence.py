@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from convline.errors import ConvlineError
@@ -18,14 +19,16 @@ from pipeline.dataset import Dataset
 from pipeline.exporting.comparison import split_batches
 from pipeline.exporting.decision import decision_figures, find_threshold
 from pipeline.exporting.onnx_predictor import onnx_predictor
-from pipeline.network import Predict
+from pipeline.network import Predict, predictor
 from pipeline.run import Run
 from serving.records import UNSURE
 
 SPLITS = ("validation", "test")
 
 
-def check_confidence_options(run: Run, dataset: Dataset, calibrate: bool, wanted_precision: float | None) -> None:
+def check_confidence_options(
+    run: Run, dataset: Dataset, calibrate: bool, wanted_precision: float | None, unfamiliar: bool
+) -> None:
     """Raises ConvlineError where the run has no validation images for these options, or they make no sense."""
     if wanted_precision is not None and not 0 < wanted_precision < 1:
         raise ConvlineError(f"--wanted-precision {wanted_precision:g} is not between 0 and 1, as in 0.99")
@@ -34,7 +37,8 @@ def check_confidence_options(run: Run, dataset: Dataset, calibrate: bool, wanted
             f"{run.folder} has a class named {UNSURE}, which is what serving answers below the threshold; give the "
             "class another name, or leave out --wanted-precision"
         )
-    options = [*(["--calibrate"] if calibrate else []), *(["--wanted-precision"] if wanted_precision else [])]
+    asked = {"--calibrate": calibrate, "--wanted-precision": wanted_precision is not None, "--unfamiliar": unfamiliar}
+    options = [option for option, is_asked in asked.items() if is_asked]
     if options and not dataset.has_validation(run.recipe.data.validation):
         needs = f"{' and '.join(options)} need{'s' if len(options) == 1 else ''}"
         raise ConvlineError(
@@ -43,8 +47,9 @@ def check_confidence_options(run: Run, dataset: Dataset, calibrate: bool, wanted
         )
 
 
-def calibrate_network(served: ServedNetwork, predict: Predict, run: Run, dataset: Dataset) -> None:
-    """Give the network the temperature that fits validation best. `predict` runs the network."""
+def calibrate_network(served: ServedNetwork, run: Run, dataset: Dataset) -> None:
+    """Give the network the temperature that fits validation best."""
+    predict = predictor(served, torch.device("cpu"))
     outputs = [(predict(batch.images)[1], batch.labels) for batch in split_batches(run.split(dataset, "validation"))]
     logits, labels = map(np.concatenate, zip(*outputs, strict=True))
     served.temperature = Temperature(fit_temperature(logits, labels))

@@ -22,17 +22,20 @@ from convline.errors import ConvlineError
 from convline.images import ImageSpec
 from models.layers import LocalResponseNorm
 from models.served_network import ServedNetwork, Temperature
+from models.unfamiliarity import ImageFeatures, Unfamiliarity
 from serving.model import probe_images
 from serving.model_file import CONSTANT_PREFIX, MAX_PROTOBUF_BYTES
+from serving.session import OUTPUTS, UNFAMILIAR
 
 OPSET = 20
 # these stay in float32 in every precision
-FLOAT32_MODULES = (LocalResponseNorm, Temperature)
+FLOAT32_MODULES = (LocalResponseNorm, Temperature, Unfamiliarity, ImageFeatures)
 FLOAT32_OPERATORS = ("Softmax",)
 
 
 def to_onnx(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
-    """The module as a checked ONNX model: uint8 `image` in; `probability` and `logit` out; batch dynamic.
+    """The module as a checked ONNX model: uint8 `image` in; `probability` and `logit` out, and `unfamiliar`
+    where the module tells it; batch dynamic.
 
     Raises ConvlineError where the exporter uses another opset, or the file would be too large.
     """
@@ -47,7 +50,7 @@ def to_onnx(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=["probability", "logit"],
+            output_names=OUTPUTS if served.unfamiliarity is None else [*OUTPUTS, UNFAMILIAR],
             dynamic_shapes=shapes,
             external_data=False,
             verbose=False,
@@ -76,7 +79,7 @@ def check(model: onnx.ModelProto) -> None:
 
 def float32_nodes(model: onnx.ModelProto, served: ServedNetwork) -> set[str]:
     """The nodes that stay in float32 in every precision: standardisation, local response normalisation,
-    temperature, softmax."""
+    temperature, softmax, and what tells how unfamiliar an image is."""
     modules = ["preprocessing", *(name for name, m in served.named_modules() if isinstance(m, FLOAT32_MODULES))]
     return {node.name for node in model.graph.node if _module_of(node) in modules or node.op_type in FLOAT32_OPERATORS}
 

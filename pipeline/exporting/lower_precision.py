@@ -37,7 +37,7 @@ def to_precision(
     if precision == "fp16":
         model = to_float16(full, float32)
     else:
-        calibrating = _draw(run.split(dataset, "train"), CALIBRATION_IMAGES, seed=1)
+        calibrating = draw(run.split(dataset, "train"), CALIBRATION_IMAGES, seed=1)
         accuracy, judged_on = accuracy_check(full, run, dataset)
         model, float_layers = quantize_layers(full, float32, lambda: _images(calibrating), accuracy)
         details = {
@@ -58,7 +58,7 @@ def accuracy_check(full: onnx.ModelProto, run: Run, dataset: Dataset) -> tuple[A
     """
     final = TOLERANCES["int8"]
     if dataset.has_validation(run.recipe.data.validation):
-        held_out = _draw(run.split(dataset, "validation"), ACCURACY_IMAGES, seed=2)
+        held_out = draw(run.split(dataset, "validation"), ACCURACY_IMAGES, seed=2)
         tolerance = Tolerance(lost_share=final.lost_share / 2, lost_images=final.lost_images // 2)
         check = AccuracyOnImages(full, lambda: split_batches(held_out), tolerance, run)
         return check, f"{len(held_out)} validation images"
@@ -71,7 +71,7 @@ def _images(split: Split) -> Iterator[NDArray[np.uint8]]:
     return (batch.images for batch in split_batches(split))
 
 
-def _draw(split: Split, count: int, seed: int) -> Split:
+def draw(split: Split, count: int, seed: int) -> Split:
     """`count` random rows of a split, or all if it has fewer."""
     drawn = np.random.default_rng([seed, len(split)]).permutation(len(split))[:count]
     return Split(split.name, split.images, split.labels, split.rows[np.sort(drawn)])

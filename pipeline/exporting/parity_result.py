@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from pipeline.exporting.any_size_proof import AnySizeProof
 from pipeline.exporting.tolerances import LEAST_RANGE, TIE, Tolerance
 from pipeline.metrics import Evaluation
+
+if TYPE_CHECKING:
+    from pipeline.exporting.unfamiliar_proof import UnfamiliarProof
 
 LISTED_IMAGES, PRINTED_IMAGES = 20, 3  # of the images that differ, in parity.json and on the terminal
 DISPLAY_NAMES = {"pytorch": "PyTorch", "onnx": "ONNX"}
@@ -37,7 +40,7 @@ class Parity:
 
     `top1_differences` does not count ties. Of boundary images, only logits are compared. Labelled images count for
     precision @ 1, real ones (not the hostile) for the distribution of predictions. `any_size` is the proof of a
-    candidate that resizes images itself.
+    candidate that resizes images itself, `unfamiliar` of one that tells how unfamiliar images are.
     """
 
     classes: list[str]
@@ -51,6 +54,7 @@ class Parity:
     real_top1_differences: int = 0
     differing_images: list[dict[str, Any]] = field(default_factory=list, repr=False)
     any_size: AnySizeProof | None = field(default=None, repr=False)
+    unfamiliar: UnfamiliarProof | None = field(default=None, repr=False)
     reference_evaluation: Evaluation = field(init=False, repr=False)
     candidate_evaluation: Evaluation = field(init=False, repr=False)
 
@@ -154,7 +158,7 @@ class Parity:
         """Why the candidate fails; empty if it passes."""
         if not np.isfinite(self.largest_logit_difference) or not np.isfinite(self.largest_probability_difference):
             return ["a value is not a finite number"]
-        problems = self.any_size.problems if self.any_size else []
+        problems = [problem for proof in self._other_proofs() for problem in proof.problems]
         if self.tolerance.probability is not None:
             return problems + self._probability_problems(self.tolerance.probability) + self._logit_problems()
         return problems + self._prediction_problems()
@@ -226,7 +230,11 @@ class Parity:
             "predictions_moved": self.predictions_moved,
             **hits,
             **({"any_size": self.any_size.to_dict()} if self.any_size else {}),
+            **({"unfamiliar": self.unfamiliar.to_dict()} if self.unfamiliar else {}),
         }
+
+    def _other_proofs(self) -> list[AnySizeProof | UnfamiliarProof]:
+        return [proof for proof in (self.any_size, self.unfamiliar) if proof is not None]
 
     def _evaluations(self) -> list[tuple[str, Evaluation]]:
         return list(zip(self.model_names, (self.reference_evaluation, self.candidate_evaluation), strict=True))
@@ -238,13 +246,13 @@ class Parity:
         if self.reference_evaluation.count:
             parts = (f"{e.precision_at(1):.4f} {DISPLAY_NAMES.get(name, name)}" for name, e in self._evaluations())
             precision = f", precision @ 1 {', '.join(parts)}"
-        any_size = f", {self.any_size.sentence()}" if self.any_size else ""
+        others = "".join(f", {proof.sentence()}" for proof in self._other_proofs())
         boundary = f" and {self.boundary_images} boundary images" if self.boundary_images else ""
         return (
             f"parity {'passed' if self.passed else 'FAILED'}: {self.images} images{boundary}, "
             f"largest |Δlogit| {self.largest_logit_difference:.1e}, "
             f"|Δprobability| {self.largest_probability_difference:.1e}, {agreement}"
-            f"{precision}{any_size} ({self.provider}){''.join(f'; {problem}' for problem in self.problems)}"
+            f"{precision}{others} ({self.provider}){''.join(f'; {problem}' for problem in self.problems)}"
         )
 
     def table(self) -> str:
