@@ -252,6 +252,13 @@ def remove_open_file(file: IO[Any], path: Path) -> None:
     path.unlink()
 
 
+def rename_open_file(file: IO[Any], path: Path, new_path: Path) -> None:
+    """Rename the open file at `path`, replacing the file at `new_path`; as `remove_open_file` for its lock."""
+    if IS_WINDOWS:
+        file.close()
+    path.replace(new_path)
+
+
 def move_to_new_name(source: Path, path: Path) -> None:
     """Give a finished file the name `path`. Raises FileExistsError if that exists."""
     if hasattr(os, "link"):

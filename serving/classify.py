@@ -11,13 +11,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from convline.console import log, progress
 from convline.cpus import usable_cpus
@@ -28,21 +25,15 @@ from convline.inputs.listing import STDIN, is_url
 from serving.auto_batch_size import fastest_batch_size
 from serving.batch_size import SERVING_BATCH
 from serving.classifier import Classifier
+from serving.finished import check_rescan, finish_output, finished_summary
 from serving.job import Job, check_job, journal_header, listing, open_observers, shard_files
-from serving.journal import (
-    Journal,
-    JournalRecord,
-    before_rescan_path,
-    partial_path,
-    read_finished,
-    read_header,
-    reject_line,
-    render,
-    shards_path,
-)
+from serving.journal import Journal, is_rescan
+from serving.journal_format import JournalRecord, read_header, reject_line
+from serving.output_files import finished_journal_path, partial_path, shards_path
 from serving.predict import PredictBatches, batch_predictor
-from serving.records import Entry, Reject, decide
+from serving.records import Entry, Reject
 from serving.rescan import EarlierResults
+from serving.sort_into import sorted_folder
 from serving.summary import Summary
 from serving.tables import open_table
 
@@ -64,10 +55,8 @@ def classify(job: Job) -> Summary:
         raise ConvlineError(
             f"{shards_path(job.output)} holds an unfinished job on Ray; continue it with --engine ray --resume"
         )
-    if job.output is not None and not partial_path(job.output).exists():
-        summary = finished_summary(job, job.output)
-        if summary is not None:
-            return summary
+    if job.output is not None and (summary := _summary_if_finished(job, job.output)):
+        return summary
     observers = open_observers(job)
     files, fingerprint = shard_files(job)
     with open_predictor(job, files) as (classifier, predict, files):
@@ -76,46 +65,32 @@ def classify(job: Job) -> Summary:
         if job.output is None:
             batches = classify_in_batches(predict, files, classifier.batch_size)
             _classify_to_stdout(job, batches, summary, has_decision=classifier.threshold is not None)
+            summary.finish(time.perf_counter() - start)
         else:
             header = journal_header(job, classifier, fingerprint)
-            with Journal(partial_path(job.output), header, resume=job.continues, overwrite=job.overwrite) as journal:
+            options = {"resume": job.continues, "overwrite": job.overwrite, "rescan": job.rescan}
+            with Journal(partial_path(job.output), header, **options) as journal:
                 classify_into_journal(journal, job, predict, files, summary)
-                entries = (record.entry for record in journal.records())
-                render(entries, job.output, job.top_k, job.csv_safe, classifier.threshold is not None)
-                journal.drop()
-        summary.finish(time.perf_counter() - start)
+                # before the earlier journal is replaced, which says what to remove from the folder of --sort-into
+                summary.finish(time.perf_counter() - start)
+                finish_output(job, journal, classifier.threshold is not None, sorted_folder(observers))
     return summary
 
 
-def finished_summary(job: Job, output: Path, name: str | None = None) -> Summary | None:
-    """The summary of a job that should be resumed although its output (shown to the user as `name`) is complete.
+def _summary_if_finished(job: Job, output: Path) -> Summary | None:
+    """The summary of a finished job that is resumed; None for a job that has work to do.
 
-    None where there is no such output. Raises ConvlineError where the output belongs to other files, or its decisions
-    to another threshold.
+    Raises ConvlineError for a finished job that cannot be rescanned.
     """
-    if not (job.continues and output.exists()):
+    is_unfinished = partial_path(output).exists() and (
+        not finished_journal_path(output).exists() or is_rescan(partial_path(output), rescan=False)
+    )
+    if is_unfinished or not output.exists():
         return None
-    summary = Summary("nothing", observers=open_observers(replace(job, sort_into=None)))
-    for file, entry in read_finished(output, shard_files(job)[0], job.csv_safe):
-        if job.threshold is not None and not _has_threshold(entry, job.threshold):
-            raise ConvlineError(
-                f"{name or output} is complete, but was not written with --threshold {job.threshold:g}; choose another "
-                "name, or replace it with --overwrite"
-            )
-        summary.add(file, entry)
-    report = f", except for writing {job.report} again" if job.report else ""
-    log(f"{name or output} is complete; there is nothing to resume{report}")
-    summary.resumed = summary.tally.found
-    summary.finish(0)
-    return summary
-
-
-def _has_threshold(entry: Entry, threshold: float) -> bool:
-    """Whether an entry of a table has the decision that follows from a threshold. Rejects have none."""
-    if isinstance(entry, Reject):
-        return True
-    probability = float(str(np.float32(entry.probabilities[0])))  # as it was compared; Parquet holds a float32
-    return entry.decision == decide(entry.labels[0], probability, threshold)
+    if job.rescan:
+        check_rescan(output)
+        return None
+    return finished_summary(job, output)
 
 
 @contextmanager
@@ -148,8 +123,12 @@ def _release_each(files: list[InputFile]) -> Iterator[InputFile]:
 
 
 def _journal_batch_size(job: Job) -> int | None:
-    """The batch size that an interrupted job has chosen; None without such a job."""
-    header = read_header(partial_path(job.output)) if job.output and job.continues else None
+    """The batch size that the job has chosen which is continued or rescanned; None without such a job."""
+    if job.output is None or not job.continues:
+        return None
+    header = read_header(partial_path(job.output))
+    if header is None and job.output.exists():
+        header = read_header(finished_journal_path(job.output))
     return header["batch_size"] if header else None
 
 
@@ -170,7 +149,7 @@ def classify_into_journal(
 ) -> None:
     """Write a record for each file, continuing after the records of an interrupted job."""
     earlier = None
-    if job.rescan or before_rescan_path(journal.path).exists():
+    if journal.is_rescan:
         earlier = EarlierResults(journal.set_aside())
     else:
         summary.resumed = journal.keep_whole_batches(journal.batch_size)
@@ -185,7 +164,8 @@ def classify_into_journal(
                 bar.update(bar.task_ids[0], completed=summary.tally.found)
         journal.sync()
         if earlier is not None:
-            summary.resumed = earlier.reused
+            summary.rescan = earlier.counts()
+            summary.resumed = summary.rescan.kept
     except BaseException:
         log(f"stopped; {journal.path} keeps {summary.tally.found} results: --resume continues from there")
         raise

@@ -57,7 +57,10 @@ def classify(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a job that was stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
     rescan: Annotated[
-        bool, typer.Option("--rescan", help="Continue though the input changed; keep the results that are still valid.")
+        bool,
+        typer.Option(
+            "--rescan", help="Bring a finished table up to date, or continue a stopped job though the input changed."
+        ),
     ] = False,
     sort_into: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Link each image into a folder named after its label.")
@@ -89,7 +92,7 @@ def classify(
     from serving.job import Job
 
     if (resume or rescan) and overwrite:
-        raise typer.BadParameter("--resume and --overwrite contradict each other; give one of them")
+        raise typer.BadParameter("--resume or --rescan and --overwrite contradict each other; give one of them")
     to_stdout = output == "-"
     job = Job(
         inputs=inputs,

@@ -104,7 +104,7 @@ class HtmlReport:
             ("rejected", f"{tally.rejected:,}"),
             *([("unsure", f"{tally.unsure:,}")] if tally.unsure is not None else []),
         ]
-        if summary.seconds:
+        if summary.images_per_second:
             facts.append(("images/s", f"{summary.images_per_second:,.0f} on {summary.provider}"))
         sections: list[tuple[str, HtmlContent]] = []
         if tally.classified:

@@ -13,7 +13,11 @@ from convline.inputs.listing import STDIN, find
 from serving.batch_size import SERVING_BATCH
 from serving.classifier import Classifier
 from serving.external_model import ExternalModel
-from serving.journal import before_rescan_path, partial_path, rejects_path, shards_path
+from serving.journal import is_rescan
+from serving.journal_footer import Footer
+from serving.journal_format import earlier_records
+from serving.output_files import partial_path, shards_path, written_paths
+from serving.records import Entry
 from serving.session import Provider
 from serving.shards import ListingFingerprint, fingerprint_listing
 from serving.sort_into import Sorter, containing_folder
@@ -88,8 +92,7 @@ def listing(job: Job) -> Iterator[InputFile]:
     written = [job.report] if job.report else []
     shards = shards_path(job.output) if job.output else None
     if job.output is not None:
-        partial = partial_path(job.output)
-        written += [job.output, partial, before_rescan_path(partial), rejects_path(job.output)]
+        written += written_paths(job.output)
     if not written:
         return files
     written_by_name = {path.name: path.resolve() for path in written}
@@ -120,10 +123,21 @@ def open_observers(job: Job) -> list[Observer]:
 
         observers.append(HtmlReport(job.report, job.inputs, str(job.model)))
     if job.sort_into is not None:
-        partial = partial_path(job.output) if job.output else None
-        is_rescan = job.rescan or (partial is not None and before_rescan_path(partial).exists())
-        observers.append(Sorter(job.sort_into, tuple(job.inputs), resume=job.resume and not is_rescan))
+        observers.append(_open_sorter(job, job.sort_into))
     return observers
+
+
+def _open_sorter(job: Job, folder: Path) -> Sorter:
+    output = job.output
+    if output is None or not job.continues or not is_rescan(partial_path(output), job.rescan):
+        return Sorter(folder, job.inputs, resume=job.resume)
+
+    def earlier_entries() -> Iterator[Entry]:
+        return (record.entry for record in earlier_records(partial_path(output)))
+
+    footer = Footer.read(output)
+    earlier = footer.sorted_folder if footer else None
+    return Sorter(folder, job.inputs, resume=False, earlier=earlier, entries=earlier_entries)
 
 
 def journal_header(job: Job, classifier: Classifier, fingerprint: ListingFingerprint | None = None) -> dict[str, Any]:

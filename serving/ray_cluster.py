@@ -16,25 +16,32 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import IO, Any
 
 from convline.console import log, progress
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError
+from convline.files import atomic_write, remove_leftovers
 from convline.inputs.listing import STDIN
 from serving.auto_batch_size import fastest_batch_size
 from serving.batch_size import SERVING_BATCH
 from serving.classifier import Classifier
-from serving.classify import check_unchanged, classify_into_journal, finished_summary, open_predictor
+from serving.classify import check_unchanged, classify_into_journal, open_predictor
+from serving.finished import finished_summary
 from serving.job import Job, check_job, journal_header, listing, open_observers
-from serving.journal import check_same_job, partial_path, render, shards_path
+from serving.journal import check_same_job, render
+from serving.journal_footer import Footer
+from serving.journal_format import JournalRecord, footer_line, json_line
+from serving.output_files import finished_journal_path, partial_path, shards_path
 from serving.records import Entry
 from serving.shard_store import ShardStore, open_shard_store
 from serving.shards import ListingFingerprint, NameHasher, fingerprint_listing
+from serving.sort_into import sorted_folder
 from serving.summary import Summary
 
 SHARDS_PER_WORKER = 8  # many, so that workers wait only briefly for the last shard
+PLAN_KEYS = ("listing", "parts")  # that a plan has beside the settings of the job
 RETRIES = 5  # for a shard whose worker died
 
 
@@ -46,8 +53,10 @@ def classify_on_ray(job: Job, address: str | None, store_name: str | None = None
     a shard died too often.
     """
     check_job(job)
-    if job.output is None or job.shard is not None or job.rescan or STDIN in job.inputs:
-        raise ConvlineError("--engine ray needs an --output file, and cannot be combined with -, --shard or --rescan")
+    if job.output is None or job.shard is not None or STDIN in job.inputs:
+        raise ConvlineError("--engine ray needs an --output file, and cannot be combined with - or --shard")
+    if job.rescan:
+        raise ConvlineError("--rescan is not for --engine ray; bring the finished table up to date without Ray")
     if partial_path(job.output).exists():
         raise ConvlineError(f"{partial_path(job.output)} holds an unfinished job without Ray; continue it without Ray")
     store = open_shard_store(store_name or str(shards_path(job.output)))
@@ -132,7 +141,7 @@ def _plan(job: Job, store: ShardStore, workers: int) -> Iterator[tuple[Job, List
         job, header = _settings(job, earlier)
         batches = -(-fingerprint.count // header["batch_size"])
         shards = earlier.get("parts") or max(1, min(batches, SHARDS_PER_WORKER * workers))
-        plan = {**header, "listing": fingerprint.sha256, "parts": shards}
+        plan = {**header, **dict(zip(PLAN_KEYS, (fingerprint.sha256, shards), strict=True))}
         if earlier:
             check_same_job(store.name, earlier, plan)
         else:
@@ -219,23 +228,44 @@ def classify_shard(
 
 
 def _join(job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: int, summary: Summary) -> None:
-    """Write the table from all shards, and delete the shards."""
+    """Write the table and the journal of the finished job from all shards, and delete the shards."""
     assert job.output is not None
     summary.observers = open_observers(job)
+    header = {key: value for key, value in (store.plan() or {}).items() if key not in PLAN_KEYS}
+    path = finished_journal_path(job.output)
+    remove_leftovers(path)
+    with atomic_write(path) as journal:
+        journal.write(json_line(header))
+        records = _joined_records(job, store, fingerprint, shards, summary)
+        entries = _written_to(journal, records)
+        render(entries, job.output, job.top_k, job.csv_safe, job.threshold is not None)
+        footer = Footer.of_output(job.output, sorted_folder(summary.observers))
+        journal.write(footer_line(asdict(footer)))
+    store.remove()
+
+
+def _written_to(journal: IO[bytes], records: Iterator[JournalRecord]) -> Iterator[Entry]:
+    for record in records:
+        journal.write(record.line())
+        yield record.entry
+
+
+def _joined_records(
+    job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: int, summary: Summary
+) -> Iterator[JournalRecord]:
+    """The records of all shards, which are counted and passed to the observers.
+
+    Raises ConvlineError if the listing has changed.
+    """
     names = NameHasher()
     advice = "start from the beginning with --overwrite"
-
-    def entries() -> Iterator[Entry]:
-        files = listing(job)
-        for shard in range(1, shards + 1):
-            for record in store.records(shard):
-                names.add(record.entry.path)
-                if not summary.observers:
-                    summary.tally.add(record.entry)
-                else:
-                    summary.add(check_unchanged(next(files, None), record, store.name, advice), record.entry)
-                yield record.entry
-        fingerprint.check(names)
-
-    render(entries(), job.output, job.top_k, job.csv_safe, job.threshold is not None)
-    store.remove()
+    files = listing(job)
+    for shard in range(1, shards + 1):
+        for record in store.records(shard):
+            names.add(record.entry.path)
+            if not summary.observers:
+                summary.tally.add(record.entry)
+            else:
+                summary.add(check_unchanged(next(files, None), record, store.name, advice), record.entry)
+            yield record
+    fingerprint.check(names)

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from convline.files import atomic_write, lock_file, open_in_place
 from convline.inputs.listing import is_url
 from convline.inputs.remote_files import open_file_system
-from serving.journal import Journal, JournalRecord, read_records
+from serving.journal import Journal
+from serving.journal_format import JournalRecord, read_records
 
 PLAN = "job.json"
 LOCK = "lock"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from convline.inputs.input_file import InputFile
@@ -39,6 +39,23 @@ class Tally:
                 self.unsure = (self.unsure or 0) + (entry.decision == UNSURE)
 
 
+@dataclass(frozen=True)
+class RescanCounts:
+    """The files of the listing, `kept + classified_again + new`, and those that were in it before, `vanished`.
+
+    Classified again are files that have changed, or whose version is not known, or that could not be read.
+    """
+
+    kept: int
+    classified_again: int
+    new: int
+    vanished: int
+
+    def sentence(self) -> str:
+        again = f"classified {self.classified_again} again"
+        return f"kept {self.kept}, {again}, {self.new} new, {self.vanished} vanished"
+
+
 class Observer(Protocol):
     """Makes something else than the table from the results of a job, such as an HTML report."""
 
@@ -51,11 +68,14 @@ class Observer(Protocol):
 
 @dataclass
 class Summary:
-    """The result of a job: its counts and its speed. `resumed` counts the results that an earlier run had left."""
+    """The result of a job: its counts and its speed. `resumed` counts the results that an earlier run had left.
+    `rescan` is None if the job was no rescan.
+    """
 
     provider: str
     seconds: float = 0.0
     resumed: int = 0
+    rescan: RescanCounts | None = None
     tally: Tally = field(default_factory=Tally)
     observers: Sequence[Observer] = ()
 
@@ -83,6 +103,7 @@ class Summary:
             **({"unsure": self.tally.unsure} if self.tally.unsure is not None else {}),
             "labels": dict(sorted(self.tally.labels.items())),
             "resumed": self.resumed,
+            **({"rescan": asdict(self.rescan)} if self.rescan else {}),
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 1),
             "provider": self.provider,
@@ -95,5 +116,6 @@ class Summary:
             f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
             f"{f' ({reasons})' if reasons else ''}"
             f"{f'; {tally.unsure} unsure' if tally.unsure is not None else ''}"
-            f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.seconds else ''}"
+            f"{f'; {self.rescan.sentence()}' if self.rescan else ''}"
+            f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.images_per_second else ''}"
         )

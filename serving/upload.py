@@ -11,16 +11,16 @@ from typing import Any
 
 from convline.errors import ConvlineError
 from convline.inputs.remote_files import open_file_system
-from serving.classify import finished_summary
+from serving.finished import finished_summary
 from serving.job import Job, check_job
-from serving.journal import rejects_path
+from serving.output_files import finished_journal_path, rejects_path
 from serving.summary import Summary
 
 
 def classify_and_upload(url: str, job: Job, run: Callable[[Job], Summary]) -> Summary:
     """Run the job with its journal and table in the current folder, then move the table to `url`.
 
-    Raises ConvlineError if `url` exists and may not be replaced, and if it cannot be written.
+    Raises ConvlineError if `url` exists and may not be replaced or cannot be rescanned, and if it cannot be written.
     """
     system, path = open_file_system(url)
     name = PurePosixPath(path)
@@ -32,7 +32,11 @@ def classify_and_upload(url: str, job: Job, run: Callable[[Job], Summary]) -> Su
     # each file system of fsspec raises exceptions of its own
     except Exception as error:
         raise ConvlineError(f"cannot reach {url}: {str(error) or type(error).__name__}") from error
-    if exists and job.continues and (summary := _finished_summary(system, path, job, url)):
+    if exists and job.rescan:
+        raise ConvlineError(
+            f"{url} exists, and --rescan can bring only local tables up to date; replace it with --overwrite"
+        )
+    if exists and job.resume and (summary := _finished_summary(system, path, job, url)):
         return summary
     if exists and not job.overwrite:
         raise ConvlineError(f"{url} exists: choose another name, or replace it with --overwrite")
@@ -46,6 +50,7 @@ def classify_and_upload(url: str, job: Job, run: Callable[[Job], Summary]) -> Su
         raise ConvlineError(
             f"{local_table} is complete, but cannot be uploaded to {url}: {error}; --resume tries again"
         ) from error
+    finished_journal_path(local_table).unlink(missing_ok=True)
     for local in (local_rejects, local_table):
         local.unlink()
     return summary

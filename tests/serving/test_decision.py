@@ -16,7 +16,7 @@ from convline.errors import ConvlineError, ModelError
 from serving import Classifier
 from serving.classify import classify
 from serving.job import Job
-from serving.journal import partial_path
+from serving.output_files import partial_path
 from serving.records import Prediction, decide
 from tests.conftest import run_command
 from tests.pages import check

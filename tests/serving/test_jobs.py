@@ -528,7 +528,13 @@ def test_nothing_but_the_outputs_is_written(job: Job, images: Path) -> None:
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in images.rglob("*.png")}
     classify(replace(job, sort_into=Path("sorted")))
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in images.rglob("*.png")} == before
-    assert sorted(path.name for path in Path().iterdir()) == ["in", "out.csv", "out.csv.rejects.jsonl", "sorted"]
+    assert sorted(path.name for path in Path().iterdir()) == [
+        "in",
+        "out.csv",
+        "out.csv.journal",
+        "out.csv.rejects.jsonl",
+        "sorted",
+    ]
 
 
 def test_files_behind_a_url_are_classified(job: Job, images: Path) -> None:
