@@ -134,12 +134,9 @@ class Journal:
         if not self.is_rescan:
             self._finished_path.unlink(missing_ok=True)  # its table is gone
         earlier = header_of(self._file, self.path)
-        headers = {
-            self.path: earlier,
-            before: read_header(before),
-            output_of(self.path): read_header(self._finished_path),
-        }
         try:
+            finished = read_header(self._finished_path)
+            headers = {self.path: earlier, before: read_header(before), output_of(self.path): finished}
             for name, known in headers.items():
                 if known is not None:
                     # a rescan is for listings that changed

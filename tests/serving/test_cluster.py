@@ -17,6 +17,7 @@ from convline.errors import ConvlineError
 from serving.classify import classify
 from serving.job import Job
 from serving.ray_cluster import classify_on_ray
+from serving.summary import RescanCounts
 from tests.conftest import command
 from tests.serving.helpers import encode, noise, write
 
@@ -79,6 +80,8 @@ def test_a_cluster_writes_the_bytes_of_one_machine(job: Job, tmp_path: Path, add
     summary = classify_on_ray(replace(job, output=tmp_path / "out.csv"), address)
     check(job, tmp_path / "out.csv")
     assert (summary.tally.found, summary.tally.rejected, summary.resumed) == (COUNT, COUNT // 100, 0)
+    one_machine = replace(job, output=tmp_path / "out.csv", rescan=True)
+    assert classify(one_machine).rescan == RescanCounts(COUNT, 0, 0, 0)  # with the journal that Ray has left
 
 
 def test_a_killed_worker_costs_no_file(job: Job, tmp_path: Path, address: str) -> None:
@@ -164,8 +167,9 @@ def test_an_input_that_changed_is_refused(job: Job, tmp_path: Path, address: str
     ("change", "says"),
     [
         ({"inputs": ["nowhere"]}, "no Ray cluster at nowhere:1"),
-        ({"shard": (1, 2)}, "cannot be combined with -, --shard or --rescan"),
-        ({"inputs": ["-"]}, "cannot be combined with -,"),
+        ({"shard": (1, 2)}, "cannot be combined with - or --shard"),
+        ({"rescan": True}, "--rescan is not for --engine ray; bring the finished table up to date without Ray"),
+        ({"inputs": ["-"]}, "cannot be combined with - or"),
     ],
 )
 def test_a_job_that_cannot_run_is_refused_before_ray_starts(job: Job, change: dict[str, object], says: str) -> None:
