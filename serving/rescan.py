@@ -6,10 +6,13 @@ import os
 import sqlite3
 from collections.abc import Iterable
 
+from convline.errors import Reason
 from convline.inputs.input_file import InputFile
 from serving.journal_format import JournalRecord
 from serving.records import Entry, Reject
 from serving.summary import RescanCounts
+
+TRIED_AGAIN: tuple[Reason, ...] = ("unreadable", "timeout")  # which may have been due to the machine, not the file
 
 
 class EarlierResults:
@@ -32,7 +35,7 @@ class EarlierResults:
     def find(self, file: InputFile) -> Entry | None:
         """The earlier entry of a file whose size and time are still the same; None for any other file.
 
-        A file that could not be read is tried again.
+        A file that could not be read, or took too long, is tried again.
         """
         path = (os.fsencode(file.path),)
         row = self._database.execute("select line, is_listed from results where path = ?", path).fetchone()
@@ -43,8 +46,8 @@ class EarlierResults:
         if not is_listed:
             self._database.execute("update results set is_listed = 1 where path = ?", path)
         record = JournalRecord.parse(line)
-        was_unreadable = isinstance(record.entry, Reject) and record.entry.reason == "unreadable"
-        if file.version is None or record.stamp != file.version or was_unreadable:
+        is_tried_again = isinstance(record.entry, Reject) and record.entry.reason in TRIED_AGAIN
+        if file.version is None or record.stamp != file.version or is_tried_again:
             self._classified_again += 1
             return None
         self._kept += 1

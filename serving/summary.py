@@ -43,7 +43,7 @@ class Tally:
 class RescanCounts:
     """The files of the listing, `kept + classified_again + new`, and those that were in it before, `vanished`.
 
-    Classified again are files that have changed, or whose version is not known, or that could not be read.
+    Classified again are files that have changed, whose version is not known, that could not be read or took too long.
     """
 
     kept: int

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -23,7 +24,7 @@ from serving.classify import classify
 from serving.job import Job
 from serving.summary import RescanCounts, Summary
 from serving.upload import classify_and_upload
-from tests.conftest import Cli, command
+from tests.conftest import Cli
 from tests.pages import check
 from tests.serving.helpers import csv_rows, encode, interrupted, json_lines, noise, resealed, write
 
@@ -360,7 +361,8 @@ def test_a_table_that_was_deleted_is_made_anew(job: Job, option: str) -> None:
     classify(job)
     whole = outputs(job)
     Path("out.csv").unlink()
-    other = replace(job, top_k=2, **{option: True})  # with settings that the old journal does not have
+    options: dict[str, Any] = {option: True}
+    other = replace(job, top_k=2, **options)  # with settings that the old journal does not have
     assert classify(other).rescan is None
     assert outputs(other) == fresh(other) != whole
 
@@ -399,63 +401,68 @@ def test_a_table_at_a_url_is_not_rescanned(job: Job) -> None:
 
 # --- kills
 
-# ends the process before its n-th change of a name in the folder of the table, or in the middle of the journal
+# ends the process before its n-th change of a name, of a journal, a table or a link, or before its n-th batch
 KILLED = """
 import os, pathlib, signal, sys
-number, serving_arguments = int(sys.argv[1]), sys.argv[2:]
-changes = 0
+from serving.cli import run
+from serving.journal import Journal
+number, changes = int(sys.argv[1]), 0
 
 def counted(real):
     def change(*arguments, **options):
         global changes
-        if any("out.csv" in os.fspath(argument) for argument in arguments if isinstance(argument, (str, os.PathLike))):
-            changes += 1
-            if changes == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+        changes += any(name in str(arguments[0]) for name in ("out.csv", "sorted", "Journal"))
+        if changes == number:
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **options)
     return change
 
 os.replace = counted(os.replace)
 pathlib.Path.replace = counted(pathlib.Path.replace)
 pathlib.Path.unlink = counted(pathlib.Path.unlink)
-from serving.journal import Journal
-real_append = Journal.append
-Journal.append = lambda self, records: counted(lambda *_: real_append(self, records))("out.csv")
-sys.argv = ["serving", *serving_arguments]
-from serving.cli import run
+Journal.append = counted(Journal.append)
+Journal._write_only_header = counted(Journal._write_only_header)
+sys.argv[:2] = ["serving"]
 run()
 """
 
 
 @pytest.mark.all
-@pytest.mark.parametrize("option", ["--resume", "--rescan"])
+@pytest.mark.parametrize("option", ["resume", "rescan"])
 def test_a_rescan_that_is_killed_at_any_moment_is_continued(job: Job, images: Path, option: str) -> None:
+    job = replace(job, sort_into=Path("sorted"))
     classify(job)
-    before = {path.name: path.read_bytes() for path in Path().glob("out.csv*")}
+    Path("before").mkdir()
+    for path in [*Path().glob("out.csv*"), Path("sorted")]:
+        path.rename(Path("before", path.name))
     change(images)
-    expected = fresh(job)
+    expected = fresh(replace(job, sort_into=Path("anew")))
     arguments = ["classify", "in", "--model", job.model, "--output", "out.csv", "--batch-size", BATCH, "--threads", 1]
-    arguments += ["--provider", "cpu"]
-    kills = 0
+    arguments += ["--provider", "cpu", "--sort-into", "sorted", "--rescan"]
+    kills, options = 0, {option: True}
     while True:
         for path in Path().glob("*out.csv*"):
             path.unlink()
-        for name, content in before.items():
-            Path(name).write_bytes(content)
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(kills + 1), *map(str, arguments), "--rescan"])
+        shutil.rmtree("sorted", ignore_errors=True)
+        shutil.copytree("before", ".", symlinks=True, dirs_exist_ok=True)
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(kills + 1), *map(str, arguments)])
         if killed.returncode == 0:
             break
         assert killed.returncode == -signal.SIGKILL
         kills += 1
-        assert Path("out.csv").read_bytes() in (before["out.csv"], expected[0])
-        is_begun = Path("out.csv.partial").exists() and Path("out.csv.partial").read_bytes()
-        is_finished = not Path("out.csv.partial").exists()
-        continued = option if is_begun or is_finished else "--rescan"
-        subprocess.run([*command("serving", *arguments), continued], check=True, capture_output=True)
-        assert outputs(job) == expected, f"after kill {kills}"
+        assert Path("out.csv").read_bytes() in (Path("before/out.csv").read_bytes(), expected[0])
+        if Path("out.csv.partial").exists() and Path("out.csv.partial").stat().st_size:
+            classify(replace(job, **options))  # type: ignore[arg-type]
+        rescan(job)  # of a job that was killed at its very end, or before it had begun
         assert rescan(job).rescan == RescanCounts(COUNT + 1, 0, 0, 0)
-    assert kills >= 8
-    assert outputs(job) == expected
+        assert (outputs(job), tree("sorted")) == (expected, tree("anew")), f"after kill {kills}"
+        assert sorted(path.name for path in Path().glob("*out.csv*")) == [
+            "out.csv",
+            "out.csv.journal",
+            "out.csv.rejects.jsonl",
+        ]
+    assert kills >= 12
+    assert (outputs(job), tree("sorted")) == (expected, tree("anew"))
 
 
 # --- --sort-into and --report
