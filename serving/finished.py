@@ -28,7 +28,7 @@ def check_rescan(output: Path) -> None:
     path = finished_journal_path(output)
     advice = "replace the table once with --overwrite; after that --rescan can bring it up to date"
     if not path.exists():
-        raise ConvlineError(f"{output} has no {path.name}, which tells the files that have changed since; {advice}")
+        raise ConvlineError(f"{output} has no journal {path}, without which changed files cannot be found; {advice}")
     footer = Footer.read(output)
     if footer is None or not footer.describes(output):
         raise ConvlineError(f"{output} or its rejects are not those that {path} was written with; {advice}")

@@ -433,7 +433,7 @@ def test_a_job_killed_again_and_again_ends_with_the_same_table(
         assert output.read_bytes() == whole.read_bytes()
     assert Path(f"{output}.rejects.jsonl").read_bytes() == killed.rejects
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        name for path in (whole, output) for name in (path.name, f"{path.name}.rejects.jsonl")
+        f"{path.name}{suffix}" for path in (whole, output) for suffix in ("", ".journal", ".rejects.jsonl")
     )
 
 

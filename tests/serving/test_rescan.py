@@ -309,7 +309,10 @@ def test_other_settings_are_refused(job: Job, images: Path, setting: str) -> Non
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda: Path("out.csv.journal").unlink(), r"out\.csv has no out\.csv\.journal,.*once with --overwrite"),
+        (
+            lambda: Path("out.csv.journal").unlink(),
+            r"out\.csv has no journal out\.csv\.journal,.*once with --overwrite",
+        ),
         (lambda: Path("out.csv").write_text("path,label\n"), r"are not those that out\.csv\.journal was written with"),
         pytest.param(
             lambda: Path("out.csv.rejects.jsonl").unlink(), "or its rejects are not those", marks=pytest.mark.all
