@@ -510,6 +510,26 @@ def test_links_that_are_no_longer_valid_are_removed(
 
 
 @pytest.mark.all
+@pytest.mark.parametrize("listed", ["in", "@list", "in/1/01.png"])
+def test_links_of_files_that_are_gone_are_removed_from_any_folder(
+    job: Job, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str
+) -> None:
+    Path("list").write_text("\n".join(str(path) for path in sorted(images.rglob("*.png"))))
+    name = f"@{tmp_path}/list" if listed == "@list" else str(tmp_path / listed)
+    job = replace(job, inputs=[name], output=tmp_path / "out.csv", sort_into=tmp_path / "sorted")
+    classify(job)
+    before = tree("sorted")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    write(images / "1/01.png", b"garbage")
+    rescan(job)
+    after = tree("../sorted")
+    (gone,) = [path for path in before if path not in after and path.endswith(".png")]
+    assert gone.endswith("01.png") and after.items() <= before.items()
+    assert not [path for path in Path("../sorted").rglob("*") if path.is_dir() and not any(path.iterdir())]
+
+
+@pytest.mark.all
 def test_a_folder_with_copies_is_not_brought_up_to_date(job: Job, images: Path) -> None:
     shutil.make_archive("in", "zip", images)
     sorting = replace(job, inputs=["in.zip"], sort_into=Path("sorted"))
