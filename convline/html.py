@@ -125,11 +125,24 @@ def muted(content: HtmlContent) -> Html:
     return element("p", content, class_="muted")
 
 
-def tile(source: str, alt: str, *lines: HtmlContent, smooth: bool = False) -> Html:
-    """A small image with a few lines below; `source` is its URI, as from `data_uri`."""
-    image = element("img", src=source, alt=printable(alt))
+def tile(
+    source: str,
+    alt: str,
+    *lines: HtmlContent,
+    smooth: bool = False,
+    link: str | None = None,
+    classes: Iterable[str] = (),
+) -> Html:
+    """A small image with a few lines below; `source` is its URI, as from `data_uri`. The image leads to the URL `link`.
+    `classes` are further CSS classes."""
+    image = linked(element("img", src=source, alt=printable(alt)), link)
     caption = element("figcaption", [element("span", line) for line in lines]) if lines else ""
-    return element("figure", image, caption, class_="tile smooth" if smooth else "tile")
+    return element("figure", image, caption, class_=" ".join(["tile", *(["smooth"] if smooth else []), *classes]))
+
+
+def linked(content: Html, link: str | None) -> Html:
+    """The content as a link to the URL, where there is one."""
+    return content if link is None else element("a", content, href=link)
 
 
 def picture_tile(picture: Image.Image, alt: str, *lines: HtmlContent) -> Html:
@@ -141,21 +154,32 @@ def tiles(members: Iterable[Html], large: bool = False) -> Html:
     return element("div", members, class_="tiles large" if large else "tiles")
 
 
-def data_uri(image: Image.Image, lossless: bool = False) -> str:
+def data_uri(image: Image.Image, lossless: bool = False, quality: int = 82) -> str:
     """The image as a `data:` URI: JPEG, or PNG if `lossless` or at most 64 pixels wide and high."""
     buffer = BytesIO()
     format = "png" if lossless or max(image.size) <= 64 else "jpeg"
-    image.save(buffer, format, quality=82)
+    image.save(buffer, format, quality=quality)
     return f"data:image/{format};base64,{b64encode(buffer.getvalue()).decode()}"
 
 
-def page(title: str, head: HtmlContent, sections: Sequence[tuple[str, HtmlContent]]) -> str:
-    """A whole page: title, `head`, links to the sections, and the sections, each with its title and content."""
+def page(
+    title: str,
+    head: HtmlContent,
+    sections: Sequence[tuple[str, HtmlContent]],
+    *,
+    toolbar: HtmlContent = "",
+    style: str = "",
+) -> str:
+    """A whole page: title, `head`, links to the sections, and the sections, each with its title and content.
+
+    A `toolbar` stays in sight above the sections; `style` is CSS for this page alone.
+    """
     links = [element("li", element("a", heading, href=f"#{_anchor(heading)}")) for heading, _ in sections]
-    style = Html(files("convline").joinpath("page.css").read_text(encoding="utf-8"))
+    css = files("convline").joinpath("page.css").read_text(encoding="utf-8")
     body = [
         element("header", element("h1", display_name(title)), head),
         element("nav", element("ul", links), aria_label="Sections"),
+        toolbar,
         element("main", [section(heading, content) for heading, content in sections]),
     ]
     return "<!DOCTYPE html>\n" + element(
@@ -165,7 +189,7 @@ def page(title: str, head: HtmlContent, sections: Sequence[tuple[str, HtmlConten
             element("meta", charset="utf-8"),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
             element("title", printable(title)),
-            element("style", style),
+            element("style", Html(css + style)),
         ),
         element("body", body),
         lang="en",

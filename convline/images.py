@@ -213,7 +213,7 @@ def _resized_size(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     if spec.fit == "stretch":
         return spec.width, spec.height
     if spec.fit == "pad":
-        width, height = _contained_size(size, (spec.width, spec.height))
+        width, height = contained_size(size, (spec.width, spec.height))
     elif spec.version == 1:
         scale = max(spec.width / size[0], spec.height / size[1])
         width, height = max(spec.width, round(size[0] * scale)), max(spec.height, round(size[1] * scale))
@@ -231,7 +231,7 @@ def _covering_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int,
     return int(target[1] * size[0] / size[1]), target[1]
 
 
-def _contained_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+def contained_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """One side as in `target`, the other rounded and at most as in `target`, as Pillow's ImageOps.contain."""
     if size[0] * target[1] >= size[1] * target[0]:
         return target[0], max(1, round(size[1] / size[0] * target[0]))

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zlib import crc32
 
-from PIL import Image
-
-from convline.errors import ImageError
 from convline.files import atomic_write
 from convline.html import (
     Html,
     HtmlContent,
-    data_uri,
     display_name,
     element,
     key_figures,
+    linked,
     muted,
     page,
     table,
     tile,
     tiles,
 )
-from convline.images import ImageSpec, decode
 from convline.inputs.input_file import InputFile
-from serving.records import UNSURE, Entry, Prediction, Reject
+from serving.records import UNSURE, Entry, Reject
+from serving.report_filters import Filters
+from serving.report_images import Row, RowOfEachClass, ShownImage, absolute, link_to, random_key, thumbnail
 
 if TYPE_CHECKING:
     from serving.summary import Summary, Tally
 
-THUMBNAIL_SIDE = 96  # pixels, at most
-SMALL_FILE = 2**15  # bytes; of a larger file only the centre is decoded
-IMAGES_PER_ROW = 8  # at most
-IMAGES_PER_KIND = 240  # of one kind of row, all classes together; with many classes, rows are shorter or left out
-UNSURE_IMAGES = 3 * IMAGES_PER_ROW  # at most
+# 3 * 224 + 240 + 10 * 8 images of 14,000 bytes at most, with their names, stay below 15 MB
+LARGEST_PAGE = 15_000_000  # bytes
+IMAGES_PER_KIND = 224  # of one kind of row, all classes together; with many classes, rows are shorter or left out
+UNSURE_IMAGES = 240  # all classes together
+IMAGES_PER_CLASS_ROW = 12  # at most
+IMAGES_PER_TENTH = 8  # of the probability
 MAX_REJECTS = 100  # that are listed
+LISTED_CLASSES = 20  # of the table; the others are folded up
 LONGEST_NAME = 40  # characters of a name below a thumbnail
 
 
@@ -46,50 +45,44 @@ class HtmlReport:
     number.
 
     A file is read again only if it is among the best so far. A random choice depends on the names of the files alone,
-    so a job that was resumed ends with the same page.
+    so a job that was resumed ends with the same page. The page has at most LARGEST_PAGE bytes, unless names are long.
     """
 
     def __init__(self, path: Path, inputs: Sequence[str], model: str) -> None:
         self._path = path
+        self._folder = absolute(str(path.parent))
         self._inputs = inputs
         self._model = model
-        self._rows_of_class: dict[str, dict[str, _BestEntries]] = {}
-        self._rows_by_confidence = [_BestEntries(IMAGES_PER_ROW, _random_key) for _ in range(10)]
-        self._unsure = _BestEntries(UNSURE_IMAGES, _random_key)
-        self._confidence_sums: dict[str, float] = {}  # by class
-        self._rejects: list[Reject] = []
+        self._kinds = {
+            "least confident": RowOfEachClass(
+                IMAGES_PER_KIND, IMAGES_PER_CLASS_ROW, lambda entry: entry.probabilities[0]
+            ),
+            "most confident": RowOfEachClass(
+                IMAGES_PER_KIND, IMAGES_PER_CLASS_ROW, lambda entry: -entry.probabilities[0]
+            ),
+            "random": RowOfEachClass(IMAGES_PER_KIND, IMAGES_PER_CLASS_ROW, random_key),
+        }
+        self._rows_by_confidence = [Row(IMAGES_PER_TENTH, random_key) for _ in range(10)]
+        self._unsure = RowOfEachClass(UNSURE_IMAGES, UNSURE_IMAGES, random_key)
+        self._unsure_counts: Counter[str] = Counter()  # by class
+        self._confidence_sums: defaultdict[str, float] = defaultdict(float)  # by class
+        self._rejects: list[tuple[Reject, str | None]] = []  # with the link to its file
 
     def add(self, file: InputFile, entry: Entry) -> None:
         if isinstance(entry, Reject):
             if len(self._rejects) < MAX_REJECTS:
-                self._rejects.append(entry)
+                self._rejects.append((entry, link_to(file, self._folder)))
             return
         label, probability = entry.labels[0], entry.probabilities[0]
-        if label not in self._rows_of_class:
-            self._add_class(label)
         self._confidence_sums[label] += probability
-        thumbnail = ""
-        rows = [*self._rows_of_class[label].values(), self._rows_by_confidence[_tenth(probability)]]
-        rows += [self._unsure] if entry.decision == UNSURE else []
-        for row in rows:
-            if row.accepts(entry):
-                thumbnail = thumbnail or _thumbnail(file)
-                row.add(entry, thumbnail)
-
-    def _add_class(self, label: str) -> None:
-        self._confidence_sums[label] = 0.0
-        self._rows_of_class[label] = {
-            "least confident": _BestEntries(IMAGES_PER_ROW, lambda entry: entry.probabilities[0]),
-            "most confident": _BestEntries(IMAGES_PER_ROW, lambda entry: -entry.probabilities[0]),
-            "random": _BestEntries(IMAGES_PER_ROW, _random_key),
-        }
-        for rows in self._rows_of_class.values():
-            for row in rows.values():
-                row.shrink(self._row_length)
-
-    @property
-    def _row_length(self) -> int:
-        return min(IMAGES_PER_ROW, max(1, IMAGES_PER_KIND // len(self._rows_of_class)))
+        rows = [*(of_class[label] for of_class in self._kinds.values()), self._rows_by_confidence[_tenth(probability)]]
+        if entry.decision == UNSURE:
+            self._unsure_counts[label] += 1
+            rows.append(self._unsure[label])
+        if accepting := [row for row in rows if row.accepts(entry)]:
+            image = ShownImage(entry, thumbnail(file), link_to(file, self._folder))
+            for row in accepting:
+                row.add(image)
 
     def finish(self, summary: Summary) -> None:
         """Write the page; it appears complete or not at all."""
@@ -98,71 +91,85 @@ class HtmlReport:
 
     def _page(self, summary: Summary) -> str:
         tally = summary.tally
-        facts: list[tuple[str, HtmlContent]] = [
-            ("files found", f"{tally.found:,}"),
-            ("classified", f"{tally.classified:,}"),
-            ("rejected", f"{tally.rejected:,}"),
-            *([("unsure", f"{tally.unsure:,}")] if tally.unsure is not None else []),
-        ]
-        if summary.images_per_second:
-            facts.append(("images/s", f"{summary.images_per_second:,.0f} on {summary.provider}"))
+        labels = [label for label, _ in tally.labels.most_common(IMAGES_PER_KIND)]
+        unsure = [label for label, _ in self._unsure_counts.most_common(UNSURE_IMAGES)]
+        filters = Filters(list({*labels, *unsure}), tally.unsure is not None)
         sections: list[tuple[str, HtmlContent]] = []
         if tally.classified:
             sections += [
                 ("Classes", self._classes(tally)),
-                *([("Unsure", self._unsure_images(tally.unsure))] if tally.unsure else []),
-                ("By confidence", self._by_confidence()),
-                ("By class", self._by_class(tally)),
+                *([("Unsure", self._unsure_images(unsure, filters))] if unsure else []),
+                ("By confidence", self._by_confidence(filters)),
+                ("By class", self._by_class(labels, tally, filters)),
             ]
         if tally.rejected:
             sections.append(("Rejected", self._rejected(tally)))
         inputs = [[", " if number else "", display_name(path)] for number, path in enumerate(self._inputs)]
         head = [
             element("p", "Images of ", inputs, ", classified by ", display_name(self._model), "."),
-            key_figures(facts),
+            key_figures(_facts(summary)),
         ]
-        return page("Classified images", head, sections)
+        return page("Classified images", head, sections, toolbar=filters.toolbar(), style=filters.style())
 
-    def _classes(self, tally: Tally) -> Html:
+    def _classes(self, tally: Tally) -> HtmlContent:
         def row(label: str, images: int) -> list[HtmlContent]:
             share = images / tally.classified
             bar = element("meter", min=0, max=1, value=f"{share:.4f}", aria_label=f"{share:.1%}")
-            confidence = self._confidence_sums[label] / images
-            return [display_name(label), f"{images:,}", [bar, f" {share:.1%}"], f"{confidence:.3f}"]
+            unsure = [f"{self._unsure_counts[label]:,}"] if tally.unsure is not None else []
+            confidence = f"{self._confidence_sums[label] / images:.3f}"
+            return [display_name(label), f"{images:,}", *unsure, [bar, f" {share:.1%}"], confidence]
 
+        header = ("class", "images", *(["unsure"] if tally.unsure is not None else []), "share", "mean confidence")
         rows = [row(label, images) for label, images in tally.labels.most_common()]
-        return table(("class", "images", "share", "mean confidence"), rows, "Images of each class")
+        shown = table(header, rows[:LISTED_CLASSES], "Images of each class")
+        if not (others := rows[LISTED_CLASSES:]):
+            return shown
+        summary = element("summary", f"The other {len(others):,} classes")
+        return [shown, element("details", summary, table(header, others, "Images of the other classes"))]
 
-    def _unsure_images(self, count: int) -> HtmlContent:
-        shown = f"{len(self._unsure)} of {count:,}" if len(self._unsure) < count else f"{count:,}"
-        text = f"{shown} images, whose most probable class is less probable than the threshold."
-        return [muted(text), self._unsure.to_html()]
+    def _unsure_images(self, labels: Sequence[str], filters: Filters) -> HtmlContent:
+        def group(label: str) -> Html:
+            row, count = self._unsure[label], self._unsure_counts[label]
+            shown = f"{count:,} images" if len(row) == count else f"{len(row):,} of {count:,} images"
+            return _group(row, filters, element("h3", display_name(label), f": {shown}"))
 
-    def _by_confidence(self) -> HtmlContent:
-        text = f"Up to {IMAGES_PER_ROW} random images for each tenth of the probability; of large images the centre."
+        text = "Images whose most probable class is less probable than the threshold, by that class."
+        if omitted := len(self._unsure_counts) - len(labels):
+            text += f" The {omitted:,} rarest classes are left out."
+        return [muted(text), [group(label) for label in labels]]
+
+    def _by_confidence(self, filters: Filters) -> HtmlContent:
+        text = f"Up to {IMAGES_PER_TENTH} random images for each tenth of the probability."
         rows = [
-            [element("h3", f"{10 * tenth} to {10 * tenth + 10}%"), row.to_html()]
+            _group(row, filters, element("h3", f"{10 * tenth} to {10 * tenth + 10}%"))
             for tenth, row in enumerate(self._rows_by_confidence)
             if row
         ]
         return [muted(text), rows]
 
-    def _by_class(self, tally: Tally) -> HtmlContent:
-        labels = [label for label, _ in tally.labels.most_common(IMAGES_PER_KIND)]
-        text = f"A sample of each class, up to {self._row_length} images a row."
+    def _by_class(self, labels: Sequence[str], tally: Tally, filters: Filters) -> HtmlContent:
+        longest = self._kinds["random"].row_length
+        text = f"A sample of each class, up to {longest} images a row."
         if omitted := len(tally.labels) - len(labels):
             text += f" The {omitted:,} rarest classes are left out."
-        return [muted(text), [self._class_section(label, tally.labels[label]) for label in labels]]
+        return [muted(text), [self._class_group(label, tally.labels[label], longest, filters) for label in labels]]
 
-    def _class_section(self, label: str, images: int) -> HtmlContent:
-        titled_rows = self._rows_of_class[label].items()
-        rows = [[element("p", title, class_="muted"), row.to_html()] for title, row in titled_rows]
-        fits_one_row = images <= self._row_length  # then all rows have the same images
-        return [element("h3", display_name(label), f": {images:,} images"), rows[:1] if fits_one_row else rows]
+    def _class_group(self, label: str, images: int, longest: int, filters: Filters) -> Html:
+        rows = {title: of_class[label] for title, of_class in self._kinds.items()}
+        if images <= longest:  # then all rows have the same images
+            rows = {"least confident first": rows["least confident"]}
+        groups = [_group(row, filters, muted(title)) for title, row in rows.items()]
+        entries = [image.entry for row in rows.values() for image in row]
+        title = element("h3", display_name(label), f": {images:,} images")
+        css_classes = " ".join(["group", *filters.css_classes(entries)])
+        return element("div", title, element("div", groups, class_="side-by-side"), class_=css_classes)
 
     def _rejected(self, tally: Tally) -> HtmlContent:
         counts = [(reason, f"{files:,}") for reason, files in tally.reasons.most_common()]
-        rows = [(display_name(reject.path), reject.reason, display_name(reject.detail)) for reject in self._rejects]
+        rows = [
+            (linked(display_name(reject.path), link), reject.reason, display_name(reject.detail))
+            for reject, link in self._rejects
+        ]
         is_all = len(rows) == tally.rejected
         return [
             table(("reason", "files"), counts, "Reasons"),
@@ -171,17 +178,17 @@ class HtmlReport:
         ]
 
 
-def _thumbnail(file: InputFile) -> str:
-    """The image as a data URI; a grey square if the file can no longer be read."""
-    side = THUMBNAIL_SIDE
-    try:
-        data = file.read()
-        spec = ImageSpec(None, None, 3) if len(data) < SMALL_FILE else ImageSpec(side, side, 3, jpeg="reduced")
-        image = Image.fromarray(decode(data, spec))
-        image.thumbnail((side, side))
-    except ImageError:
-        image = Image.new("RGB", (32, 32), "grey")
-    return data_uri(image)
+def _facts(summary: Summary) -> list[tuple[str, HtmlContent]]:
+    tally = summary.tally
+    facts: list[tuple[str, HtmlContent]] = [
+        ("files found", f"{tally.found:,}"),
+        ("classified", f"{tally.classified:,}"),
+        ("rejected", f"{tally.rejected:,}"),
+        *([("unsure", f"{tally.unsure:,}")] if tally.unsure is not None else []),
+    ]
+    if summary.images_per_second:
+        facts.append(("images/s", f"{summary.images_per_second:,.0f} on {summary.provider}"))
+    return facts
 
 
 def _tenth(probability: float) -> int:
@@ -189,43 +196,19 @@ def _tenth(probability: float) -> int:
     return max(0, min(9, int(10 * probability)))
 
 
-def _random_key(entry: Prediction) -> float:
-    return crc32(entry.path.encode("utf-8", "surrogateescape"))
+def _group(row: Row, filters: Filters, title: Html) -> Html:
+    """A row of images below its title."""
+    images = list(row)
+    css_classes = " ".join(["group", *filters.css_classes(image.entry for image in images)])
+    members = tiles((_image_tile(image, filters) for image in images), large=True)
+    return element("div", title, members, class_=css_classes)
 
 
-class _BestEntries:
-    """A row of the page: the `size` entries with the smallest keys, with their thumbnails."""
-
-    def __init__(self, size: int, key: Callable[[Prediction], float]) -> None:
-        self._size = size
-        self._key = key
-        self._heap: list[tuple[float, int, Prediction, str]] = []  # the largest key first
-        self._added = 0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def accepts(self, entry: Prediction) -> bool:
-        return len(self) < self._size or -self._key(entry) > self._heap[0][0]
-
-    def add(self, entry: Prediction, thumbnail: str) -> None:
-        self._added += 1
-        heapq.heappush(
-            self._heap, (-self._key(entry), -self._added, entry, thumbnail)
-        )  # of equal keys, the first stays
-        self.shrink(self._size)
-
-    def shrink(self, size: int) -> None:
-        self._size = size
-        while len(self) > size:
-            heapq.heappop(self._heap)
-
-    def to_html(self) -> Html:
-        return tiles(_entry_tile(entry, thumbnail) for *_, entry, thumbnail in sorted(self._heap, reverse=True))
-
-
-def _entry_tile(entry: Prediction, thumbnail: str) -> Html:
+def _image_tile(image: ShownImage, filters: Filters) -> Html:
+    entry = image.entry
     label, percent = entry.labels[0], f"{entry.probabilities[0]:.1%}"
-    is_photograph = thumbnail.startswith("data:image/jpeg")
+    is_photograph = image.thumbnail.startswith("data:image/jpeg")
     lines = [display_name(label, LONGEST_NAME), f" {percent}"], display_name(entry.path, LONGEST_NAME)
-    return tile(thumbnail, f"{label}, {percent}: {entry.path}", *lines, smooth=is_photograph)
+    alt = f"{label}, {percent}: {entry.path}"
+    css_classes = filters.css_classes([entry])
+    return tile(image.thumbnail, alt, *lines, smooth=is_photograph, link=image.link, classes=css_classes)

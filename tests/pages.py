@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -42,17 +44,29 @@ class Page(HTMLParser):
         return [text for name, text in self.text if name == tag]
 
 
-def check(path: Path) -> Page:
-    """A page that opens from disk, alone: well formed, nothing fetched, nothing run, every image with words."""
+def check(path: Path, urls: Collection[str] = ()) -> Page:
+    """A page that opens from disk: well formed, nothing fetched, nothing run, every image with words. It links to its
+    own sections, to files that exist, by relative URLs, and to `urls`."""
     page = Page(path)
     assert page.all("html")[0]["lang"] == "en" and len(page.texts("title")) >= 1
     for tag, attributes in page.tags:
         assert tag not in ("script", "iframe", "object", "link", "base", "form"), tag
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
-        for name in ("src", "href", "xlink:href"):
+        for name in ("src", "xlink:href", *(["href"] if tag != "a" else [])):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/")), (tag, attributes)
     assert all(attributes.get("alt") for attributes in page.all("img"))
     assert all(attributes.get("aria-label") for attributes in page.all("svg"))
     anchors = {attributes["id"] for _, attributes in page.tags if attributes.get("id")}
-    assert all((link["href"] or "")[1:] in anchors for link in page.all("a"))
+    for link in links(page):
+        assert link[1:] in anchors if link.startswith("#") else link in urls or linked_file(path, link).is_file(), link
     return page
+
+
+def links(page: Page) -> list[str]:
+    return [link["href"] or "" for link in page.all("a")]
+
+
+def linked_file(page: Path, link: str) -> Path:
+    """The file that a browser opens for a relative URL in a page on disk."""
+    assert urlsplit(link).path == link and not link.startswith("/"), link
+    return page.parent / unquote(link, errors="strict")
