@@ -1,4 +1,5 @@
-"""Calibration: how far probabilities are from the share of right answers, and the temperature that brings them closer.
+"""Calibration: how far probabilities are from the share of right answers, in all and for the answers of each class, and
+the temperature that brings them closer.
 
 Source: Guo et al., On Calibration of Modern Neural Networks (2017), arXiv:1706.04599.
 """
@@ -12,12 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convline.errors import ConvlineError
-from pipeline.metrics import Interval
+from pipeline.metrics import Interval, wilson_interval
 
 BINS = 15  # of equal width, as in the paper
 RESAMPLINGS = 1000
 SEED = 20170619
 LEAST_TEMPERATURE, LARGEST_TEMPERATURE = 1e-3, 1e4
+ABOUT_VERDICTS = (
+    "Answers of a class claim their mean probability; they claim too much or too little where it lies outside the 95% "
+    "interval of how often they are right. About one class in twenty does so by chance."
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,55 @@ def calibration(confidence: NDArray[np.float32], is_right: NDArray[np.bool_]) ->
 def _bins(confidence: NDArray[np.float32]) -> NDArray[np.int64]:
     """The bin of each image; bin i holds confidences above i / BINS, up to and including (i + 1) / BINS."""
     return np.clip(np.ceil(confidence.astype(np.float64) * BINS) - 1, 0, BINS - 1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClassCalibration:
+    """Of the answers of one class: their number, how many are right, and their mean probability, which is None where
+    there are no answers: what they claim."""
+
+    answers: int
+    hits: int
+    mean_probability: float | None
+
+    @property
+    def precision(self) -> float | None:
+        return self.hits / self.answers if self.answers else None
+
+    @property
+    def precision_interval(self) -> Interval:
+        """The 95% interval of the precision."""
+        return wilson_interval(self.hits, self.answers)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the mean probability lies within the interval of the precision: "within the interval", "claims too
+        much" or "claims too little"; empty where there are no answers."""
+        if self.mean_probability is None:
+            return ""
+        lowest, highest = self.precision_interval
+        if lowest <= self.mean_probability <= highest:
+            return "within the interval"
+        return "claims too much" if self.mean_probability > highest else "claims too little"
+
+
+def calibration_of_classes(
+    predicted: NDArray[np.int64], confidence: NDArray[np.float32], is_right: NDArray[np.bool_], classes: int
+) -> list[ClassCalibration]:
+    """For each class, in order, the calibration of the answers of that class.
+
+    `predicted`, int64 [n]: the most probable class of each image; `confidence`, float32 [n]: its probability;
+    `is_right`, bool [n]. Images whose confidence is not finite are left out.
+    """
+    is_finite = np.isfinite(confidence)
+    predicted, confidence, is_right = predicted[is_finite], confidence[is_finite], is_right[is_finite]
+    answers = np.bincount(predicted, minlength=classes).tolist()
+    hits = np.bincount(predicted[is_right], minlength=classes).tolist()
+    sums = np.bincount(predicted, confidence, classes).tolist()
+    return [
+        ClassCalibration(count, right, total / count if count else None)
+        for count, right, total in zip(answers, hits, sums, strict=True)
+    ]
 
 
 def error_interval(confidence: NDArray[np.float32], is_right: NDArray[np.bool_]) -> Interval:

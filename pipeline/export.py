@@ -18,6 +18,7 @@ from pipeline.exporting.confidence import (
     check_confidence_options,
     confidence_lines,
     confidence_metadata,
+    measure_confidence,
 )
 from pipeline.exporting.graph import to_onnx
 from pipeline.exporting.lower_precision import to_precision
@@ -92,7 +93,8 @@ def export(
         served.unfamiliarity = fit_unfamiliarity(served, run, dataset)
     full = to_onnx(served, run.spec)
     model, details = to_precision(full, served, run, dataset, precision)
-    confidence = confidence_metadata(model, served, run, dataset, wanted_precision)
+    measured = measure_confidence(model, run, dataset) if calibrate or wanted_precision is not None else {}
+    confidence = confidence_metadata(measured, served, wanted_precision)
     if unfamiliar:
         confidence["unfamiliar"] = set_unit(served, (full, model), run, dataset)
     if any_size:
@@ -119,7 +121,8 @@ def export(
     with atomic_write(labels_file, "w") as file:
         json.dump(run.classes, file, indent=2)
     with atomic_write(card_file, "w", encoding="utf-8") as file:
-        file.write(model_card(run.name, published.metadata, dataset.meta["counts"], proofs[0].candidate_evaluation))
+        counts, evaluation = dataset.meta["counts"], proofs[0].candidate_evaluation
+        file.write(model_card(run.name, published.metadata, counts, evaluation, measured.get("test")))
     return Exported(destination, proofs, report)
 
 

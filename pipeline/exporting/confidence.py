@@ -3,7 +3,7 @@ test. Validation images alone decide; test images only show the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,25 +57,25 @@ def calibrate_network(served: ServedNetwork, run: Run, dataset: Dataset) -> None
 
 @dataclass(frozen=True)
 class Confidences:
-    """The most probable class of each image of a split: its probability, float32 [n], the one that it would have
-    without a temperature, float32 [n], and whether it is the true class, bool [n]."""
+    """The most probable class of each image of a split, int64 [n]: its probability, float32 [n], the one that it would
+    have without a temperature, float32 [n], and whether it is the true class, bool [n]."""
 
+    predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
     uncalibrated: NDArray[np.float32]
     is_right: NDArray[np.bool_]
 
 
-def confidence_metadata(
-    model: onnx.ModelProto, served: ServedNetwork, run: Run, dataset: Dataset, wanted_precision: float | None
-) -> dict[str, Any]:
-    """The metadata `calibration`, where the network has a temperature, and `decision`, where a precision is wanted.
-
-    They are measured with the exported graph on the CPU, in the batches of serving.
-    """
-    if served.temperature is None and wanted_precision is None:
-        return {}
+def measure_confidence(model: onnx.ModelProto, run: Run, dataset: Dataset) -> dict[str, Confidences]:
+    """On validation and test, with the exported graph on the CPU, in the batches of serving."""
     predict = onnx_predictor(model)
-    measured = {split: _measure(predict, run, dataset, split) for split in SPLITS}
+    return {split: _measure(predict, run, dataset, split) for split in SPLITS}
+
+
+def confidence_metadata(
+    measured: Mapping[str, Confidences], served: ServedNetwork, wanted_precision: float | None
+) -> dict[str, Any]:
+    """The metadata `calibration`, where the network has a temperature, and `decision`, where a precision is wanted."""
     metadata: dict[str, Any] = {}
     if served.temperature is not None:
         metadata["calibration"] = {
@@ -101,7 +101,8 @@ def _measure(predict: Predict, run: Run, dataset: Dataset, split: str) -> Confid
             probability, logit = predict(batch.images)
             exponentials = np.exp(logit - logit.max(1, keepdims=True))
             uncalibrated = 1 / exponentials.sum(1)
-            yield probability.max(1), uncalibrated, probability.argmax(1) == batch.labels
+            predicted = probability.argmax(1)
+            yield predicted, probability.max(1), uncalibrated, predicted == batch.labels
 
     found = Confidences(*map(np.concatenate, zip(*parts(), strict=True)))
     if not np.isfinite(found.confidence).all():

@@ -6,20 +6,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.exporting.confidence import with_interval
+from pipeline.calibration import ABOUT_VERDICTS, calibration_of_classes
+from pipeline.exporting.confidence import Confidences, with_interval
 from pipeline.metrics import Evaluation, Interval
 
 Metadata = Mapping[str, Any]
 
 
-def model_card(name: str, metadata: Metadata, counts: Mapping[str, Mapping[str, int]], test: Evaluation) -> str:
+def model_card(
+    name: str,
+    metadata: Metadata,
+    counts: Mapping[str, Mapping[str, int]],
+    test: Evaluation,
+    confidences: Confidences | None = None,
+) -> str:
     """Markdown. `metadata`: of the file, without the prefix; `counts`: images by split and class; `test`: the file's
-    evaluation on the test split."""
+    evaluation on the test split; `confidences`: of its answers there, where they were measured."""
     return "\n".join(
         [
             *_purpose(name, metadata),
             *_figures(test),
             *_confidence(metadata),
+            *_confidence_of_classes(metadata["classes"], confidences),
             *_data(metadata["dataset"], counts),
             *_training(metadata),
             *_proof(metadata),
@@ -65,6 +73,25 @@ def _confidence(metadata: Metadata) -> Iterator[str]:
         ]
     if lines:
         yield from ("## How sure it is", "", *lines, "")
+
+
+def _confidence_of_classes(classes: Sequence[str], test: Confidences | None) -> Iterator[str]:
+    """What the answers of each class claim on test, and how often they are right."""
+    if test is None:
+        return
+    of_classes = calibration_of_classes(test.predicted, test.confidence, test.is_right, len(classes))
+    yield from ("### Answers of each class on test", "", ABOUT_VERDICTS, "")
+    rows = [
+        (
+            name,
+            f"{found.answers:,}",
+            "–" if found.mean_probability is None else f"{found.mean_probability:.1%}",
+            _share(found.precision, found.precision_interval),
+            found.verdict or "–",
+        )
+        for name, found in zip(classes, of_classes, strict=True)
+    ]
+    yield from _table(("class", "answers", "mean probability", "right", "verdict"), rows)
 
 
 def _data(dataset: Mapping[str, Any], counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

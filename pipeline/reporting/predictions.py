@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.calibration import Calibration, calibration
+from pipeline.calibration import Calibration, ClassCalibration, calibration, calibration_of_classes
 from pipeline.dataset import Split
 from pipeline.metrics import Evaluation, batch_size_for
 from pipeline.network import Predict
@@ -62,3 +62,8 @@ class SplitPredictions:
     def calibration(self) -> Calibration:
         """How far the confidence is from the share of hits."""
         return calibration(self.confidence, self.predicted == self.labels)
+
+    def calibration_of_classes(self) -> list[ClassCalibration]:
+        """The same for the answers of each class."""
+        is_right = self.predicted == self.labels
+        return calibration_of_classes(self.predicted, self.confidence, is_right, len(self.evaluation.classes))

@@ -24,6 +24,7 @@ from convline.html import (
 from pipeline.metrics import Interval
 from pipeline.network import count_parameters
 from pipeline.reporting.calibration_plot import calibration_plot
+from pipeline.reporting.class_calibration_table import class_calibration_table
 from pipeline.reporting.confidence_table import confidence_table
 from pipeline.reporting.confusion_matrix import confusion_matrix
 from pipeline.reporting.coverage_plot import coverage_plot
@@ -104,7 +105,8 @@ def learning_curves(data: ReportData) -> HtmlContent:
 
 
 def accuracy(data: ReportData) -> HtmlContent:
-    """Confusion matrix, calibration, coverage, precision and recall of each class, most confused classes."""
+    """Confusion matrix, calibration, coverage, precision and recall of each class, most confused classes, and whether
+    each class claims as much as it holds."""
     predictions, classes = data.test_predictions, data.run.classes
     report = predictions.evaluation.to_dict()
     intervals = report["intervals"]["classes"]
@@ -131,6 +133,7 @@ def accuracy(data: ReportData) -> HtmlContent:
         *([card("Temperature and threshold", trusted)] if trusted else []),
         card("Precision and recall of each class", class_table),
         card("Most often confused", confused),
+        card("Claims of each class", class_calibration_table(classes, predictions.calibration_of_classes())),
     )
 
 

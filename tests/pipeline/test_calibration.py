@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest
 
 from convline.errors import ConvlineError
-from pipeline.calibration import calibration, error_interval, fit_temperature
+from pipeline.calibration import calibration, calibration_of_classes, error_interval, fit_temperature
 from pipeline.dataset import Dataset
 from pipeline.exporting.confidence import check_confidence_options
 from pipeline.exporting.decision import decision_figures, find_threshold
@@ -41,6 +43,17 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_command(folder, "pipeline", "export", "--calibrate", "--wanted-precision", 0.97)
 
     return shared_folder(tmp_path_factory, "held_out", make)
+
+
+@pytest.fixture(scope="module")
+def reported(held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `held_out`, with a report. Do not change it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(held_out, folder, dirs_exist_ok=True)
+        run_command(folder, "pipeline", "report")
+
+    return shared_folder(tmp_path_factory, "held_out_reported", make) / "runs/digits"
 
 
 def metadata(path: Path) -> dict[str, Any]:
@@ -234,17 +247,14 @@ def test_a_wanted_precision_lies_between_0_and_1(held_out: Path, wanted: str) ->
     assert "is not between 0 and 1" in told
 
 
-def test_the_report_of_a_calibrated_run_marks_the_threshold_and_has_the_figures(held_out: Path, tmp_path: Path) -> None:
-    shutil.copytree(held_out, tmp_path / "project")
-    run_command(tmp_path / "project", "pipeline", "report")
-    run = tmp_path / "project/runs/digits"
-    page, found = check(run / "report.html"), metadata(run / "model.onnx")
+def test_the_report_of_a_calibrated_run_marks_the_threshold_and_has_the_figures(reported: Path) -> None:
+    page, found = check(reported / "report.html"), metadata(reported / "model.onnx")
     after, decision = found["calibration"]["errors"]["test"]["after"]["error"], found["decision"]
     captions = page.texts("figcaption")
     assert any(f"Expected calibration error {after:.3f}" in text for text in captions)
     assert any(f"Threshold {decision['threshold']:.4g}" in text for text in captions)
     assert any(text.startswith(f"{decision['test']['coverage']:.4f} (") for text in page.texts("td"))
-    assert (run / "pictures/coverage.png").exists()
+    assert (reported / "pictures/coverage.png").exists()
 
 
 def test_a_report_takes_no_temperature_from_the_file_of_another_training(held_out: Path, tmp_path: Path) -> None:
@@ -270,3 +280,39 @@ def test_the_curve_ends_with_all_images_and_leaves_out_the_first_few() -> None:
 def curve(plot: Plot) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     x, y = plot.figure.axes[0].lines[0].get_data()
     return np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+
+def test_the_claims_of_each_class_are_those_of_a_loop_over_its_answers() -> None:
+    draws = np.random.default_rng(5)
+    predicted = draws.choice(4, 600, p=[0.5, 0.3, 0.2, 0])
+    confidence = draws.uniform(0.5, 1, 600).astype(np.float32)
+    is_right = draws.random(600) < confidence + np.array([0, -0.3, 0.2, 0])[predicted]
+    found = calibration_of_classes(predicted, confidence, is_right, 4)
+    for label, verdict in enumerate(("within the interval", "claims too much", "claims too little")):
+        answers = [(float(p), bool(r)) for c, p, r in zip(predicted, confidence, is_right, strict=True) if c == label]
+        hits = sum(right for _, right in answers)
+        expected = binomtest(hits, len(answers)).proportion_ci(method="wilson")
+        assert (found[label].answers, found[label].hits) == (len(answers), hits)
+        assert found[label].mean_probability == pytest.approx(sum(p for p, _ in answers) / len(answers))
+        assert found[label].precision_interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+        assert found[label].verdict == verdict
+    assert (found[3].answers, found[3].precision, found[3].mean_probability, found[3].verdict) == (0, None, None, "")
+
+
+def test_the_card_and_the_report_have_the_claims_of_each_class(held_out: Path, reported: Path) -> None:
+    images, labels = images_of(held_out, "test")
+    probability, _ = open_model(reported / "model.onnx", "cpu").run(images)
+    predicted = probability.argmax(1)
+    card, told = (reported / "model-card.md").read_text(), check(reported / "report.html")
+    verdicts = [text for text in told.texts("span") if "claims" in text or "interval" in text]
+    for label in range(10):
+        chosen = predicted == label
+        interval = binomtest(int((labels[chosen] == label).sum()), int(chosen.sum())).proportion_ci(method="wilson")
+        claim, share = probability.max(1)[chosen].mean(), (labels[chosen] == label).mean()
+        verdict = "too much" if claim > interval.high else "too little" if claim < interval.low else "interval"
+        figures = (
+            f"| {label} | {chosen.sum()} | {claim:.1%} | {share:.1%} ({interval.low:.1%} to {interval.high:.1%}) |"
+        )
+        assert re.search(re.escape(figures) + rf" .*{verdict} \|", card)
+        assert verdicts[label].endswith(verdict) and f"{claim:.1%}" in told.texts("td")
+    assert "mean probability" not in json.dumps(metadata(reported / "model.onnx"))
