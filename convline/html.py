@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ from PIL import Image
 BIDI_CONTROLS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # bidirectional classes of Unicode
 MAX_NAME = 120  # characters that are shown of a file's or a class's name
 MAX_TEXT = 1000  # characters that are shown of any other text
+LISTED_ROWS = 20  # of a long table
 
 
 class Html(str):
@@ -46,11 +48,12 @@ def to_html(content: HtmlContent) -> Html:
 def display_name(text: str, max_length: int = MAX_NAME) -> Html:
     """The name of a file or a class, which may be any text: elided if it is long, with the full name as a tooltip.
 
-    `<bdi>` keeps a right-to-left name from reordering the text around it.
+    `<bdi>` keeps a right-to-left name from reordering the text around it; a long path wraps behind its slashes.
     """
     full = printable(text)
     shown = elide_middle(full, max_length)
-    return element("bdi", shown, **({"title": full} if shown != full else {}))
+    breakable = Html(re.sub(r"[/\\_](?=.)", r"\g<0><wbr>", to_html(shown)))
+    return element("bdi", breakable, **({"title": full} if shown != full else {}))
 
 
 def elide_middle(text: str, max_length: int) -> str:
@@ -90,6 +93,15 @@ def table(header: Sequence[HtmlContent], rows: Iterable[Sequence[HtmlContent]], 
     return element("div", whole, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 
+def long_table(header: Sequence[HtmlContent], rows: Sequence[Sequence[HtmlContent]], label: str, things: str) -> Html:
+    """A table whose rows after the first LISTED_ROWS are folded up; `things` are what the rows are, as in "classes"."""
+    if len(rows) <= LISTED_ROWS:
+        return table(header, rows, label)
+    folded = element("summary", f"The other {len(rows) - LISTED_ROWS:,} {things}")
+    others = table(header, rows[LISTED_ROWS:], f"{label}, continued")
+    return to_html([table(header, rows[:LISTED_ROWS], label), element("details", folded, others)])
+
+
 def _cell(tag: str, content: HtmlContent, value: HtmlContent, **attributes: str) -> Html:
     """A cell of the column that `value` is in: names (HTML) are aligned left and wrap, numbers are not."""
     return element(tag, content, **attributes, **({"class_": "text"} if isinstance(value, Html) else {}))
@@ -98,7 +110,7 @@ def _cell(tag: str, content: HtmlContent, value: HtmlContent, **attributes: str)
 def key_value_table(pairs: Iterable[tuple[str, HtmlContent]], label: str) -> Html:
     """A table of two columns: keys, and their values."""
     rows = [element("tr", element("th", key, scope="row"), element("td", value, class_="text")) for key, value in pairs]
-    return element("table", element("tbody", rows), aria_label=label)
+    return element("table", element("tbody", rows), aria_label=label, class_="wide-text")
 
 
 def key_figures(pairs: Iterable[tuple[str, HtmlContent]]) -> Html:
@@ -117,7 +129,13 @@ def card(title: HtmlContent, picture: HtmlContent, caption: HtmlContent = "", wi
 
 
 def cards(*members: Html) -> Html:
+    """Cards of equal width side by side."""
     return element("div", members, class_="cards")
+
+
+def table_cards(*members: Html) -> Html:
+    """Cards side by side, each as wide as the table in it."""
+    return element("div", members, class_="cards tables")
 
 
 def muted(content: HtmlContent) -> Html:
@@ -178,7 +196,7 @@ def page(
     css = files("convline").joinpath("page.css").read_text(encoding="utf-8")
     body = [
         element("header", element("h1", display_name(title)), head),
-        element("nav", element("ul", links), aria_label="Sections"),
+        element("nav", element("ul", links), aria_label="Sections") if links else "",
         toolbar,
         element("main", [section(heading, content) for heading, content in sections]),
     ]

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from convline.console import log
 from convline.errors import ConvlineError
 from convline.files import atomic_write
-from convline.html import card, cards, display_name, element, page, table
+from convline.html import card, cards, display_name, element, muted, page, table
 from pipeline.network import build_network, count_parameters, multiply_adds, network_input_shape
-from pipeline.reporting.learning_curves import line_plots, metric_series
+from pipeline.reporting.learning_curves import Curves, line_plots, metric_series
 from pipeline.reporting.paired_comparison import PairedComparison, unpacked_bits
-from pipeline.reporting.plots import Plot
 from pipeline.reporting.result_files import read_result_file
 from pipeline.reporting.sections import duration
 from pipeline.run import Run
@@ -113,11 +112,13 @@ def compare(runs: Sequence[Run], output: Path) -> tuple[list[dict[str, Any]], li
     remarks = [SEPARATE] if len(groups) > 1 else []
     for group in groups:
         remarks += differences_from_best(group)
-    plots = [card(plot.title, plot.svg()) for group in groups for plot in comparison_plots(group, len(groups) > 1)]
+    curves = [comparison_plots(group, len(groups) > 1) for group in groups]
+    plots = [card(plot.title, plot.svg()) for one in curves for plot in one.plots]
+    sentences = [muted(sentence) for one in curves for sentence in one.sentences]
     rows = [(*map(display_name, cells[:3]), *cells[3:]) for cells in map(table_row, figures)]
     sections = [("The runs", [table(HEADER, rows, "The runs"), *(element("p", remark) for remark in remarks)])]
     with atomic_write(output, "w", encoding="utf-8") as file:
-        file.write(page("Runs compared", element("p", NOTE), [*sections, ("Curves", cards(*plots))]))
+        file.write(page("Runs compared", element("p", NOTE), [*sections, ("Curves", [cards(*plots), sentences])]))
     return figures, remarks
 
 
@@ -157,7 +158,7 @@ def table_row(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def comparison_plots(compared: Sequence[ComparedRun], is_one_of_several: bool = False) -> list[Plot]:
+def comparison_plots(compared: Sequence[ComparedRun], is_one_of_several: bool = False) -> Curves:
     """A plot for each metric that some run has, with a line for each run. Where runs of other datasets are compared as
     well (`is_one_of_several`), its title names the dataset."""
     dataset = f" ({compared[0].run.recipe.data.dataset})" if is_one_of_several else ""

@@ -15,6 +15,7 @@ from convline.html import (
     element,
     key_figures,
     linked,
+    long_table,
     muted,
     page,
     table,
@@ -29,14 +30,13 @@ from serving.report_images import Row, RowOfEachClass, ShownImage, absolute, lin
 if TYPE_CHECKING:
     from serving.summary import Summary, Tally
 
-# 3 * 224 + 240 + 10 * 8 images of 14,000 bytes at most, with their names, stay below 15 MB
+# 3 * 224 + 240 + 10 * 7 images of 14,000 bytes at most, with their names, stay below 15 MB
 LARGEST_PAGE = 15_000_000  # bytes
 IMAGES_PER_KIND = 224  # of one kind of row, all classes together; with many classes, rows are shorter or left out
 UNSURE_IMAGES = 240  # all classes together
-IMAGES_PER_CLASS_ROW = 12  # at most
-IMAGES_PER_TENTH = 8  # of the probability
+IMAGES_PER_CLASS_ROW = 14  # at most
+IMAGES_PER_TENTH = 7  # of the probability
 MAX_REJECTS = 100  # that are listed
-LISTED_CLASSES = 20  # of the table; the others are folded up
 LONGEST_NAME = 40  # characters of a name below a thumbnail
 
 
@@ -111,7 +111,7 @@ class HtmlReport:
         ]
         return page("Classified images", head, sections, toolbar=filters.toolbar(), style=filters.style())
 
-    def _classes(self, tally: Tally) -> HtmlContent:
+    def _classes(self, tally: Tally) -> Html:
         def row(label: str, images: int) -> list[HtmlContent]:
             share = images / tally.classified
             bar = element("meter", min=0, max=1, value=f"{share:.4f}", aria_label=f"{share:.1%}")
@@ -121,11 +121,7 @@ class HtmlReport:
 
         header = ("class", "images", *(["unsure"] if tally.unsure is not None else []), "share", "mean confidence")
         rows = [row(label, images) for label, images in tally.labels.most_common()]
-        shown = table(header, rows[:LISTED_CLASSES], "Images of each class")
-        if not (others := rows[LISTED_CLASSES:]):
-            return shown
-        summary = element("summary", f"The other {len(others):,} classes")
-        return [shown, element("details", summary, table(header, others, "Images of the other classes"))]
+        return long_table(header, rows, "Images of each class", "classes")
 
     def _unsure_images(self, labels: Sequence[str], filters: Filters) -> HtmlContent:
         def group(label: str) -> Html:

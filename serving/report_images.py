@@ -113,7 +113,7 @@ def _reduced(data: bytes) -> Image.Image:
     if max(height, width) <= side:
         return Image.fromarray(decode(data, ImageSpec(None, None, 3)))
     width, height = contained_size((width, height), (side, side))
-    left, top = (side - width) // 2, (side - height) // 2
+    left, top = round((side - width) / 2), round((side - height) / 2)  # as decode pads
     return Image.fromarray(padded).crop((left, top, left + width, top + height))
 
 

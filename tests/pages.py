@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-VOID = {"meta", "img", "br", "hr", "input", "link"}
+VOID = {"meta", "img", "br", "hr", "input", "link", "wbr"}
 
 
 class Page(HTMLParser):
@@ -18,12 +18,14 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[tuple[str, str]] = []
         self._open: list[str] = []
+        self._is_continued = False  # the next text goes on where the last one may wrap
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert not self._open, f"{self._open} are never closed"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        self._is_continued = tag == "wbr"
         if tag not in VOID:
             self._open.append(tag)
 
@@ -35,7 +37,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style":
-            self.text.append((self._open[-1], data))
+            before = self.text.pop()[1] if self._is_continued else ""
+            self.text.append((self._open[-1], before + data))
+            self._is_continued = False
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]

@@ -32,7 +32,7 @@ Picture = Callable[[NamedImage], Image.Image]
 
 
 def write_page(path: Path, dataset: Dataset, check: Check, labels_file: Path) -> None:
-    """Write the page. `labels_file`: see labels_table.py."""
+    """Write the page, with a section for each kind of finding. `labels_file`: see labels_table.py."""
     leaks = [pair for pair in check.pairs if pair.is_leak]
     two_labels = [pair for pair in check.pairs if pair.has_two_labels and not pair.is_leak]
     copies = [pair for pair in check.pairs if not (pair.has_two_labels or pair.is_leak)]
@@ -42,15 +42,17 @@ def write_page(path: Path, dataset: Dataset, check: Check, labels_file: Path) ->
     shown += [each.image for each in doubtful[:SHOWN_LABELS]] + check.blank[:SHOWN_BLANK]
     picture = _pictures(dataset, shown)
     too_good = "figures on test are too good where test shows training images"
-    sections: list[tuple[str, HtmlContent]] = [
+    found: list[tuple[str, HtmlContent | None]] = [
         ("In two splits", _pair_section(leaks, picture, too_good)),
         ("Under two labels", _pair_section(two_labels, picture, "at most one of the labels is right")),
         ("Doubtful labels", _label_section(check, picture)),
         ("Copies in one split", _pair_section(copies, picture, "they count more than once")),
         ("Blank images and odd sizes", _other_section(check, picture)),
     ]
+    sections = [(title, content) for title, content in found if content is not None]
+    not_found = [title.lower() for title, content in found if content is None]
     has_files = dataset.paths(dataset.split("train")) is not None
-    head = _head(check, labels_file, has_files)
+    head = [_head(check, labels_file, has_files), muted(f"Nothing found: {', '.join(not_found)}.") if not_found else []]
     text = page(f"{check.dataset}: check of the dataset", head, sections)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(text)
@@ -88,9 +90,9 @@ def _pictures(dataset: Dataset, shown: Iterable[NamedImage]) -> Picture:
     return lambda image: pictures[image.split, image.row]
 
 
-def _pair_section(pairs: list[Pair], picture: Picture, why: str) -> HtmlContent:
+def _pair_section(pairs: list[Pair], picture: Picture, why: str) -> HtmlContent | None:
     if not pairs:
-        return muted("There are none.")
+        return None
     shown = [
         element(
             "figure",
@@ -104,11 +106,11 @@ def _pair_section(pairs: list[Pair], picture: Picture, why: str) -> HtmlContent:
     return [muted(f"{count}: {why}.{_cut(pairs, SHOWN_PAIRS)}"), cards(*shown)]
 
 
-def _label_section(check: Check, picture: Picture) -> HtmlContent:
+def _label_section(check: Check, picture: Picture) -> HtmlContent | None:
     if check.doubtful_labels is None:
         return muted("Labels were not judged (--quick).")
     if not check.doubtful_labels:
-        return muted("There are none.")
+        return None
     explanation = (
         "A classifier that has not seen the labels of these images would give them others. The least probable labels "
         f"come first.{_cut(check.doubtful_labels, SHOWN_LABELS)}"
@@ -125,12 +127,12 @@ def _label_tile(doubtful: DoubtfulLabel, picture: Picture) -> Html:
     return _tile(doubtful.image, picture, element("span", given, class_="wrong"), suggested)
 
 
-def _other_section(check: Check, picture: Picture) -> HtmlContent:
+def _other_section(check: Check, picture: Picture) -> HtmlContent | None:
     blank = [_tile(image, picture, image.split, display_name(image.label)) for image in check.blank[:SHOWN_BLANK]]
     count = "1 blank image" if len(check.blank) == 1 else f"{len(check.blank):,} blank images"
     sizes = [muted(line) for line in lines_about_odd_sizes(check.odd_sizes)]
     if not (blank or sizes):
-        return muted("There are none.")
+        return None
     return [[muted(f"{count}."), tiles(blank)] if blank else [], sizes]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.calibration import BINS, Calibration
-from pipeline.reporting.plots import COLORS, Plot, new_axes
+from pipeline.reporting.plots import COLORS, SQUARE, Plot, new_axes
 
 
 def calibration_plot(found: Calibration) -> Plot:
     """The share of hits in each bin of confidence; a larger dot stands for more images."""
     confidence, hits, counts, error = found.confidence, found.hits, found.counts, found.error
-    with new_axes() as (figure, ((axes,),)):
+    with new_axes(*SQUARE) as (figure, ((axes,),)):
         axes.plot([0, 1], [0, 1], color=COLORS["muted"], linestyle="--", linewidth=1, label="perfectly calibrated")
         is_filled = counts > 0
         sizes = 10 + 120 * np.sqrt(counts[is_filled] / counts.max())

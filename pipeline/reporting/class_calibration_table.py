@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convline.html import HtmlContent, display_name, element, muted, table
+from convline.html import HtmlContent, display_name, element, long_table, muted
 from pipeline.calibration import ABOUT_VERDICTS, ClassCalibration
 
 
@@ -15,7 +15,7 @@ def class_calibration_table(classes: Sequence[str], found: Sequence[ClassCalibra
         for name, one in zip(classes, found, strict=True)
     ]
     header = ("class", "answers", "mean probability", "right", "verdict")
-    return [muted(ABOUT_VERDICTS), table(header, rows, "What the answers of each class claim")]
+    return [muted(ABOUT_VERDICTS), long_table(header, rows, "What the answers of each class claim", "classes")]
 
 
 def _figures(found: ClassCalibration) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.reporting.plots import CENTRED, Plot, new_axes, short_label, transparent_colormap
+from pipeline.reporting.plots import CENTRED, SQUARE, Plot, new_axes, short_label, transparent_colormap
 
 NAMED_CLASSES = 20  # with more classes, their names do not fit beside an axis
 COUNTED_CLASSES = 12  # with more classes, counts do not fit into the squares
@@ -18,8 +18,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Plot:
     size = len(classes)
     share = counts / np.maximum(1, counts.sum(1, keepdims=True))
     is_small = size <= COUNTED_CLASSES
-    side = 4.4 if is_small else 6.5
-    with new_axes(side, side) as (figure, ((axes,),)):
+    with new_axes(*(SQUARE if is_small else (6.5, 6.5))) as (figure, ((axes,),)):
         axes.imshow(share, cmap=transparent_colormap("accent"), vmin=0, vmax=1, interpolation="nearest")
         axes.grid(False)
         if size <= NAMED_CLASSES:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.exporting.decision import precision_by_threshold
-from pipeline.reporting.plots import COLORS, Plot, new_axes
+from pipeline.reporting.plots import COLORS, SQUARE, Plot, new_axes
 
 FEWEST_ANSWERS = 20  # the share of right answers among fewer jumps up and down
 POINTS = 500  # of the curve, at most
@@ -29,7 +29,7 @@ def coverage_plot(
     if len(shown) > POINTS:
         shown = shown[np.linspace(0, len(shown) - 1, POINTS).astype(np.int64)]
     caption = "The surest images are answered first; the curve ends where all are."
-    with new_axes() as (figure, ((axes,),)):
+    with new_axes(*SQUARE) as (figure, ((axes,),)):
         axes.plot(answered[shown] / count, precision[shown], color=COLORS["accent"], linewidth=1.5)
         if decision is not None:
             caption = _mark(axes, decision)
@@ -48,5 +48,5 @@ def _mark(axes: Any, decision: dict[str, Any]) -> str:
     if found["precision"] is not None:
         axes.scatter([found["coverage"]], [found["precision"]], color=COLORS["second"], zorder=3, label="threshold")
         precision = f"precision {found['precision']:.1%}"
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
     return f"Threshold {decision['threshold']:.4g} of model.onnx: coverage {found['coverage']:.1%}, {precision}."

@@ -15,7 +15,7 @@ from pipeline.reporting.image_grid import grid, to_pil
 from pipeline.reporting.network_input import augmented_images
 from pipeline.reporting.occlusion import occlusion_map, overlay
 from pipeline.reporting.report_data import ReportData
-from pipeline.reporting.source_thumbnails import Thumbnails, source_thumbnails
+from pipeline.reporting.source_thumbnails import SIDE, Thumbnails, source_thumbnails
 from pipeline.tracking.points import last_value, unpacked
 
 SHOWN_CLASSES, IMAGES_PER_CLASS = 20, 6
@@ -76,7 +76,7 @@ def _prediction_tiles(data: ReportData, png_name: str, positions: NDArray[np.int
     shown = zip(images, positions.tolist(), strict=True)
     return tiles(
         (_prediction_tile(data, thumbnails.get(position, image), position) for image, position in shown),
-        large=bool(thumbnails),
+        large=bool(thumbnails) or min(split.images.shape[1:3]) >= SIDE // 2,
     )
 
 

@@ -10,19 +10,20 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from convline.errors import ConvlineError
-from pipeline.reporting.learning_curves import LINE_COLORS, line_plot
+from pipeline.reporting.learning_curves import LINE_COLORS, Curves, changes, constant_sentence, line_plot
 from pipeline.reporting.plots import COLORS, Plot, new_axes, transparent_colormap
 from pipeline.tracking.points import Point
 
 DRAWN_DEVIATIONS = 5.0  # standard deviations to each side of the mean
 COLUMNS = 120  # summaries drawn side by side
+HEIGHT = 4.4  # of a plot, in inches
 KINDS = ("activations", "weights", "gradients")
 
 
 def layer_distributions(summaries: Sequence[Point], layer: str) -> Plot:
     """The distribution of a layer's values over steps: a stronger colour stands for more values."""
     chosen = _evenly_spaced(summaries)
-    with new_axes(4.4, 4.4, rows=3) as (figure, rows):
+    with new_axes(height=HEIGHT, rows=3) as (figure, rows):
         for axes, kind in zip(rows[:, 0], KINDS, strict=True):
             _draw_distribution(axes, chosen, layer, kind)
             axes.set_title(kind, fontsize=8, color=COLORS["muted"])
@@ -78,20 +79,26 @@ def _rebinned(histogram: dict[str, Any], edges: NDArray[np.float64]) -> NDArray[
     return np.diff(cumulative)
 
 
-def sparsity(summaries: Sequence[Point]) -> Plot:
-    """The share of activations that are 0, a line for each layer."""
+def sparsity(summaries: Sequence[Point]) -> Curves:
+    """The share of activations that are 0, a line for each layer; as high as the layers' distributions beside it."""
+    title = "Sparsity of activations"
     lines = []
     for layer in list(summaries[0].values["layers"])[: 2 * len(LINE_COLORS)]:
         pairs = [(point.step, point.values["layers"][layer]["activations"]["zeros"]) for point in summaries]
         steps, zeros = zip(*pairs, strict=True)
         lines.append((layer, np.array(steps), np.array(zeros)))
-    return line_plot("sparsity", "Sparsity of activations", lines, "share of zeros")
+    if not changes(lines):
+        return Curves([], [constant_sentence(title, lines)])
+    return Curves([line_plot("sparsity", title, lines, "share of zeros", HEIGHT)], [])
 
 
-def layer_plots(summaries: Sequence[Point]) -> list[Plot]:
-    """Sparsity, then the distributions of each layer. Raises ConvlineError if the summaries have different layers."""
+def layer_plots(summaries: Sequence[Point]) -> Curves:
+    """Sparsity, then the distributions of each layer; without the latter for a single summary, as they show a change.
+
+    Raises ConvlineError if the summaries have different layers.
+    """
     if not summaries:
-        return []
+        return Curves([], [])
     layers = summaries[-1].values.get("layers", {}).keys()
     for point in summaries:
         if not layers or point.values.get("layers", {}).keys() != layers:
@@ -99,4 +106,7 @@ def layer_plots(summaries: Sequence[Point]) -> list[Plot]:
                 f"summaries.jsonl is damaged: the summaries of steps {point.step} and {summaries[-1].step} have "
                 "different layers; remove one of the two lines, or train with --overwrite"
             )
-    return [sparsity(summaries), *(layer_distributions(summaries, layer) for layer in summaries[-1].values["layers"])]
+    plots, sentences = sparsity(summaries)
+    if len(summaries) > 1:
+        plots += [layer_distributions(summaries, layer) for layer in layers]
+    return Curves(plots, sentences)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.ticker import NullFormatter
@@ -24,6 +25,13 @@ DRAWN_POINTS = 600  # of a curve, at most
 Line = tuple[str, NDArray[np.int64], NDArray[np.float64]]  # its name, steps and values
 
 
+class Curves(NamedTuple):
+    """Plots of what changed over the steps, and a sentence for each metric that did not."""
+
+    plots: list[Plot]
+    sentences: list[str]
+
+
 def metric_series(points: Sequence[Point], metric: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps and values of a metric, at most DRAWN_POINTS of them, the first and the last included."""
     pairs = [(point.step, point.values[metric]) for point in points if point.values.get(metric) is not None]
@@ -34,12 +42,13 @@ def metric_series(points: Sequence[Point], metric: str) -> tuple[NDArray[np.int6
     return steps, values
 
 
-def line_plot(name: str, title: str, lines: Sequence[Line], label: str) -> Plot:
-    """Lines over steps. A line without points is not drawn, but its colour is not given to another line.
+def line_plot(name: str, title: str, lines: Sequence[Line], label: str, height: float = 2.9) -> Plot:
+    """Lines over steps, `height` in inches. A line without points is not drawn, but its colour is not given to another
+    line.
 
     Losses and norms are on a logarithmic scale where they span a large range.
     """
-    with new_axes() as (figure, ((axes,),)):
+    with new_axes(height=height) as (figure, ((axes,),)):
         smoothed = int(lines[0][0] == EACH_BATCH)  # the index of the first line that is not raw
         for index, (line_name, steps, values) in enumerate(lines):
             if not len(steps):
@@ -69,7 +78,7 @@ def line_plot(name: str, title: str, lines: Sequence[Line], label: str) -> Plot:
     return Plot(name, title, figure, f"{title} over steps: {ends}.")
 
 
-def training_curves(points: Sequence[Point]) -> list[Plot]:
+def training_curves(points: Sequence[Point]) -> Curves:
     """Loss, precision, learning rate and speed from metrics.jsonl, without those that have no values."""
     splits = {"test": "precision_at_1", "train": "train_precision_at_1", "validation": "validation_precision_at_1"}
     plots: list[tuple[str, str, str, dict[str, str]]] = [
@@ -86,6 +95,28 @@ def training_curves(points: Sequence[Point]) -> list[Plot]:
     )
 
 
-def line_plots(plots: Iterable[tuple[str, str, Sequence[Line], str]]) -> list[Plot]:
-    """A `line_plot` of each tuple of its arguments, without those whose lines have no points."""
-    return [line_plot(*arguments) for arguments in plots if any(len(steps) for _, steps, _ in arguments[2])]
+def line_plots(plots: Iterable[tuple[str, str, Sequence[Line], str]]) -> Curves:
+    """A `line_plot` of each tuple of its arguments, or a sentence where no line changes; nothing for those whose lines
+    have no points."""
+    curves = Curves([], [])
+    for name, title, lines, label in plots:
+        if changes(lines):
+            curves.plots.append(line_plot(name, title, lines, label))
+        elif any(len(steps) for _, steps, _ in lines):
+            curves.sentences.append(constant_sentence(title, lines))
+    return curves
+
+
+def changes(lines: Sequence[Line]) -> bool:
+    """Whether a line has more than one value, so that there is something to draw."""
+    return any(len(np.unique(values)) > 1 for _, _, values in lines)
+
+
+def constant_sentence(title: str, lines: Sequence[Line]) -> str:
+    """What a plot of lines that do not change would show."""
+    parts = []
+    for name, steps, values in lines:
+        if len(steps):
+            when = f"at step {steps[0]:,}" if len(steps) == 1 else f"from step {steps[0]:,} to {steps[-1]:,}"
+            parts.append(f"{f'{name} ' if len(lines) > 1 else ''}{values[0]:.4g} {when}")
+    return f"{title}: {'; '.join(parts)}."

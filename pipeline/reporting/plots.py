@@ -50,6 +50,7 @@ STYLE: Any = {
     "legend.fontsize": 8,
 }
 NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+SQUARE = (4.4, 4.4)  # width and height in inches of plots that stand side by side
 LONGEST_LABEL = 14  # characters of a class's name beside an axis
 CENTRED: Any = {"ha": "center", "va": "center"}  # of a text
 

@@ -18,8 +18,10 @@ from convline.html import (
     element,
     key_figures,
     key_value_table,
+    long_table,
     muted,
     table,
+    table_cards,
 )
 from pipeline.metrics import Interval
 from pipeline.network import count_parameters
@@ -97,11 +99,12 @@ def network(data: ReportData) -> HtmlContent:
         for layer in data.layers
     ]
     header = ("layer", "kind", "takes", "returns", "parameters", "multiply-adds")
-    return cards(data.plot_card(diagram), card("Its layers", table(header, rows, "Layers"), wide=True))
+    return table_cards(data.plot_card(diagram), card("Its layers", long_table(header, rows, "Layers", "layers")))
 
 
 def learning_curves(data: ReportData) -> HtmlContent:
-    return cards(*map(data.plot_card, training_curves(data.points)))
+    curves = training_curves(data.points)
+    return [cards(*map(data.plot_card, curves.plots)), *map(muted, curves.sentences)]
 
 
 def accuracy(data: ReportData) -> HtmlContent:
@@ -110,13 +113,14 @@ def accuracy(data: ReportData) -> HtmlContent:
     predictions, classes = data.test_predictions, data.run.classes
     report = predictions.evaluation.to_dict()
     intervals = report["intervals"]["classes"]
-    class_table = table(
+    class_table = long_table(
         ("class", "images", "precision", "recall"),
         [
             (display_name(label), f"{counts['count']:,}", *(_share(counts[key], intervals[label][key]) for key in KEYS))
             for label, counts in report["classes"].items()
         ],
         "Precision and recall of each class",
+        "classes",
     )
     pairs = [
         (display_name(classes[truth]), display_name(classes[predicted]), f"{count:,}")
@@ -126,15 +130,23 @@ def accuracy(data: ReportData) -> HtmlContent:
     confused = table(header, pairs, "Most often confused") if pairs else muted("No classes were confused.")
     is_right = predictions.predicted == predictions.labels
     trusted = confidence_table(data.exported)
-    return cards(
-        data.plot_card(confusion_matrix(predictions.evaluation.confusion, classes)),
-        data.plot_card(calibration_plot(predictions.calibration())),
-        data.plot_card(coverage_plot(predictions.confidence, is_right, data.exported.get("decision"))),
+    plots = [
+        confusion_matrix(predictions.evaluation.confusion, classes),
+        calibration_plot(predictions.calibration()),
+    ]
+    remark: HtmlContent = ""
+    if is_right.all() or not is_right.any():
+        which = "All" if is_right.all() else "No"
+        remark = muted(f"{which} images are classified correctly, so precision is the same at every coverage.")
+    else:
+        plots.append(coverage_plot(predictions.confidence, is_right, data.exported.get("decision")))
+    tables = table_cards(
         *([card("Temperature and threshold", trusted)] if trusted else []),
         card("Precision and recall of each class", class_table),
         card("Most often confused", confused),
         card("Claims of each class", class_calibration_table(classes, predictions.calibration_of_classes())),
     )
+    return [cards(*map(data.plot_card, plots)), remark, tables]
 
 
 def _share(value: float | None, interval: Interval | None = None) -> str:
@@ -150,7 +162,8 @@ def layer_statistics(data: ReportData) -> HtmlContent:
             "The run has no summaries: train.summary_every in its recipe is 0, or an older convline trained it."
         )
     legend = "A stronger colour stands for more values; the first step is at the left, the last one at the right."
-    return [muted(legend), cards(*map(data.plot_card, layer_plots(data.summaries)))]
+    plots, sentences = layer_plots(data.summaries)
+    return [muted(legend) if plots else [], cards(*map(data.plot_card, plots)), *map(muted, sentences)]
 
 
 def provenance(data: ReportData) -> HtmlContent:

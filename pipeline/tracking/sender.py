@@ -186,7 +186,7 @@ def draw_layer_plots(run: Run) -> None:
     from pipeline.reporting.plots import save_pngs
 
     try:
-        plots = layer_plots(list(read_points(run.summaries)))
+        plots = layer_plots(list(read_points(run.summaries))).plots
         save_pngs(run.pictures, {plot.name: plot.png() for plot in plots})
     # a full disk, or any error of matplotlib
     except Exception as error:

@@ -14,17 +14,20 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from convline.html import card, cards, display_name, element, long_table, page, table, table_cards
 from pipeline.dataset import Split
 from pipeline.network import layers
 from pipeline.report import SECTIONS
 from pipeline.reporting.confusion_matrix import confusion_matrix
 from pipeline.reporting.filters import filter_sheet, first_filters
-from pipeline.reporting.learning_curves import line_plot
+from pipeline.reporting.layer_plots import layer_plots
+from pipeline.reporting.learning_curves import line_plot, training_curves
 from pipeline.reporting.plots import short_label
 from pipeline.reporting.predictions import SplitPredictions
 from pipeline.run import Run
-from pipeline.tracking.points import packed, read_points, unpacked
+from pipeline.tracking.points import Point, packed, read_points, unpacked
 from pipeline.training.layer_summary import BINS, distribution, sample, summarize
+from tests.browser import screenshot
 from tests.conftest import run_command
 from tests.pages import check
 from tests.pipeline.helpers import image_folder
@@ -277,3 +280,56 @@ def test_images_without_a_finite_confidence_are_left_out_of_calibration() -> Non
     computed = SplitPredictions.compute(lambda _: (outputs, outputs), split, ["a", "b"])
     found = computed.calibration()
     assert found.counts.sum() == 1 and found.error == pytest.approx(0.25)
+
+
+def test_a_metric_that_never_changes_is_a_sentence_and_not_a_plot() -> None:
+    values = {"smoothed_loss": 2.0, "learning_rate": 0.01, "batch_accuracy": 0.5}
+    recorded = [Point(step, 0, 0.0, {"loss": 2.0 / (step + 1), **values}, 0) for step in (0, 10, 1500)]
+    recorded[1].values["precision_at_1"] = 0.875
+    plots, sentences = training_curves(recorded)
+    assert [plot.name for plot in plots] == ["loss"]
+    assert sentences == [
+        "Precision @ 1 of the averaged weights: test 0.875 at step 10.",
+        "Accuracy on each batch: 0.5 from step 0 to 1,500.",
+        "Learning rate: 0.01 from step 0 to 1,500.",
+    ]
+
+
+def test_a_single_summary_is_a_sentence(reported_run: Path) -> None:
+    summaries = list(read_points(reported_run / "summaries.jsonl"))
+    assert {plot.name for plot in layer_plots(summaries[:2]).plots} == {
+        *(f"layer-{layer}" for layer in ("conv1", "conv2", "fc1", "fc2")),
+        "sparsity",
+    }
+    plots, (sentence,) = layer_plots(summaries[:1])
+    zeros = summaries[0].values["layers"]["conv1"]["activations"]["zeros"]
+    assert not plots and sentence.startswith(f"Sparsity of activations: conv1 {zeros:.4g} at step 0; conv2 ")
+
+
+def test_many_rows_are_folded_up_and_none_is_lost(tmp_path: Path) -> None:
+    rows = [(f"class_{n}/of/many", f"{n}") for n in range(50)]
+    folded = long_table(("class", "n"), [(display_name(name), number) for name, number in rows], "Rows", "classes")
+    text = page("Rows", "", [("Rows", folded)])
+    (tmp_path / "page.html").write_text(text)
+    found = check(tmp_path / "page.html")
+    assert found.texts("summary") == ["The other 30 classes"] and len(found.all("table")) == 2
+    # a long name wraps behind its slashes, and is one text
+    assert found.texts("bdi")[1:] == [name for name, _ in rows] and "class_<wbr>0/<wbr>of/<wbr>many" in text
+
+
+@pytest.mark.all
+def test_a_card_is_as_high_and_as_wide_as_its_content(tmp_path: Path) -> None:
+    rows = [(display_name("a"), *["100.0% (90% to 100%)"] * 4)]
+    wide = card("A table", table(("class", *"1234"), rows, "A table"))
+    high = card("high", element("div", style="height:600px"))
+    content = [cards(card("short", element("div", "short")), high), table_cards(wide)]
+    style = ":root{--ground:#0f0;--card:#00f} td:last-child{background:#ff0}"
+    (tmp_path / "page.html").write_text(page("Cards", "", [("Cards", content)], style=style))
+    pixels = screenshot(tmp_path / "page.html", 1280, 1200)
+    is_card, is_last_cell = ((pixels == color).all(2) for color in ((0, 0, 255), (255, 255, 0)))
+    left, right = is_card[:, 54], is_card[:, 1200]  # beside the text in the cards
+    top = int(left.argmax())
+    assert int(left[top:].argmin()) < 120 and int(right[top:].argmin()) > 600  # a short card beside a high one
+    row, cells = int(is_last_cell.any(1).argmax()), is_last_cell.any(0)
+    end = 1280 - int(cells[::-1].argmax())  # the table is not cut: its card goes on behind it
+    assert cells.sum() > 120 and is_card[row, end + 5] and end < 1000
