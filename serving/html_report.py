@@ -132,7 +132,7 @@ class HtmlReport:
         text = "Images whose most probable class is less probable than the threshold, by that class."
         if omitted := len(self._unsure_counts) - len(labels):
             text += f" The {omitted:,} rarest classes are left out."
-        return [muted(text), [group(label) for label in labels]]
+        return [muted(text), element("div", map(group, labels), class_="side-by-side")]
 
     def _by_confidence(self, filters: Filters) -> HtmlContent:
         text = f"Up to {IMAGES_PER_TENTH} random images for each tenth of the probability."
@@ -145,10 +145,12 @@ class HtmlReport:
 
     def _by_class(self, labels: Sequence[str], tally: Tally, filters: Filters) -> HtmlContent:
         longest = self._kinds["random"].row_length
-        text = f"A sample of each class, up to {longest} images a row."
+        each = f"{longest} images" if longest > 1 else "1 image"
+        text = f"A sample of each class, up to {each} of each kind."
         if omitted := len(tally.labels) - len(labels):
             text += f" The {omitted:,} rarest classes are left out."
-        return [muted(text), [self._class_group(label, tally.labels[label], longest, filters) for label in labels]]
+        groups = [self._class_group(label, tally.labels[label], longest, filters) for label in labels]
+        return [muted(text), element("div", groups, class_="side-by-side")]
 
     def _class_group(self, label: str, images: int, longest: int, filters: Filters) -> Html:
         rows = {title: of_class[label] for title, of_class in self._kinds.items()}
