@@ -111,8 +111,8 @@ class TrainedRun:
         does. `calibrate` fits a temperature on validation, so that probabilities can be trusted; `wanted_precision`
         finds the threshold there above which answers are right that often; with `unfamiliar` the file also tells how
         far an image is from the training images. `register` also adds the file to MLflow's registry under this name.
-        A run that is tracked is sent to MLflow, unless `tracking` is "none". Raises ConvlineError, with the earlier file
-        untouched, where the proof fails.
+        A run that is tracked is sent to MLflow, unless `tracking` is "none". Raises ConvlineError, with the earlier
+        file untouched, where the proof fails.
         """
         from pipeline.dataset import check_name
         from pipeline.export import export as export_run
