@@ -22,7 +22,7 @@ import typer
 from machine import hardware, versions
 
 from convline.cpus import usable_cpus
-from pipeline.export import export
+from pipeline.export import ExportOptions, export
 from pipeline.exporting.timing import seconds_per_call
 from pipeline.run import Run
 from serving.model import OnnxModel, open_model, probe_images
@@ -41,7 +41,7 @@ def main(
         with tempfile.TemporaryDirectory() as there:
             paths = {kind: Path(there, f"{kind}.onnx") for kind in ("default", "any-size")}
             reports = {
-                kind: export(run, run.dataset(data_dir), path, any_size=kind == "any-size").report
+                kind: export(run, run.dataset(data_dir), path, ExportOptions(any_size=kind == "any-size")).report
                 for kind, path in paths.items()
             }
             models = {kind: open_model(path, "cpu") for kind, path in paths.items()}

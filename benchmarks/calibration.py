@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from convline.cpus import usable_cpus
 from pipeline.calibration import error_metadata
-from pipeline.export import export
+from pipeline.export import ExportOptions, export
 from pipeline.exporting.confidence import with_interval
 from pipeline.exporting.decision import decision_figures
 from pipeline.run import Run
@@ -40,11 +40,12 @@ def main(
     images, labels = test.images[test.rows], test.labels[test.rows]
     print(f"{hardware(usable_cpus())}; {versions('onnxruntime-gpu', 'onnxruntime', 'torch', 'convline')}")
     found: dict[str, Any] = {}
-    options: dict[str, Any] = {"calibrate": True, "wanted_precision": wanted_precision}
+    plain = ExportOptions(precision)
+    options = ExportOptions(precision, calibrate=True, wanted_precision=wanted_precision)
     with tempfile.TemporaryDirectory() as folder:
-        for name, given in (("before", {}), ("after", options)):
+        for name, given in (("before", plain), ("after", options)):
             path = Path(folder, f"{name}.onnx")
-            export(opened, dataset, path, precision, **given)
+            export(opened, dataset, path, given)
             with Classifier(path, "cpu") as classifier:
                 found[name] = classifier.classify_arrays(images)
                 metadata = classifier.model.metadata

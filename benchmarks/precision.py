@@ -20,7 +20,7 @@ from reproduce import PLAN, ROOT
 from convline.cpus import usable_cpus
 from convline.errors import ConvlineError
 from convline.files import atomic_write
-from pipeline.export import export
+from pipeline.export import ExportOptions, export
 from pipeline.exporting.tolerances import PRECISIONS
 from pipeline.run import Run
 
@@ -50,7 +50,7 @@ def measure(folder: Path, data_dir: Path, precision: Any) -> dict[str, Any]:
     run = Run.open(folder)
     with tempfile.TemporaryDirectory() as there:
         try:
-            report = export(run, run.dataset(data_dir), Path(there, "model.onnx"), precision).report
+            report = export(run, run.dataset(data_dir), Path(there, "model.onnx"), ExportOptions(precision)).report
         except ConvlineError as error:
             return {"refused": str(error)}
     del report["differing"]

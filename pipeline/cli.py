@@ -328,6 +328,7 @@ def export(
 ) -> None:
     """Export the averaged weights to ONNX; the file is published only if its outputs equal PyTorch's."""
     from pipeline.dataset import check_name
+    from pipeline.export import ExportOptions
     from pipeline.export import export as export_run
     from pipeline.run import Run
     from pipeline.sync import sync_if_tracked
@@ -337,16 +338,8 @@ def export(
     if wanted_precision is not None and not 0 < wanted_precision < 1:
         raise typer.BadParameter(f"--wanted-precision {wanted_precision:g} is not between 0 and 1, as in 0.99")
     opened = Run.find(runs_dir, run)
-    exported = export_run(
-        opened,
-        opened.dataset(data_dir),
-        output,
-        precision,
-        any_size=any_size,
-        calibrate=calibrate,
-        wanted_precision=wanted_precision,
-        unfamiliar=unfamiliar,
-    )
+    options = ExportOptions(precision, any_size, calibrate, wanted_precision, unfamiliar)
+    exported = export_run(opened, opened.dataset(data_dir), output, options)
     print(exported.table())
     if register is not None:
         from pipeline.register import register as register_file

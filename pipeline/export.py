@@ -14,6 +14,7 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write, remove_leftovers
 from pipeline.dataset import Dataset
 from pipeline.exporting.confidence import (
+    Confidences,
     calibrate_network,
     check_confidence_options,
     confidence_lines,
@@ -30,7 +31,7 @@ from pipeline.exporting.timing import measure_speed
 from pipeline.exporting.tolerances import Precision
 from pipeline.exporting.unfamiliar_fit import fit_unfamiliarity, set_unit, unfamiliar_lines
 from pipeline.network import load_network
-from pipeline.parity import network_reference, prove_run
+from pipeline.parity import Reference, network_reference, prove_run
 from pipeline.run import Run
 from serving.model import open_model
 
@@ -59,32 +60,77 @@ class Exported:
         return "\n".join(lines)
 
 
-def export(
-    run: Run,
-    dataset: Dataset,
-    output: Path | None = None,
-    precision: Precision = "fp32",
-    *,
-    any_size: bool = False,
-    calibrate: bool = False,
-    wanted_precision: float | None = None,
-    unfamiliar: bool = False,
-) -> Exported:
-    """Export the run's newest averaged weights to `output`, by default the run's model.onnx.
+@dataclass(frozen=True)
+class ExportOptions:
+    """What a file is to be. With `any_size` it takes images of any height and width, and resizes them as serving does.
+    `calibrate` puts a temperature before the softmax; `wanted_precision` adds the threshold above which answers are
+    right that often; `unfamiliar` adds an output that tells how far an image is from the training images. Validation
+    images decide on these three.
+    """
 
-    With `any_size` the file takes images of any height and width, and resizes them as serving does. `calibrate` puts a
-    temperature before the softmax; `wanted_precision` adds the threshold above which answers are right that often;
-    `unfamiliar` adds an output that tells how far an image is from the training images. Validation images decide on
-    all three.
+    precision: Precision = "fp32"
+    any_size: bool = False
+    calibrate: bool = False
+    wanted_precision: float | None = None
+    unfamiliar: bool = False
+
+
+@dataclass(frozen=True)
+class _Unproven:
+    """A model with its metadata but without its proof; the same one in float32; PyTorch's, with which it is compared.
+    `details` say how its precision was reached, `found` what validation decided, `on_test` its confidence on test, if
+    that was measured.
+    """
+
+    model: onnx.ModelProto
+    full: onnx.ModelProto
+    reference: Reference
+    details: dict[str, Any]
+    found: dict[str, Any]
+    on_test: Confidences | None
+
+
+def export(run: Run, dataset: Dataset, output: Path | None = None, options: ExportOptions | None = None) -> Exported:
+    """Export the run's newest averaged weights to `output`, by default the run's model.onnx.
 
     The file is written under a temporary name, opened as serving opens it, compared with PyTorch, and only then
     renamed. Raises ConvlineError where parity fails, or validation cannot decide; an earlier file then stays as it was.
     """
+    options = options or ExportOptions()
     destination = output or run.model
     if destination.exists() and not destination.is_file():
         raise ConvlineError(f"{destination} is not a file that an export could replace; name a .onnx file")
-    check_confidence_options(run, dataset, calibrate, wanted_precision, unfamiliar)
-    if any_size:
+    unproven = _make_model(run, dataset, options)
+    model, precision = unproven.model, options.precision
+    report_file, labels_file = report_path(destination, run), labels_path(destination, run)
+    card_file = card_path(destination, run)
+    for path in (destination, report_file, labels_file, card_file):
+        remove_leftovers(path)
+    with atomic_write(destination) as file:
+        _rewrite(file, model)
+        proofs = prove_run(run, unproven.reference, Path(file.name), destination, dataset)
+        report = _add_proof(model, dataset, proofs, unproven.details)
+        _rewrite(file, model)
+        published = open_model(file.name, "cpu")  # self-tests the very bytes that are published
+        # size and speed are only in the report: with timings in the file, two exports would not be the same bytes
+        speed = measure_speed(model, unproven.full, unproven.reference.predict, precision, run)
+        report |= unproven.found | {"size": _sizes(model, unproven.full), "speed": speed}
+    with atomic_write(report_file, "w") as file:
+        json.dump(report, file, indent=2)
+    with atomic_write(labels_file, "w") as file:
+        json.dump(run.classes, file, indent=2)
+    with atomic_write(card_file, "w", encoding="utf-8") as file:
+        counts, evaluation = dataset.meta["counts"], proofs[0].candidate_evaluation
+        file.write(model_card(run.name, published.metadata, counts, evaluation, unproven.on_test))
+    return Exported(destination, proofs, report)
+
+
+def _make_model(run: Run, dataset: Dataset, options: ExportOptions) -> _Unproven:
+    calibrate, wanted_precision, unfamiliar = options.calibrate, options.wanted_precision, options.unfamiliar
+    check_confidence_options(
+        run, dataset, calibrate=calibrate, wanted_precision=wanted_precision, unfamiliar=unfamiliar
+    )
+    if options.any_size:
         check_supported(run.spec)
     served, step = load_network(run, "averaged")
     if calibrate:
@@ -92,38 +138,18 @@ def export(
     if unfamiliar:
         served.unfamiliarity = fit_unfamiliarity(served, run, dataset)
     full = to_onnx(served, run.spec)
-    model, details = to_precision(full, served, run, dataset, precision)
+    model, details = to_precision(full, served, run, dataset, options.precision)
     measured = measure_confidence(model, run, dataset) if calibrate or wanted_precision is not None else {}
-    confidence = confidence_metadata(measured, served, wanted_precision)
+    found = confidence_metadata(measured, served, wanted_precision)
     if unfamiliar:
-        confidence["unfamiliar"] = set_unit(served, (full, model), run, dataset)
-    if any_size:
+        found["unfamiliar"] = set_unit(served, (full, model), run, dataset)
+    if options.any_size:
         model, full = add_resize(model, run.spec), add_resize(full, run.spec)
         add_metadata(model, {"any_size": True})
-    reference = network_reference(served, precision)
-    probe = probe_metadata(model, run, reference.predict, reference.unfamiliar, precision)
-    add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe} | confidence)
-    report_file, labels_file = report_path(destination, run), labels_path(destination, run)
-    card_file = card_path(destination, run)
-    for path in (destination, report_file, labels_file, card_file):
-        remove_leftovers(path)
-    with atomic_write(destination) as file:
-        _rewrite(file, model)
-        proofs = prove_run(run, reference, Path(file.name), destination, dataset)
-        proof = _add_proof(model, dataset, proofs, {"precision": precision, **details})
-        _rewrite(file, model)
-        published = open_model(file.name, "cpu")  # self-tests the very bytes that are published
-        # size and speed are only in the report: with timings in the file, two exports would not be the same bytes
-        speed = measure_speed(model, full, reference.predict, precision, run)
-        report = proof | confidence | {"size": _sizes(model, full), "speed": speed}
-    with atomic_write(report_file, "w") as file:
-        json.dump(report, file, indent=2)
-    with atomic_write(labels_file, "w") as file:
-        json.dump(run.classes, file, indent=2)
-    with atomic_write(card_file, "w", encoding="utf-8") as file:
-        counts, evaluation = dataset.meta["counts"], proofs[0].candidate_evaluation
-        file.write(model_card(run.name, published.metadata, counts, evaluation, measured.get("test")))
-    return Exported(destination, proofs, report)
+    reference = network_reference(served, options.precision)
+    probe = probe_metadata(model, run, reference.predict, reference.unfamiliar, options.precision)
+    add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe} | found)
+    return _Unproven(model, full, reference, {"precision": options.precision, **details}, found, measured.get("test"))
 
 
 def _add_proof(

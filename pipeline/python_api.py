@@ -115,6 +115,7 @@ class TrainedRun:
         file untouched, where the proof fails.
         """
         from pipeline.dataset import check_name
+        from pipeline.export import ExportOptions
         from pipeline.export import export as export_run
 
         _check("precision", precision, Precision)
@@ -122,16 +123,8 @@ class TrainedRun:
         if register is not None:
             check_name(register, "model")
         dataset = self._run.dataset(self._data_dir)
-        exported = export_run(
-            self._run,
-            dataset,
-            None if output is None else Path(output),
-            precision,
-            any_size=any_size,
-            calibrate=calibrate,
-            wanted_precision=wanted_precision,
-            unfamiliar=unfamiliar,
-        )
+        options = ExportOptions(precision, any_size, calibrate, wanted_precision, unfamiliar)
+        exported = export_run(self._run, dataset, None if output is None else Path(output), options)
         if register is not None:
             from pipeline.register import register as add_version
 

@@ -22,6 +22,7 @@ from serving.image_inputs import DecodedImage, ImageInput, as_input_files
 from serving.model import open_model
 from serving.records import UNSURE, Entry, Prediction, Reject, decide
 from serving.session import Provider
+from serving.tables import optional_columns
 
 BATCHES_AHEAD = 2
 MAX_LISTED = 10  # images that an error message lists
@@ -35,8 +36,9 @@ class Classifier:
 
     `model` is a file or a name in MLflow's registry (`models:/NAME@champion`); `external` describes an ONNX file of
     another tool; `threads` defaults to all usable CPUs. `threshold`, by default that of the file if it has one, is the
-    probability below which a prediction's `decision` is "unsure". Opening validates and self-tests the file. All
-    methods may be called from several threads at once. Raises ModelError as `open_model` does.
+    probability below which a prediction's `decision` is "unsure". With `unfamiliar`, predictions tell how far an image
+    is from the training images; the file must have been exported with that. Opening validates and self-tests the file.
+    All methods may be called from several threads at once. Raises ModelError as `open_model` does.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Classifier:
         batch_size: int = SERVING_BATCH,
         external: ExternalModel | None = None,
         threshold: float | None = None,
+        unfamiliar: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConvlineError(f"batch size {batch_size} is not a size; use 1 or more")
@@ -55,11 +58,21 @@ class Classifier:
         self.model = open_model(model, provider, threads, external)
         self.batch_size = self.model.batch or batch_size
         self.threshold = self.model.threshold if threshold is None else threshold
+        self.unfamiliar = unfamiliar
+        if unfamiliar and not self.model.tells_unfamiliar:
+            raise ConvlineError(
+                f"{model} does not tell how unfamiliar images are; export it again with `pipeline export --unfamiliar`"
+            )
         if self.threshold is not None and UNSURE in self.classes:
             raise ConvlineError(
                 f"{model} has a class named {UNSURE}, which is also the decision below a threshold; give the class "
                 "another name, or classify without a threshold"
             )
+
+    @property
+    def optional_columns(self) -> tuple[str, ...]:
+        """Those of OPTIONAL_COLUMNS for which predictions have a value."""
+        return optional_columns(self.threshold, self.unfamiliar)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -156,23 +169,27 @@ class Classifier:
             elif row is None:
                 entries.append(Reject(file.path, NOT_FINITE.reason, NOT_FINITE.detail))
             else:
-                labels, probabilities = row
+                labels, probabilities, unfamiliar = row
                 decision = decide(labels[0], probabilities[0], self.threshold)
-                entries.append(Prediction(file.path, labels, probabilities, decision))
+                entries.append(Prediction(file.path, labels, probabilities, decision, unfamiliar))
         return entries
 
     def _rows(
         self, pixels: NDArray[np.uint8], usable: int, top_k: int
-    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]] | None]:
-        """Labels and probabilities, most probable first, of the first `usable` images; None if they are not finite."""
-        probability, logit = (scores[:usable] for scores in self.model.run(pixels))
+    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...], float | None] | None]:
+        """Labels and probabilities, most probable first, of the first `usable` images, and how unfamiliar these are;
+        None if a number is not finite."""
+        outputs = self.model.run_all(pixels) if self.unfamiliar else self.model.run(pixels)
+        probability, logit, *others = (values[:usable] for values in outputs)
+        is_finite = _finite(probability, logit, *(values[:, None] for values in others))
         # ties: the earlier class first
         best = probability.argmax(1)[:, None] if top_k == 1 else np.argsort(-probability, 1, "stable")[:, :top_k]
         highest = np.take_along_axis(probability, best, 1)
-        for is_finite, indices, values in zip(_finite(probability, logit), best.tolist(), highest, strict=True):
+        for i, (indices, values) in enumerate(zip(best.tolist(), highest, strict=True)):
             # str() of a float32 is its shortest exact form: 0.9987123, not 0.9987123012542725
-            row = tuple(self.classes[i] for i in indices), tuple(float(str(value)) for value in values)
-            yield row if is_finite else None
+            labels, probabilities = tuple(self.classes[k] for k in indices), tuple(float(str(p)) for p in values)
+            unfamiliar = float(str(others[0][i])) if others else None
+            yield (labels, probabilities, unfamiliar) if is_finite[i] else None
 
     def check_top_k(self, top_k: int) -> None:
         """Raises ConvlineError unless `top_k` is from 1 to the number of classes."""
@@ -189,9 +206,9 @@ class Classifier:
         del self.model
 
 
-def _finite(probability: NDArray[np.float32], logit: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which images have only finite scores: bool [batch]."""
-    return np.isfinite(np.concatenate([probability, logit], axis=1)).all(axis=1)
+def _finite(*outputs: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """For which images all values, each [batch, n], are finite: bool [batch]."""
+    return np.asarray(np.isfinite(np.concatenate(outputs, axis=1)).all(axis=1))
 
 
 def try_decode(file: InputFile, spec: ImageSpec) -> NDArray[np.uint8] | ImageError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -64,7 +64,7 @@ def classify(job: Job) -> Summary:
         start = time.perf_counter()
         if job.output is None:
             batches = classify_in_batches(predict, files, classifier.batch_size)
-            _classify_to_stdout(job, batches, summary, has_decision=classifier.threshold is not None)
+            _classify_to_stdout(job, batches, summary, classifier.optional_columns)
             summary.finish(time.perf_counter() - start)
         else:
             header = journal_header(job, classifier, fingerprint)
@@ -73,7 +73,7 @@ def classify(job: Job) -> Summary:
                 classify_into_journal(journal, job, predict, files, summary)
                 # before the earlier journal is replaced, which says what to remove from the folder of --sort-into
                 summary.finish(time.perf_counter() - start)
-                finish_output(job, journal, classifier.threshold is not None, sorted_folder(observers))
+                finish_output(job, journal, classifier.optional_columns, sorted_folder(observers))
     return summary
 
 
@@ -107,7 +107,7 @@ def open_predictor(
     is_single_batch = len(first_files) <= size
     processes = min(job.threads or usable_cpus(), len(first_files))
     threads = job.threads if is_single_batch else 1
-    with Classifier(job.model, job.provider, threads, size, job.external, job.threshold) as classifier:
+    with Classifier(job.model, job.provider, threads, size, job.external, job.threshold, job.unfamiliar) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
             classifier.batch_size = _journal_batch_size(job) or fastest_batch_size(classifier.model)
@@ -132,8 +132,10 @@ def _journal_batch_size(job: Job) -> int | None:
     return header["batch_size"] if header else None
 
 
-def _classify_to_stdout(job: Job, batches: Iterator[list[FileEntry]], summary: Summary, has_decision: bool) -> None:
-    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k, job.csv_safe, has_decision) as table:
+def _classify_to_stdout(
+    job: Job, batches: Iterator[list[FileEntry]], summary: Summary, optional: Sequence[str]
+) -> None:
+    with open_table(sys.stdout.buffer, job.stdout_format, job.top_k, job.csv_safe, optional) as table:
         for batch in batches:
             for file, entry in batch:
                 summary.add(file, entry)

@@ -49,6 +49,9 @@ def classify(
         float | None,
         typer.Option(metavar="P", min=0, max=1, help="Below this probability unsure; default: the file's own, if any."),
     ] = None,
+    unfamiliar: Annotated[
+        bool, typer.Option("--unfamiliar", help="Add a column: how far each image is from the training images.")
+    ] = False,
     batch_size: Annotated[
         str, typer.Option(metavar="N|auto", help="Images per batch; auto measures the best size.")
     ] = str(SERVING_BATCH),
@@ -101,6 +104,7 @@ def classify(
         stdout_format="jsonl" if as_json else "csv",
         top_k=top_k,
         threshold=threshold,
+        unfamiliar=unfamiliar,
         batch_size="auto" if batch_size == "auto" else _positive(batch_size, "--batch-size"),
         provider=provider,
         threads=threads,

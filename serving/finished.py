@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,7 +34,9 @@ def check_rescan(output: Path) -> None:
         raise ConvlineError(f"{output} or its rejects are not those that {path} was written with; {advice}")
 
 
-def finish_output(job: Job, journal: Journal, has_decision: bool, sorted_folder: SortedFolder | None) -> None:
+def finish_output(
+    job: Job, journal: Journal, optional_columns: Sequence[str], sorted_folder: SortedFolder | None
+) -> None:
     """Write the table and the rejects from a complete journal, and keep the journal for a rescan.
 
     Where a rescan found no change, the table and the rejects stay as they are.
@@ -46,7 +48,7 @@ def finish_output(job: Job, journal: Journal, has_decision: bool, sorted_folder:
         footer = replace(earlier, sorted_folder=sorted_folder or earlier.sorted_folder)
     else:
         entries = (record.entry for record in journal.records())
-        render(entries, job.output, job.top_k, job.csv_safe, has_decision)
+        render(entries, job.output, job.top_k, job.csv_safe, optional_columns)
         footer = Footer.of_output(job.output, sorted_folder)
     journal.keep(asdict(footer))
 
@@ -54,24 +56,29 @@ def finish_output(job: Job, journal: Journal, has_decision: bool, sorted_folder:
 def finished_summary(job: Job, output: Path, name: str | None = None) -> Summary | None:
     """The summary of a job that should be resumed although its output (shown to the user as `name`) is complete.
 
-    None where there is no such output. Raises ConvlineError where the output belongs to other files, or its decisions
-    to another threshold.
+    None where there is no such output. Raises ConvlineError where the output belongs to other files, its decisions to
+    another threshold, or where it lacks a column.
     """
     if not (job.continues and output.exists()):
         return None
     summary = Summary("nothing", observers=open_observers(replace(job, sort_into=None)))
     for file, entry in _read_finished(output, shard_files(job)[0], job.csv_safe):
         if job.threshold is not None and not _has_threshold(entry, job.threshold):
-            raise ConvlineError(
-                f"{name or output} is complete, but was not written with --threshold {job.threshold:g}; choose another "
-                "name, or replace it with --overwrite"
-            )
+            raise _not_written_with(f"--threshold {job.threshold:g}", name or output)
+        if job.unfamiliar and isinstance(entry, Prediction) and entry.unfamiliar is None:
+            raise _not_written_with("--unfamiliar", name or output)
         summary.add(file, entry)
     report = f", except for writing {job.report} again" if job.report else ""
     log(f"{name or output} is complete; there is nothing to resume{report}")
     summary.resumed = summary.tally.found
     summary.finish(0)
     return summary
+
+
+def _not_written_with(option: str, output: Path | str) -> ConvlineError:
+    return ConvlineError(
+        f"{output} is complete, but was not written with {option}; choose another name, or replace it with --overwrite"
+    )
 
 
 def _has_threshold(entry: Entry, threshold: float) -> bool:
@@ -99,8 +106,8 @@ def _read_finished(
             rejects = (Reject(fields["path"], fields["reason"], fields["detail"]) for fields in map(json.loads, file))
             row, reject = next(rows, None), next(rejects, None)
             for listed in files:
-                if row and row[0] == path_in_table(listed.path, output, csv_safe):
-                    yield listed, Prediction(listed.path, (row[1],), (row[2],), row[3])
+                if row and row.path == path_in_table(listed.path, output, csv_safe):
+                    yield listed, replace(row, path=listed.path)
                     row = next(rows, None)
                 elif reject and reject.path == listed.path:
                     yield listed, reject

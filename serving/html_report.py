@@ -30,10 +30,11 @@ from serving.report_images import Row, RowOfEachClass, ShownImage, absolute, lin
 if TYPE_CHECKING:
     from serving.summary import Summary, Tally
 
-# 3 * 224 + 240 + 10 * 7 images of 14,000 bytes at most, with their names, stay below 15 MB
+# 3 * 224 + 200 + 40 + 10 * 7 images of 14,000 bytes at most, with their names, stay below 15 MB
 LARGEST_PAGE = 15_000_000  # bytes
 IMAGES_PER_KIND = 224  # of one kind of row, all classes together; with many classes, rows are shorter or left out
-UNSURE_IMAGES = 240  # all classes together
+UNSURE_IMAGES = 200  # all classes together
+UNFAMILIAR_IMAGES = 40
 IMAGES_PER_CLASS_ROW = 14  # at most
 IMAGES_PER_TENTH = 7  # of the probability
 MAX_REJECTS = 100  # that are listed
@@ -65,6 +66,7 @@ class HtmlReport:
         self._rows_by_confidence = [Row(IMAGES_PER_TENTH, random_key) for _ in range(10)]
         self._unsure = RowOfEachClass(UNSURE_IMAGES, UNSURE_IMAGES, random_key)
         self._unsure_counts: Counter[str] = Counter()  # by class
+        self._unfamiliar = Row(UNFAMILIAR_IMAGES, lambda entry: -(entry.unfamiliar or 0))
         self._confidence_sums: defaultdict[str, float] = defaultdict(float)  # by class
         self._rejects: list[tuple[Reject, str | None]] = []  # with the link to its file
 
@@ -79,6 +81,8 @@ class HtmlReport:
         if entry.decision == UNSURE:
             self._unsure_counts[label] += 1
             rows.append(self._unsure[label])
+        if entry.is_unfamiliar:
+            rows.append(self._unfamiliar)
         if accepting := [row for row in rows if row.accepts(entry)]:
             image = ShownImage(entry, thumbnail(file), link_to(file, self._folder))
             for row in accepting:
@@ -99,6 +103,7 @@ class HtmlReport:
             sections += [
                 ("Classes", self._classes(tally)),
                 *([("Unsure", self._unsure_images(unsure, filters))] if unsure else []),
+                *([("Unfamiliar", self._unfamiliar_images(tally.unfamiliar, filters))] if tally.unfamiliar else []),
                 ("By confidence", self._by_confidence(filters)),
                 ("By class", self._by_class(labels, tally, filters)),
             ]
@@ -133,6 +138,12 @@ class HtmlReport:
         if omitted := len(self._unsure_counts) - len(labels):
             text += f" The {omitted:,} rarest classes are left out."
         return [muted(text), element("div", map(group, labels), class_="side-by-side")]
+
+    def _unfamiliar_images(self, count: int, filters: Filters) -> HtmlContent:
+        row = self._unfamiliar
+        shown = f"{count:,}" if len(row) == count else f"{len(row):,} of {count:,}"
+        text = "images further away from the training images than 99 of 100 validation images, the furthest first."
+        return _group(row, filters, muted(f"{shown} {text}"))
 
     def _by_confidence(self, filters: Filters) -> HtmlContent:
         text = f"Up to {IMAGES_PER_TENTH} random images for each tenth of the probability."
@@ -183,6 +194,7 @@ def _facts(summary: Summary) -> list[tuple[str, HtmlContent]]:
         ("classified", f"{tally.classified:,}"),
         ("rejected", f"{tally.rejected:,}"),
         *([("unsure", f"{tally.unsure:,}")] if tally.unsure is not None else []),
+        *([("unfamiliar", f"{tally.unfamiliar:,}")] if tally.unfamiliar is not None else []),
     ]
     if summary.images_per_second:
         facts.append(("images/s", f"{summary.images_per_second:,.0f} on {summary.provider}"))

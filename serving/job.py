@@ -35,6 +35,7 @@ class Job:
     stdout_format: Format = "csv"
     top_k: int = 1
     threshold: float | None = None
+    unfamiliar: bool = False
     batch_size: int | Literal["auto"] = SERVING_BATCH
     provider: Provider = "auto"
     threads: int | None = None
@@ -149,6 +150,7 @@ def journal_header(job: Job, classifier: Classifier, fingerprint: ListingFingerp
         "inputs": list(job.inputs),
         "top_k": job.top_k,
         **({"threshold": classifier.threshold} if classifier.threshold is not None else {}),
+        **({"unfamiliar": True} if job.unfamiliar else {}),
         "batch_size": classifier.batch_size,
         "provider": classifier.provider,
         **({"csv_safe": True} if job.csv_safe else {}),

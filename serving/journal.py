@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
@@ -54,7 +54,7 @@ SETTING_NAMES = {"foreign": "--classes or --preprocess", "listing": "listing of 
 
 
 def render(
-    entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = False, has_decision: bool = False
+    entries: Iterable[Entry], output: Path, top_k: int, csv_safe: bool = False, optional: Sequence[str] = ()
 ) -> None:
     """Write the table and the rejects; both files appear by rename."""
     for path in (output, rejects_path(output)):
@@ -63,7 +63,7 @@ def render(
         file = stack.enter_context(atomic_write(output))
         # closed first, so that the table appears last: where it exists, the job is done
         rejects = stack.enter_context(atomic_write(rejects_path(output)))
-        table = stack.enter_context(open_table(file, table_format(output), top_k, csv_safe, has_decision))
+        table = stack.enter_context(open_table(file, table_format(output), top_k, csv_safe, optional))
         for entry in entries:
             if isinstance(entry, Reject):
                 rejects.write(json_line(entry_fields(entry)))

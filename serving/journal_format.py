@@ -41,7 +41,8 @@ class JournalRecord:
             entry: Entry = Reject(**fields)
         else:
             labels, probabilities = tuple(fields["labels"]), tuple(fields["probabilities"])
-            entry = Prediction(fields["path"], labels, probabilities, fields.get("decision"))
+            others = fields.get("decision"), fields.get("unfamiliar")
+            entry = Prediction(fields["path"], labels, probabilities, *others)
         return cls(entry, None if stamp is None else (stamp[0], stamp[1]))
 
 
@@ -113,8 +114,13 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
     """An entry as it stands in a journal and in the rejects."""
     if isinstance(entry, Reject):
         return {"path": entry.path, "reason": entry.reason, "detail": entry.detail}
-    decision = {} if entry.decision is None else {"decision": entry.decision}
-    return {"path": entry.path, "labels": entry.labels, "probabilities": entry.probabilities, **decision}
+    others = {"decision": entry.decision, "unfamiliar": entry.unfamiliar}
+    return {
+        "path": entry.path,
+        "labels": entry.labels,
+        "probabilities": entry.probabilities,
+        **{name: value for name, value in others.items() if value is not None},
+    }
 
 
 def json_line(fields: dict[str, Any]) -> bytes:

@@ -39,6 +39,7 @@ from serving.shard_store import ShardStore, open_shard_store
 from serving.shards import ListingFingerprint, NameHasher, fingerprint_listing
 from serving.sort_into import sorted_folder
 from serving.summary import Summary
+from serving.tables import optional_columns
 
 SHARDS_PER_WORKER = 8  # many, so that workers wait only briefly for the last shard
 PLAN_KEYS = ("listing", "parts")  # that a plan has beside the settings of the job
@@ -155,7 +156,7 @@ def _settings(job: Job, earlier: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
     Opens the model on the CPU for that, and closes it.
     """
     size = SERVING_BATCH if job.batch_size == "auto" else job.batch_size
-    with Classifier(job.model, "cpu", job.threads, size, job.external, job.threshold) as classifier:
+    with Classifier(job.model, "cpu", job.threads, size, job.external, job.threshold, job.unfamiliar) as classifier:
         classifier.check_top_k(job.top_k)
         if job.batch_size == "auto":
             classifier.batch_size = earlier.get("batch_size") or fastest_batch_size(classifier.model)
@@ -238,7 +239,7 @@ def _join(job: Job, store: ShardStore, fingerprint: ListingFingerprint, shards: 
         journal.write(json_line(header))
         records = _joined_records(job, store, fingerprint, shards, summary)
         entries = _written_to(journal, records)
-        render(entries, job.output, job.top_k, job.csv_safe, job.threshold is not None)
+        render(entries, job.output, job.top_k, job.csv_safe, optional_columns(job.threshold, job.unfamiliar))
         footer = Footer.of_output(job.output, sorted_folder(summary.observers))
         journal.write(footer_line(asdict(footer)))
     store.remove()

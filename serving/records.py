@@ -11,13 +11,19 @@ UNSURE = "unsure"  # the decision where the most probable class is not probable 
 class Prediction:
     """The k most probable classes of one file, most probable first.
 
-    With a threshold, `decision` is the first label where its probability reaches the threshold, and else UNSURE.
+    With a threshold, `decision` is the first label where its probability reaches the threshold, and else UNSURE. Where
+    it was asked for, `unfamiliar` is the distance from the training images; 99 of 100 validation images were below 1.
     """
 
     path: str
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     decision: str | None = None
+    unfamiliar: float | None = None
+
+    @property
+    def is_unfamiliar(self) -> bool:
+        return self.unfamiliar is not None and self.unfamiliar > 1
 
 
 def decide(label: str, probability: float, threshold: float | None) -> str | None:

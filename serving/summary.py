@@ -13,11 +13,13 @@ from serving.records import UNSURE, Entry, Reject
 
 @dataclass
 class Tally:
-    """Counts of files; `classified + rejected == found`. `unsure` counts the decisions below the threshold among the
-    classified files; it is None without a threshold."""
+    """Counts of files; `classified + rejected == found`. Of the classified files `unsure` counts those below the
+    threshold, None without one, and `unfamiliar` those unlike the training images, None where that was not asked for.
+    """
 
     classified: int = 0
     unsure: int | None = None
+    unfamiliar: int | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
 
@@ -37,6 +39,8 @@ class Tally:
             self.labels[entry.labels[0]] += 1
             if entry.decision is not None:
                 self.unsure = (self.unsure or 0) + (entry.decision == UNSURE)
+            if entry.unfamiliar is not None:
+                self.unfamiliar = (self.unfamiliar or 0) + entry.is_unfamiliar
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ class Summary:
             "rejected": self.tally.rejected,
             "rejects_by_reason": dict(sorted(self.tally.reasons.items())),
             **({"unsure": self.tally.unsure} if self.tally.unsure is not None else {}),
+            **({"unfamiliar": self.tally.unfamiliar} if self.tally.unfamiliar is not None else {}),
             "labels": dict(sorted(self.tally.labels.items())),
             "resumed": self.resumed,
             **({"rescan": asdict(self.rescan)} if self.rescan else {}),
@@ -116,6 +121,7 @@ class Summary:
             f"classified {tally.classified} + rejected {tally.rejected} == found {tally.found}"
             f"{f' ({reasons})' if reasons else ''}"
             f"{f'; {tally.unsure} unsure' if tally.unsure is not None else ''}"
+            f"{f'; {tally.unfamiliar} unfamiliar' if tally.unfamiliar is not None else ''}"
             f"{f'; {self.rescan.sentence()}' if self.rescan else ''}"
             f"{f'; {self.images_per_second:.0f} images/s on {self.provider}' if self.images_per_second else ''}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +17,15 @@ from serving.records import Prediction
 
 Format = Literal["csv", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+OPTIONAL_COLUMNS = ("decision", "unfamiliar")  # which follow the first probability, where a job has them
 ROW_GROUP = 2**16  # rows of a Parquet file that are held in memory
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet runs a cell that begins so as a formula
+
+
+def optional_columns(threshold: float | None, unfamiliar: bool) -> tuple[str, ...]:
+    """The columns of OPTIONAL_COLUMNS that a job with these options has."""
+    has = (threshold is not None, unfamiliar)
+    return tuple(name for name, is_there in zip(OPTIONAL_COLUMNS, has, strict=True) if is_there)
 
 
 class Table(Protocol):
@@ -43,16 +50,16 @@ def table_format(output: Path | str) -> Format:
 
 @contextmanager
 def open_table(
-    file: IO[bytes], format: Format, top_k: int, csv_safe: bool = False, has_decision: bool = False
+    file: IO[bytes], format: Format, top_k: int, csv_safe: bool = False, optional: Sequence[str] = ()
 ) -> Iterator[Table]:
     """A table on `file`, finished at the end; `file` stays open.
 
-    `csv_safe` puts a ' before cells that a spreadsheet would run as a formula. With `has_decision` all predictions have
-    a decision, which follows the first probability.
+    `csv_safe` puts a ' before cells that a spreadsheet would run as a formula. `optional` are those of OPTIONAL_COLUMNS
+    for which all predictions have a value, in that order.
     """
     ranks = [""] + [f"_{rank}" for rank in range(2, top_k + 1)]
     columns = ["path"] + [f"{name}{rank}" for rank in ranks for name in ("label", "probability")]
-    columns[3:3] = ["decision"] if has_decision else []
+    columns[3:3] = optional
     if format == "parquet":
         parquet = _Parquet(file, columns)
         yield parquet
@@ -66,8 +73,8 @@ def open_table(
         text.detach()
 
 
-def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, float, str | None]]:
-    """The path (as `path_in_table` gives it), the first label, its probability, and the decision (if any) of each row.
+def read_rows(table: Path, csv_safe: bool = False) -> Iterator[Prediction]:
+    """The rows, each with its most probable class only, and with the path as `path_in_table` gives it.
 
     `csv_safe` as for `open_table`. Raises ValueError or KeyError for a file that is not such a table.
     """
@@ -75,20 +82,27 @@ def read_rows(table: Path, csv_safe: bool = False) -> Iterator[tuple[str, str, f
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(table) as parquet:
-            columns = ["path", "label", "probability"]
-            has_decision = "decision" in parquet.schema_arrow.names
-            for batch in parquet.iter_batches(columns=[*columns, "decision"] if has_decision else columns):
-                values = [batch.column(name).to_pylist() for name in columns]
-                decisions = batch.column("decision").to_pylist() if has_decision else [None] * batch.num_rows
-                yield from zip(*values, decisions, strict=True)
+            optional = [name for name in OPTIONAL_COLUMNS if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(columns=["path", "label", "probability", *optional]):
+                yield from map(_as_prediction, batch.to_pylist())
         return
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file) if table_format(table) == "csv" else map(json.loads, file)
         for row in rows:
-            label, decision = row["label"], row.get("decision")
             if csv_safe:
-                label, decision = _unsafe(label), None if decision is None else _unsafe(decision)
-            yield row["path"], label, float(row["probability"]), decision
+                row |= {name: _unsafe(row[name]) for name in ("label", "decision") if name in row}
+            yield _as_prediction(row)
+
+
+def _as_prediction(row: dict[str, Any]) -> Prediction:
+    unfamiliar = row.get("unfamiliar")
+    return Prediction(
+        row["path"],
+        (row["label"],),
+        (float(row["probability"]),),
+        row.get("decision"),
+        None if unfamiliar is None else float(unfamiliar),
+    )
 
 
 def path_in_table(path: str, table: Path, csv_safe: bool = False) -> str:
@@ -101,7 +115,7 @@ def path_in_table(path: str, table: Path, csv_safe: bool = False) -> str:
 def _cells(row: Prediction) -> list[str | float]:
     pairs = zip(row.labels, row.probabilities, strict=True)
     cells = [row.path, *(cell for pair in pairs for cell in pair)]
-    cells[3:3] = [] if row.decision is None else [row.decision]
+    cells[3:3] = [value for value in (row.decision, row.unfamiliar) if value is not None]
     return cells
 
 
@@ -137,7 +151,8 @@ class _Parquet:
         import pyarrow
         import pyarrow.parquet
 
-        types = [pyarrow.float32() if name.startswith("probability") else pyarrow.string() for name in columns]
+        names_of_numbers = ("probability", "unfamiliar")
+        types = [pyarrow.float32() if name.startswith(names_of_numbers) else pyarrow.string() for name in columns]
         self._schema = pyarrow.schema(list(zip(columns, types, strict=True)))
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
         self._rows: list[list[Any]] = []

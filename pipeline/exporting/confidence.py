@@ -27,7 +27,12 @@ SPLITS = ("validation", "test")
 
 
 def check_confidence_options(
-    run: Run, dataset: Dataset, calibrate: bool, wanted_precision: float | None, unfamiliar: bool
+    run: Run,
+    dataset: Dataset,
+    *,
+    calibrate: bool = False,
+    wanted_precision: float | None = None,
+    unfamiliar: bool = False,
 ) -> None:
     """Raises ConvlineError where the run has no validation images for these options, or they make no sense."""
     if wanted_precision is not None and not 0 < wanted_precision < 1:

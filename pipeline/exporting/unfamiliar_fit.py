@@ -71,13 +71,13 @@ def _image_features(served: ServedNetwork, run: Run) -> ImageFeatures:
     model = run.recipe.model
     heads = head_layers(model.name, shape, len(run.classes), **model.options)
     head = heads[0] if len(heads) == 1 else None
-    maps = _last_maps(served.network, shape, head)
+    maps = last_maps(served.network, shape, head)
     if not maps and head is None:
         raise ConvlineError(f"{model.name} has no layer whose values --unfamiliar could use; export without it")
     return ImageFeatures(maps, head)
 
 
-def _last_maps(network: nn.Module, shape: tuple[int, int, int], head: str | None) -> list[str]:
+def last_maps(network: nn.Module, shape: tuple[int, int, int], head: str | None) -> list[str]:
     """The layers that compute the last map of each resolution, by their names.
 
     Only whole stages and layers beside them, not the layers inside (of "blocks.0.conv", say). Left out are maps of one

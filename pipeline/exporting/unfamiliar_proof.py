@@ -35,12 +35,13 @@ class UnfamiliarProof:
         self, batches: Iterable[NamedBatch], reference: Unfamiliar, candidate: Unfamiliar, spec: ImageSpec
     ) -> Iterator[NamedBatch]:
         """Compare hostile images, and each batch that passes through."""
-        self._add(reference(hostile_images(spec)), candidate(hostile_images(spec)))
+        self.add(reference(hostile_images(spec)), candidate(hostile_images(spec)))
         for batch in batches:
-            self._add(reference(batch.images), candidate(batch.images))
+            self.add(reference(batch.images), candidate(batch.images))
             yield batch
 
-    def _add(self, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+    def add(self, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
+        """Compare the distances, float32 [n], of a batch."""
         self.images += len(expected)
         with np.errstate(invalid="ignore"):
             differences = np.abs(expected - found) / np.maximum(1, np.abs(expected))

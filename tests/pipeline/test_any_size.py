@@ -171,7 +171,7 @@ def test_a_file_that_crops_elsewhere_is_not_published(own_project: Path, monkeyp
     right = resize_graph._offset
     monkeypatch.setattr(resize_graph, "_offset", lambda *arguments: right(*arguments) + 1)
     with pytest.raises(ConvlineError, match=r"parity FAILED.*pixels of images of 1x300 differ by \d+ of 255"):
-        export.export(run, run.dataset(own_project / "data"), any_size=True)
+        export.export(run, run.dataset(own_project / "data"), options=export.ExportOptions(any_size=True))
     assert run.model.read_bytes() == before
 
 

@@ -226,7 +226,7 @@ def test_a_threshold_alone_needs_no_temperature(held_out: Path, tmp_path: Path) 
 
 
 def test_a_run_without_validation_is_told_how_to_get_one(project: Path, tmp_path: Path) -> None:
-    for option in (["--calibrate"], ["--wanted-precision", "0.9"]):
+    for option in (["--calibrate"], ["--wanted-precision", "0.9"], ["--unfamiliar"]):
         command = ("pipeline", "export", *option, "--output", tmp_path / "m.onnx")
         told = run_command(project, *command, status=1).stderr
         assert f"{option[0]} needs validation images" in told and "--set data.validation=0.1" in told
@@ -236,9 +236,9 @@ def test_a_run_without_validation_is_told_how_to_get_one(project: Path, tmp_path
 def test_a_class_named_unsure_is_refused_with_a_threshold(held_out: Path) -> None:
     run, dataset = Run.open(held_out / "runs/digits"), Dataset.open(held_out / "data", "digits")
     run.info["dataset"]["classes"][3] = "unsure"
-    check_confidence_options(run, dataset, calibrate=True, wanted_precision=None)
+    check_confidence_options(run, dataset, calibrate=True)
     with pytest.raises(ConvlineError, match="a class named unsure"):
-        check_confidence_options(run, dataset, calibrate=False, wanted_precision=0.9)
+        check_confidence_options(run, dataset, wanted_precision=0.9)
 
 
 @pytest.mark.parametrize("wanted", ["0", "1", "nan", "-0.5"])

@@ -55,8 +55,10 @@ def test_json_lines_hold_names_that_are_not_utf_8(tmp_path: Path) -> None:
 def test_paths_and_labels_are_read_back(tmp_path: Path, ending: str) -> None:
     table = written(tmp_path / f"x.{ending}", ROWS)
     read = list(read_rows(table))
-    assert [row[:2] for row in read] == [(path_in_table(row.path, table), row.labels[0]) for row in ROWS]
-    assert [row[2] for row in read] == pytest.approx([row.probabilities[0] for row in ROWS], rel=1e-6)
+    assert [(row.path, *row.labels) for row in read] == [
+        (path_in_table(row.path, table), row.labels[0]) for row in ROWS
+    ]
+    assert [row.probabilities[0] for row in read] == pytest.approx([row.probabilities[0] for row in ROWS], rel=1e-6)
     assert list(read_rows(written(tmp_path / f"none.{ending}", []))) == []
 
 
@@ -73,10 +75,10 @@ def test_cells_that_are_formulas_are_made_safe_and_read_back(tmp_path: Path) -> 
     assert [row["path"] for row in cells if row["path"] in names] == ["'quoted'", " =x", "a=b", ""]
     assert all(row["label_2"] == "'=second" for row in cells)
     read = list(read_rows(tmp_path / "x.csv", csv_safe=True))
-    assert [row[:2] for row in read] == [
+    assert [(row.path, *row.labels) for row in read] == [
         (path_in_table(name, tmp_path / "x.csv", csv_safe=True), name) for name in names
     ]
-    assert len({row[0] for row in read}) == len(names)
+    assert len({row.path for row in read}) == len(names)
 
 
 def test_a_large_parquet_file_is_written_in_groups(tmp_path: Path) -> None:
@@ -115,9 +117,9 @@ def test_decisions_are_read_back_escaped_or_not(tmp_path: Path, ending: str) -> 
         Prediction("b", ("dog", "=cat"), (0.5, 0.5), "unsure"),
     ]
     path, is_safe = tmp_path / f"x.{ending}", ending == "csv"
-    with path.open("wb") as file, open_table(file, table_format(path), 2, is_safe, has_decision=True) as table:
+    with path.open("wb") as file, open_table(file, table_format(path), 2, is_safe, optional=["decision"]) as table:
         for row in rows:
             table.write(row)
-    assert [(row[1], row[3]) for row in read_rows(path, is_safe)] == [("=cat", "=cat"), ("dog", "unsure")]
+    assert [(row.labels[0], row.decision) for row in read_rows(path, is_safe)] == [("=cat", "=cat"), ("dog", "unsure")]
     if is_safe:
         assert path.read_text().splitlines()[1] == "a,'=cat,0.9,'=cat,dog,0.1"
