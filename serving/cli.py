@@ -1,7 +1,8 @@
-"""The command line `serving` and its options: classify, inspect, bench, doctor. Heavy imports are in the commands."""
+"""The command line `serving` and its options: classify, page, inspect, bench, doctor. Heavy imports are in the commands."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,23 @@ def classify(
         console.log(summary.sentence())
     if strict and summary.tally.rejected:
         raise typer.Exit(3)
+
+
+@app.command()
+def page(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder that is written; it must be new or empty.")],
+    onnxruntime_web: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The npm package onnxruntime-web; default: node_modules/onnxruntime-web."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier page.")] = False,
+) -> None:
+    """Write a web page that classifies photographs in the visitor's browser."""
+    from serving.page import DEFAULT_RUNTIME_FOLDER, write_page
+
+    print(write_page(model, output, onnxruntime_web or DEFAULT_RUNTIME_FOLDER, overwrite))
+    console.log(f"to see it: python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(output))} 8000")
 
 
 @app.command()

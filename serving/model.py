@@ -23,9 +23,9 @@ from convline.images import ImageSpec
 from convline.mlflow_client import SCHEME
 from serving.external_model import ExternalModel, adapt
 from serving.model_file import (
-    PREFIX,
     PROOF,
     check_has_no_external_data,
+    has_convline_metadata,
     load_external_data,
     parse_model,
     problem_with_proof,
@@ -194,7 +194,7 @@ def _open_external(
     data: bytes, name: Path | str, provider: Provider, threads: int | None, external: ExternalModel
 ) -> OnnxModel:
     proto = parse_model(data, name)
-    if any(entry.key.startswith(PREFIX) for entry in proto.metadata_props):
+    if has_convline_metadata(proto):
         raise ModelError(f"{name} was exported by convline and needs no description; leave out --classes")
     if not str(name).startswith(SCHEME):
         load_external_data(proto, Path(name))

@@ -74,6 +74,11 @@ def parse_model(data: bytes, name: Path | str) -> onnx.ModelProto:
     return model
 
 
+def has_convline_metadata(model: onnx.ModelProto) -> bool:
+    """Whether the file was exported by convline; the metadata may be damaged."""
+    return any(entry.key.startswith(PREFIX) for entry in model.metadata_props)
+
+
 def read_metadata(model: onnx.ModelProto, name: Path | str, optional: Collection[str] = ()) -> dict[str, Any]:
     """The parsed `convline.` metadata; the keys in `optional` may be missing.
 

@@ -25,7 +25,7 @@ COLORS = {
     "ink": "#1c2024",
     "muted": "#5c6570",
     "line": "#d5dae0",
-    "accent": "#1f6feb",
+    "accent": "#1b66dc",
     "good": "#1a7f37",
     "second": "#bc4c00",
     "third": "#8250df",
