@@ -1,4 +1,4 @@
-"""The command line `serving` and its options: classify, page, inspect, bench, doctor. Heavy imports are in the commands."""
+"""The command line `serving`: classify, page, inspect, bench, doctor. Heavy imports are in the commands."""
 
 from __future__ import annotations
 

@@ -120,9 +120,10 @@ def _check_is_replaceable(output: Path, overwrite: bool) -> None:
     ours = {PAGE, STYLE, MODEL, *SCRIPTS}
     others = [name for name in names if name not in ours and not name.startswith(f"{RUNTIME}-")]
     if others:
+        listed = ", ".join(others[:3]) + (", …" if others[3:] else "")
         raise ConvlineError(
-            f"{output} holds files that are not of a page ({', '.join(others[:3])}{', …' if others[3:] else ''}), which "
-            "--overwrite would remove; choose another folder"
+            f"{output} holds files that are not of a page ({listed}); --overwrite would remove them, so choose another "
+            "folder or move them"
         )
 
 

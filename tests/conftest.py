@@ -14,6 +14,7 @@ import pytest
 
 from convline.cpus import usable_cpus
 from tests.commands import Cli, command, run_command, run_process
+from tests.pipeline.helpers import image_folder
 from tests.shared import shared_folder
 from tests.tracking_server import Server
 
@@ -97,6 +98,22 @@ def samples(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with any-size.onnx (and its names), which takes RGB images of three classes, and the images of
+    noise in source/ that it learned. Do not change it."""
+
+    def make(folder: Path) -> None:
+        counts = {f"{split}/{label}": 8 for split in ("train", "test") for label in ("ant", "bee", "cat")}
+        image_folder(folder / "source", counts, (24, 24))
+        run_command(folder, "pipeline", "preprocess", "insects", "--source", "source")
+        options = ("--steps", 20, "--tracking", "none", "--set", "train.evaluate_every=0", "--set", "data.validation=0")
+        run_command(folder, "pipeline", "train", "digits", "--dataset", "insects", *options)
+        run_command(folder, "pipeline", "export", "--any-size", "--output", "any-size.onnx", "--tracking", "none")
+
+    return shared_folder(tmp_path_factory, "insects", make)
+
+
+@pytest.fixture(scope="session")
 def test_data() -> Path:
     """Real MNIST and CIFAR-10, where the machine has them."""
     if "CONVLINE_TEST_DATA" not in os.environ:
@@ -117,7 +134,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., str]]:
     """`serve(folder)` -> the URL of a local HTTP server over it; `handler` replaces how it answers."""
     servers = []
