@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.conftest import CPUS, ROOT, run_command
 from tests.pipeline.helpers import image_folder
+from tests.serving.page_files import runtime_folder
 from tests.test_documents import FENCED, TEXTS, code_lines, quoted
 from tests.trainings import points
 
@@ -61,6 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Path:
     (folder / "last-run").touch()
     os.utime(folder / "last-run", (0, 0))
     shutil.copytree(project / "data", folder / "data")
+    runtime_folder(folder / "node_modules/onnxruntime-web")
     for name in ("m.onnx", "model.onnx"):
         shutil.copy(project / "runs/digits/model.onnx", folder / name)
     run_command(folder, "pipeline", "samples", "digits", "--split", "train", "--count", 400, "--output", "like")

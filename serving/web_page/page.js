@@ -54,7 +54,7 @@ function refuse(error) {
   setStatus();
   input.disabled = true;
   const reason = error instanceof Refusal ? error.message : `Something went wrong (${firstLine(error)}).`;
-  find("refusal").textContent = `${reason} So this page classifies nothing.`;
+  find("refusal").textContent = `This page classifies nothing. ${reason}`;
   find("refusal").hidden = false;
   if (!(error instanceof Refusal)) console.error(error);
 }

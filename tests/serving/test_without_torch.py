@@ -113,6 +113,7 @@ def test_a_missing_package_is_one_sentence(name: str | None, advice: str) -> Non
         "import serving",
         "import serving.classify",
         "import serving.inspect",
+        "import serving.page",
         "import serving.doctor; serving.doctor.examine()",
         "from serving import Classifier",
     ],
@@ -127,7 +128,9 @@ def test_classifying_never_imports_what_training_needs(model: Path) -> None:
     assert "onnxruntime" in modules and not modules & {*ABSENT, "models", "pipeline"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"], ["inspect", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["classify", "--help"], ["page", "--help"], ["inspect", "--help"]], ids=" ".join
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported(
         "import sys, runpy\n"
