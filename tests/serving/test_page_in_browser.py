@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from serving.page import TESTED_RUNTIME
-from tests.conftest import QuietHandler, run_command, run_process
+from tests.conftest import QuietHandler, run_process
 from tests.serving.helpers import csv_rows, encode, exif, noise, write
 from tests.serving.page_files import any_size, with_many_classes
 from tests.shared import shared_folder
@@ -26,7 +26,10 @@ from tests.shared import shared_folder
 # chromium first: where it is not installed, nothing is made for it
 pytestmark = [pytest.mark.all, pytest.mark.usefixtures("chromium", "runtime")]
 
-LARGEST_DIFFERENCE = 2e-3  # of a probability; at most 7.4e-7 was seen, in Chromium 150
+# of a probability; in Chromium 150 at most 7.4e-7 was seen
+LARGEST_DIFFERENCE = 1e-5
+WHERE_PIXELS_MAY_DIFFER = 2e-3  # by 1 of 255, as transparency may be rounded, and JPEG decoded, in another way
+DECODERS_DIFFER = ("transparent.png", "palette.png", "orientation-6.jpg")
 READY = re.compile("^Ready")
 Serve = Callable[..., str]
 
@@ -63,27 +66,27 @@ def pages(
     insects: Path, model: Path, samples: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The folder of a page each for an RGB model and a grey one; beside it the model, photographs in `photographs`,
-    and what serving says of them in `table.csv`."""
-    folders = {name: tmp_path_factory.mktemp("page") / name for name in ("rgb", "grey")}
-    sources = {"rgb": insects / "source", "grey": samples}
-    for name, folder in folders.items():
-        model_file = folder.with_name("model.onnx")
-        if name == "rgb":
-            shutil.copy(insects / "any-size.onnx", model_file)
-        else:
-            any_size(model, model_file)
-        photographs = folder.with_name("photographs")
-        for path in sorted(sources[name].rglob("*.png")):
-            write(photographs / "-".join(path.relative_to(sources[name]).parts), path.read_bytes())
-        for file, data in photographs_of_many_kinds(max(0, 86 - len(list(photographs.iterdir())))).items():
-            write(photographs / file, data)
-        options = ("--onnxruntime-web", runtime, "--output", folder)
-        run_process(folder.parent, "serving", "page", model_file, *options)
-        table = folder.with_name("table.csv")
-        run_command(
-            folder.parent, "serving", "classify", photographs, "--model", model_file, "--output", table, "--top-k", 3
-        )
-    return folders
+    and what serving says of them in `table.csv`. Do not change them."""
+
+    def make(folder: Path) -> None:
+        for name, source in (("rgb", insects / "source"), ("grey", samples)):
+            here = folder / name
+            here.mkdir()
+            for path in sorted(source.rglob("*.png")):
+                write(here / "photographs" / "-".join(path.relative_to(source).parts), path.read_bytes())
+            noise_images = max(0, 86 - len(list((here / "photographs").iterdir())))
+            for file, data in photographs_of_many_kinds(noise_images).items():
+                write(here / "photographs" / file, data)
+            if name == "rgb":
+                shutil.copy(insects / "any-size.onnx", here / "model.onnx")
+            else:
+                any_size(model, here / "model.onnx")
+            run_process(here, "serving", "page", "model.onnx", "--output", "page", "--onnxruntime-web", runtime)
+            options = ("--model", "model.onnx", "--output", "table.csv", "--top-k", 3)
+            run_process(here, "serving", "classify", "photographs", *options)
+
+    folder = shared_folder(tmp_path_factory, "pages", make)
+    return {name: folder / name / "page" for name in ("rgb", "grey")}
 
 
 def photographs_of_many_kinds(noise_images: int) -> dict[str, bytes]:
@@ -107,6 +110,7 @@ def photographs_of_many_kinds(noise_images: int) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
+    expect.set_options(timeout=60_000)  # other tests may take most of the CPU
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -154,14 +158,14 @@ def page(rgb_page: Page) -> Page:
 
 
 def wait_until_ready(page: Page) -> None:
-    expect(page.get_by_role("status")).to_have_text(READY, timeout=60_000)
+    expect(page.get_by_role("status")).to_have_text(READY)
 
 
 def choose(page: Page, *files: Path) -> None:
     """Choose files, and wait until all of them have an answer, or a reason why there is none."""
     shown = page.locator("#results > li").count()
     page.get_by_label("Choose photographs").set_input_files(list(files))
-    expect(page.locator("#results > li")).to_have_count(shown + len(files), timeout=120_000)
+    expect(page.locator("#results > li")).to_have_count(shown + len(files))
 
 
 def answers(page: Page) -> dict[str, list[tuple[str, float]]]:
@@ -198,8 +202,8 @@ def assert_same_answers(page: Page, folder: Path) -> None:
         assert found[path][0][0] == row["label"], path
         expected = [(row[f"label{end}"], float(row[f"probability{end}"])) for end in ("", "_2", "_3")]
         differences[path] = max(abs(dict(found[path])[label] - probability) for label, probability in expected)
-    largest = max(differences, key=lambda path: differences[path])
-    assert differences[largest] <= LARGEST_DIFFERENCE, f"{largest}: {differences[largest]}"
+    limits = {path: WHERE_PIXELS_MAY_DIFFER if path in DECODERS_DIFFER else LARGEST_DIFFERENCE for path in rows}
+    assert {path: difference for path, difference in differences.items() if not difference <= limits[path]} == {}
 
 
 def copy_of(folder: Path, target: Path, changes: dict[str, bytes]) -> Path:
@@ -227,7 +231,7 @@ def assert_refuses(browser: Browser, url: str, reason: str, script: str | None =
     """The page says why it does not classify, and does not."""
     with opened(browser, url, script, has_errors=True) as page:
         refusal = page.get_by_role("alert")
-        expect(refusal).to_contain_text(reason, timeout=60_000)
+        expect(refusal).to_contain_text(reason)
         expect(refusal).to_contain_text("This page classifies nothing.")
         expect(page.get_by_label("Choose photographs")).to_be_disabled()
         drop(page, encode(noise(8, 8, 3), "PNG"))
