@@ -34,7 +34,7 @@ READY = re.compile("^Ready")
 Serve = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> str:
     """The system's Chromium."""
     for path in filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))):
@@ -44,7 +44,7 @@ def chromium() -> str:
     pytest.skip("Chromium is not installed")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The npm package onnxruntime-web."""
     npm = shutil.which("npm")
