@@ -99,16 +99,17 @@ def samples(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with any-size.onnx (and its names), which takes RGB images of three classes, and the images of
-    noise in source/ that it learned. Do not change it."""
+    """A folder with any-size.onnx (and its names), which takes RGB images of three classes and tells how
+    unfamiliar they are, and the images of noise in source/ that it learned. Do not change it."""
 
     def make(folder: Path) -> None:
         counts = {f"{split}/{label}": 8 for split in ("train", "test") for label in ("ant", "bee", "cat")}
         image_folder(folder / "source", counts, (24, 24))
         run_command(folder, "pipeline", "preprocess", "insects", "--source", "source")
-        options = ("--steps", 20, "--tracking", "none", "--set", "train.evaluate_every=0", "--set", "data.validation=0")
+        options = ("--steps", 20, "--tracking", "none", "--set", "train.evaluate_every=0", "--set", "data.validation=6")
         run_command(folder, "pipeline", "train", "digits", "--dataset", "insects", *options)
-        run_command(folder, "pipeline", "export", "--any-size", "--output", "any-size.onnx", "--tracking", "none")
+        options = ("--any-size", "--unfamiliar", "--output", "any-size.onnx", "--tracking", "none")
+        run_command(folder, "pipeline", "export", *options)
 
     return shared_folder(tmp_path_factory, "insects", make)
 

@@ -53,38 +53,53 @@ export class Model {
     return this.metadata.image.channels;
   }
 
-  /** The probability of each class, a Float32Array, for one image: a Uint8Array of height x width x channels. */
+  /**
+   * For one image, a Uint8Array of height x width x channels: the probability of each class, a Float32Array, and how
+   * unfamiliar the image is, a number, where the model tells it.
+   */
   async classify({ pixels, height, width }) {
-    return (await this.#run(pixels, [1, height, width, this.channels])).probability;
+    const { probability, unfamiliar } = await this.#run(pixels, [1, height, width, this.channels]);
+    return { probabilities: probability.data, unfamiliar: unfamiliar?.data[0] };
   }
 
-  /** Throws Refusal unless the model gives the logits that its file states for images that a formula makes. */
+  /** Throws Refusal unless the model gives what its file states for images that a formula makes. */
   async selfTest() {
-    const { images, logits: expected, tolerance } = this.metadata.probe;
+    const { images, logits, tolerance, unfamiliar } = this.metadata.probe;
     const { height, width, channels } = this.metadata.image;
     const shape = [images, height, width, channels];
-    let logits;
+    let outputs;
     try {
-      logits = (await this.#run(probeImages(...shape), shape)).logit;
+      outputs = await this.#run(probeImages(...shape), shape);
     } catch (error) {
       throw new Refusal(`The model does not run in this browser (${firstLine(error)}).`);
     }
-    const wanted = expected.flat();
-    let largest = wanted.length === logits.length ? 0 : Infinity;
-    logits.forEach((logit, i) => (largest = Math.max(largest, Math.abs(logit - wanted[i])))); // NaN stays
-    if (!(largest <= tolerance)) {
-      throw new Refusal(
-        `The model failed its self-test: its scores differ by ${largest.toPrecision(3)} from those at export ` +
-          `(at most ${tolerance.toPrecision(3)} is accepted). The file is damaged, or this browser computes wrongly.`,
-      );
+    checkOutput(outputs.logit.data, logits.flat(), tolerance);
+    if (unfamiliar) {
+      const share = tolerance / largestMagnitude(logits.flat());
+      checkOutput(outputs.unfamiliar.data, unfamiliar, share * largestMagnitude(unfamiliar));
     }
   }
 
-  async #run(pixels, shape) {
-    const image = new this.#ort.Tensor("uint8", pixels, shape);
-    const outputs = await this.#session.run({ image });
-    return { probability: outputs.probability.data, logit: outputs.logit.data };
+  #run(pixels, shape) {
+    return this.#session.run({ image: new this.#ort.Tensor("uint8", pixels, shape) });
   }
+}
+
+/** Throws Refusal for values that are further than `tolerance` from the expected ones, or not as many. */
+function checkOutput(values, expected, tolerance) {
+  let largest = values.length === expected.length ? 0 : Infinity;
+  values.forEach((value, i) => (largest = Math.max(largest, Math.abs(value - expected[i])))); // NaN stays
+  if (!(largest <= tolerance)) {
+    throw new Refusal(
+      `The model failed its self-test: its scores differ by ${largest.toPrecision(3)} from those at export ` +
+        `(at most ${tolerance.toPrecision(3)} is accepted). The file is damaged, or this browser computes wrongly.`,
+    );
+  }
+}
+
+/** At least 1. */
+function largestMagnitude(values) {
+  return values.reduce((largest, value) => Math.max(largest, Math.abs(value)), 1);
 }
 
 /** The formula of `probe_images` in serving/model.py: uint8 [images, height, width, channels]. */

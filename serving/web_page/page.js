@@ -175,15 +175,16 @@ function summary(results) {
 
 /**
  * The result for a `file`: its `thumbnail`, if it could be decoded, and either the most probable classes, `ranked`,
- * with `isSure`, or a `problem`, the sentence that says why there is no answer. Throws Refusal if the model does not
- * work any more.
+ * with `isSure` and, where the model tells it, `unfamiliar`; or a `problem`, the sentence that says why there is no
+ * answer. Throws Refusal if the model does not work any more.
  */
 async function classify(file, model) {
   const result = { file };
   try {
     const image = await readImage(file, model.channels);
     result.thumbnail = image.thumbnail;
-    Object.assign(result, rank(await runModel(model, image), model.metadata));
+    const { probabilities, unfamiliar } = await runModel(model, image);
+    Object.assign(result, rank(probabilities, model.metadata), { unfamiliar });
   } catch (error) {
     if (!(error instanceof UnusableFile)) throw error;
     result.problem = error.message;
@@ -193,16 +194,19 @@ async function classify(file, model) {
 
 /** As `model.classify`; throws UnusableFile if the model fails for this image only. */
 async function runModel(model, image) {
-  let probabilities;
+  let answer;
   try {
-    probabilities = await model.classify(image);
+    answer = await model.classify(image);
   } catch (error) {
     await model.selfTest(); // after some errors, such as too little memory, the model does not work any more
     const size = `${image.width} x ${image.height}`;
     throw new UnusableFile(`The model could not process the image of ${size} pixels (${firstLine(error)}).`);
   }
-  if (!probabilities.every(Number.isFinite)) throw new UnusableFile("The model's scores for it are not finite.");
-  return probabilities;
+  const { probabilities, unfamiliar = 0 } = answer;
+  if (![...probabilities, unfamiliar].every(Number.isFinite)) {
+    throw new UnusableFile("The model's scores for it are not finite.");
+  }
+  return answer;
 }
 
 /** The most probable classes, each with label and probability, and whether the first one reaches the threshold. */
@@ -213,7 +217,7 @@ function rank(probabilities, { classes, decision }) {
 }
 
 /** The list item for a file: its answer, or why there is none. */
-function resultItem({ file, thumbnail, problem, ranked, isSure }) {
+function resultItem({ file, thumbnail, problem, ranked, isSure, unfamiliar }) {
   const picture = element("div", { class: "thumbnail" });
   if (thumbnail) {
     thumbnail.setAttribute("role", "img");
@@ -222,7 +226,7 @@ function resultItem({ file, thumbnail, problem, ranked, isSure }) {
     picture.append(thumbnail);
   }
   const heading = element("h3", {}, nameElement(file.name));
-  const content = problem ? [element("p", { class: "wrong" }, problem)] : answer(ranked, isSure);
+  const content = problem ? [element("p", { class: "wrong" }, problem)] : answer(ranked, isSure, unfamiliar);
   return element("li", {}, picture, element("div", { class: "answer" }, heading, ...content));
 }
 
@@ -233,8 +237,8 @@ function bar(probability) {
   return element("div", { class: "bar", "aria-hidden": "true" }, filled);
 }
 
-/** The decision, and the most probable classes. */
-function answer(ranked, isSure) {
+/** The decision, the most probable classes, and a warning where the image is unlike the training images. */
+function answer(ranked, isSure, unfamiliar) {
   const rows = ranked.map(({ label, probability }) =>
     element(
       "li",
@@ -248,6 +252,7 @@ function answer(ranked, isSure) {
     isSure
       ? element("p", { class: "decision" }, nameElement(ranked[0].label))
       : element("p", { class: "decision unsure" }, "unsure"),
+    ...(unfamiliar > 1 ? [element("p", { class: "unfamiliar" }, "Unlike the images that the model learned from.")] : []),
     element("ol", { class: "classes", "aria-label": "Most probable classes" }, ...rows),
   ];
 }

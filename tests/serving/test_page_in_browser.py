@@ -18,6 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from serving.page import TESTED_RUNTIME
+from tests.browser import chromium
 from tests.conftest import QuietHandler, run_process
 from tests.serving.helpers import csv_rows, encode, exif, noise, write
 from tests.serving.page_files import any_size, with_many_classes
@@ -34,14 +35,9 @@ READY = re.compile("^Ready")
 Serve = Callable[..., str]
 
 
-@pytest.fixture(scope="session")
-def chromium() -> str:
-    """The system's Chromium."""
-    for path in filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))):
-        # under Ubuntu the last one may be a script that only says what to install
-        if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
-            return path
-    pytest.skip("Chromium is not installed")
+@pytest.fixture(scope="session", name="chromium")
+def chromium_path() -> str:
+    return chromium()
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +79,7 @@ def pages(
                 any_size(model, here / "model.onnx")
             run_process(here, "serving", "page", "model.onnx", "--output", "page", "--onnxruntime-web", runtime)
             options = ("--model", "model.onnx", "--output", "table.csv", "--top-k", 3)
+            options += ("--unfamiliar",) if name == "rgb" else ()
             run_process(here, "serving", "classify", "photographs", *options)
 
     folder = shared_folder(tmp_path_factory, "pages", make)
@@ -181,6 +178,19 @@ def answers(page: Page) -> dict[str, list[tuple[str, float]]]:
 
 def test_the_answers_of_an_rgb_model_are_those_of_serving(page: Page, pages: dict[str, Path]) -> None:
     assert_same_answers(page, pages["rgb"])
+
+
+def test_images_unlike_the_training_images_are_marked(page: Page, pages: dict[str, Path]) -> None:
+    rows = csv_rows(pages["rgb"].with_name("table.csv"))
+    # far enough from 1 that other decoders change nothing
+    unfamiliar = {row["path"]: float(row["unfamiliar"]) > 1 for row in rows if abs(float(row["unfamiliar"]) - 1) > 0.05}
+    chosen = [*(path for path, is_far in unfamiliar.items() if is_far)][:3]
+    chosen += [*(path for path, is_far in unfamiliar.items() if not is_far)][:3]
+    assert len(chosen) == 6
+    choose(page, *(pages["rgb"].with_name("photographs") / path for path in chosen))
+    items = page.locator("#results > li")
+    marked = items.filter(has_text="Unlike the images that the model learned from.").locator("h3").all_text_contents()
+    assert set(marked) == {path for path in chosen if unfamiliar[path]}
 
 
 def test_the_answers_of_a_grey_model_are_those_of_serving(
