@@ -58,7 +58,7 @@ def _figures(test: Evaluation) -> Iterator[str]:
 
 
 def _confidence(metadata: Metadata) -> Iterator[str]:
-    """What `--calibrate` and `--wanted-precision` gave on test."""
+    """What `--calibrate`, `--wanted-precision` and `--unfamiliar` gave on test."""
     lines = []
     if calibration := metadata.get("calibration"):
         error = calibration["errors"]["test"]["after"]
@@ -71,6 +71,10 @@ def _confidence(metadata: Metadata) -> Iterator[str]:
             f"wanted was {decision['wanted_precision']:g}, on validation",
             f"- they are this share of all: {with_interval(found['coverage'], found['coverage_interval'])}",
         ]
+    if unfamiliar := metadata.get("unfamiliar"):
+        found = unfamiliar["test"]
+        share = _share(found["above_1"] / found["count"], found["interval"])
+        lines.append(f"- `unfamiliar` is above 1 for images unlike the training images; on test for {share}")
     if lines:
         yield from ("## How sure it is", "", *lines, "")
 

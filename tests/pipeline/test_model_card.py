@@ -74,10 +74,12 @@ def test_a_card_says_how_sure_the_file_is() -> None:
     confident = {
         "calibration": {"errors": {"test": {"after": error}}},
         "decision": {"threshold": 0.75, "wanted_precision": 0.95, "test": found},
+        "unfamiliar": {"test": {"count": 500, "above_1": 20, "interval": [0.026, 0.061]}},
     }
     card = model_card("own", METADATA | confident, COUNTS, test)
     assert "calibration error on test: 0.0116 (0.0060 to 0.0174)" in card
     assert "below 0.75 are `unsure`" in card and "wanted was 0.95" in card
+    assert "unlike the training images; on test for 4.0% (2.6% to 6.1%)" in card
     assert "0.9589 (0.9520 to 0.9649)" in card and "share of all: 0.3678" in card
 
 
