@@ -26,13 +26,14 @@ from pipeline.metrics import wilson_interval
 from pipeline.run import Run
 from serving.model_file import CONSTANT_PREFIX
 
-# on cifar10 the AUROC of textures against test images is 0.80 with 128 components, 0.84 with 256, of MNIST 0.83, 0.84;
-# photographs are told from both, and from CIFAR-10, in 0.999 of the cases with 16 to 256 (benchmarks/unfamiliar.py)
+# in trials with cifar10 the AUROC of textures against test images was 0.80 with 128 components, 0.84 with 256, that of
+# MNIST 0.83 and 0.84; with photographs those of both, and of CIFAR-10, were above 0.999 with 16 to 256
 MOST_COMPONENTS = 256
 FITTED_IMAGES = 2000  # at most; on cifar10 6,000 are no better
 QUANTILE = 0.99  # of the validation images, whose distance is 1
 STAGE_DEPTH = 2  # names of stages have at most so many parts: "layer1", "blocks.0"
 SMALLEST_SHARE = 1e-9  # of the total variance: a smaller variance is this one
+SPLITS = ("validation", "test")
 PREFIX = f"{CONSTANT_PREFIX}unfamiliarity."  # of the names of the constants in the graph
 
 
@@ -134,8 +135,7 @@ def set_unit(served: ServedNetwork, models: Sequence[onnx.ModelProto], run: Run,
         "head": unfamiliarity.features.head,
         "components": len(unfamiliarity.deviations),
         "quantile": QUANTILE,
-        "validation": _shares(distances / unit),
-        "test": _shares(_distances(exported, run, dataset, "test")),
+        **{split: _shares(_distances(exported, run, dataset, split)) for split in SPLITS},
     }
 
 
@@ -164,7 +164,7 @@ def unfamiliar_lines(metadata: dict[str, Any]) -> list[str]:
     if not found:
         return []
     texts = []
-    for split in ("validation", "test"):
+    for split in SPLITS:
         of_split = found[split]
         low, high = of_split["interval"]
         texts.append(f"{split} {of_split['above_1']} of {of_split['count']} ({low:.4f} to {high:.4f})")
