@@ -6,15 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.register import register
+from pipeline.run import Run
+from tests.commands import python_warnings
 from tests.conftest import ROOT, run_command
 from tests.serving.helpers import csv_rows
 from tests.test_documents import FENCED
+from tests.tracking_server import scoring_server
 
 PROGRAMS = dict(FENCED.findall((ROOT / "docs/clients.md").read_text(encoding="utf-8")))
 PHOTOGRAPHS = {"a.png": (300, 451), "b.jpg": (90, 40), "c.png": (1, 7), "d.png": (24, 24)}  # height, width
@@ -83,3 +88,24 @@ def test_the_javascript_client_gives_servings_answers(folder: Path, tmp_path: Pa
     done = subprocess.run(["node", "client.mjs"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same_answers(done.stdout.replace("b.png", "b.jpg"), folder)
+
+
+@pytest.mark.all
+def test_mlflows_own_server_gives_servings_answers_for_images_of_any_size(
+    insects: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(insects / "runs", tmp_path / "runs")  # what is sent to MLflow is noted in the run
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    run = Run.find(tmp_path / "runs", None)
+    with warnings.catch_warnings():
+        python_warnings()  # MLflow's own are no errors
+        register(folder / "any-size.onnx", run, "insects")
+    printed = []
+    with scoring_server(tmp_path, "models:/insects/1", uri) as score:
+        for name in PHOTOGRAPHS:  # each has a size of its own, so each is a request
+            pixels = np.asarray(Image.open(folder / name))[None]
+            (probability,) = score(pixels)["probability"]
+            printed.append(f"{name} {run.classes[int(np.argmax(probability))]} {max(probability)}")
+    assert_same_answers("\n".join(printed), folder)

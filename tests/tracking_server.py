@@ -1,14 +1,22 @@
-"""A real MLflow server on loopback, that tests start late, kill, freeze and start again."""
+"""Real MLflow servers on loopback: one that tests start late, kill, freeze and start again, and one that scores."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def free_port() -> int:
@@ -62,3 +70,32 @@ def start(command: list[str], folder: Path, port: int, **env: str) -> subprocess
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return process
         time.sleep(0.1)
+
+
+Score = Callable[[NDArray[np.uint8]], dict[str, list[Any]]]
+
+
+@contextmanager
+def scoring_server(folder: Path, model: str, uri: str) -> Iterator[Score]:
+    """`mlflow models serve` of a model that is registered in the store at `uri`: a function from pixels, uint8 [batch,
+    height, width, channels], to the model's outputs by name, as the server answers them."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
+    options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+
+    def score(images: NDArray[np.uint8]) -> dict[str, list[Any]]:
+        body = json.dumps({"inputs": {"image": images.tolist()}}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as response:
+            predictions: dict[str, list[Any]] = json.load(response)["predictions"]
+        return predictions
+
+    process = start([*command, *options], folder, port, PATH=path, MLFLOW_TRACKING_URI=uri)
+    try:
+        yield score
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

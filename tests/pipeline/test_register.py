@@ -1,10 +1,6 @@
 """Versions in a real MLflow registry: the alias `champion`, serving from the registry, and MLflow's own server."""
 
 import json
-import os
-import signal
-import sys
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from convline.mlflow_client import read_registered
 from serving.model import open_model
 from tests.conftest import run_command
 from tests.serving.helpers import csv_rows
-from tests.tracking_server import Server, free_port, start
+from tests.tracking_server import Server, free_port, scoring_server
 
 Register = Callable[..., str]
 
@@ -87,22 +83,9 @@ def test_the_champion_is_the_best_and_serves(
 
 
 def check_mlflows_own_server(project: Path, uri: str) -> None:
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/digits@champion"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
-    options = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    process = start([*command, *options], project, port, PATH=path, MLFLOW_TRACKING_URI=uri)
-    try:
-        images = np.load(project / "data/digits/test.images.npy")[:37]
-        body = json.dumps({"inputs": {"image": images.tolist()}}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as response:
-            answer = json.load(response)["predictions"]
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    images = np.load(project / "data/digits/test.images.npy")[:37]
+    with scoring_server(project, "models:/digits@champion", uri) as score:
+        answer = score(images)
     probability, logit = open_model(project / "runs/digits/model.onnx").run(images)
     np.testing.assert_allclose(answer["probability"], probability, atol=1e-6)
     np.testing.assert_allclose(answer["logit"], logit, atol=1e-6)
