@@ -108,8 +108,8 @@ def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_command(folder, "pipeline", "preprocess", "insects", "--source", "source")
         options = ("--steps", 20, "--tracking", "none", "--set", "train.evaluate_every=0", "--set", "data.validation=6")
         run_command(folder, "pipeline", "train", "digits", "--dataset", "insects", *options)
-        options = ("--any-size", "--unfamiliar", "--output", "any-size.onnx", "--tracking", "none")
-        run_command(folder, "pipeline", "export", *options)
+        asked = ("--any-size", "--unfamiliar", "--output", "any-size.onnx", "--tracking", "none")
+        run_command(folder, "pipeline", "export", *asked)
 
     return shared_folder(tmp_path_factory, "insects", make)
 

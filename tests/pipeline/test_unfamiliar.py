@@ -165,7 +165,7 @@ def test_a_proof_fails_for_other_distances_and_for_nan() -> None:
         assert "finite" in problems([0.5, np.nan, 3.0], precision)[0]
     assert not problems([0.9, 1.1, 2.0], "int8")  # one image on the other side of 1
     proof = UnfamiliarProof(TOLERANCES["int8"])
-    proof.add(np.full(1000, 0.5, np.float32), np.repeat(np.float32([0.5, 1.5]), [979, 21]))
+    proof.add(np.full(1000, 0.5, np.float32), np.repeat(np.array([0.5, 1.5], np.float32), [979, 21]))
     assert "21 of 1000 images are on the other side" in proof.problems[0]
 
 

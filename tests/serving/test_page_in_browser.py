@@ -79,8 +79,8 @@ def pages(
                 any_size(model, here / "model.onnx")
             run_process(here, "serving", "page", "model.onnx", "--output", "page", "--onnxruntime-web", runtime)
             options = ("--model", "model.onnx", "--output", "table.csv", "--top-k", 3)
-            options += ("--unfamiliar",) if name == "rgb" else ()
-            run_process(here, "serving", "classify", "photographs", *options)
+            unfamiliar = ("--unfamiliar",) if name == "rgb" else ()
+            run_process(here, "serving", "classify", "photographs", *options, *unfamiliar)
 
     folder = shared_folder(tmp_path_factory, "pages", make)
     return {name: folder / name / "page" for name in ("rgb", "grey")}
