@@ -68,7 +68,8 @@ def import_mlflow(needed_by: str) -> None:
 
 def read_registered(name: str) -> bytes:
     """The bytes of the ONNX file of a registered model version or alias. Raises ModelError if there is none."""
-    if not re.fullmatch(r"models:/[^/@]+(@[^/@]+|/\d+)", name):
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", name)
+    if parts is None:
         raise ModelError(
             f"{name} is not the name of a registered model; write it as models:/NAME@champion or models:/NAME/3"
         )
@@ -81,10 +82,28 @@ def read_registered(name: str) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         with explain_mlflow_errors(uri, f"did not give {name}", ModelError):
-            artifacts = Path(download_artifacts(artifact_uri=name, dst_path=folder, tracking_uri=uri, registry_uri=uri))
+            location = _artifact_location(parts[1], parts[2], parts[3], uri)
+            artifacts = Path(download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=uri))
         files = sorted(artifacts.rglob("*.onnx"))
         if len(files) != 1:
             raise ModelError(
                 f"{name} holds {len(files)} ONNX files instead of one; register models by `pipeline export --register`"
             )
         return files[0].read_bytes()
+
+
+def _artifact_location(name: str, alias: str | None, version: str | None, uri: str) -> str:
+    """Where the artifacts of a registered model are, by its alias or else its version.
+
+    MLflow resolves names in the registry of MLFLOW_REGISTRY_URI, whichever it is asked for; models are registered at
+    the tracking server.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri, uri)
+    if alias is not None:
+        version = client.get_model_version_by_alias(name, alias).version
+    location: str = client.get_model_version_download_uri(name, str(version))
+    if location.startswith(SCHEME):  # of a logged model, by its id
+        location = client.get_logged_model(location.removeprefix(SCHEME)).artifact_location
+    return location

@@ -75,6 +75,10 @@ def test_the_champion_is_the_best_and_serves(
         open_model("models:/digits/9")
     with pytest.raises(ModelError, match=r"did not give models:/digits@challenger"):
         open_model("models:/digits@challenger")
+    # models are registered where they are tracked, whatever registry other programs use
+    elsewhere = f"sqlite:///{own_project}/elsewhere.db"
+    command = ("serving", "inspect", "models:/digits@champion")
+    assert "digits" in run_command(own_project, *command, MLFLOW_REGISTRY_URI=elsewhere).stdout
     names = [str(digit) for digit in range(10)]
     assert mlflow.models.get_model_info("models:/digits@champion").metadata["classes"] == names
     folder = Path(mlflow.artifacts.download_artifacts("models:/digits@champion", dst_path=str(own_project / "served")))
@@ -126,9 +130,11 @@ def test_without_a_store_the_error_names_where_it_was_expected(tmp_path: Path, m
 
 
 @pytest.mark.all
-def test_a_file_for_any_size_is_registered_as_such(server: Server, register: Register) -> None:
+def test_a_file_for_any_size_is_registered_as_such(
+    server: Server, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "registered digits version 1" in register(0.0, "--any-size")
-    mlflow.set_registry_uri(server.uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", server.uri)
     signature = mlflow.models.get_model_info("models:/digits/1").signature
     assert signature is not None and signature.inputs.inputs[0].shape == (-1, -1, -1, 1)
     loaded = mlflow.onnx.load_model("models:/digits/1")
