@@ -147,7 +147,7 @@ def _make_model(run: Run, dataset: Dataset, options: ExportOptions) -> _Unproven
         model, full = add_resize(model, run.spec), add_resize(full, run.spec)
         add_metadata(model, {"any_size": True})
     reference = network_reference(served, options.precision)
-    probe = probe_metadata(model, run, reference.predict, reference.unfamiliar, options.precision)
+    probe = probe_metadata(model, run, reference.predict, options.precision)
     add_metadata(model, run_metadata(run, dataset, step) | {"probe": probe} | found)
     return _Unproven(model, full, reference, {"precision": options.precision, **details}, found, measured.get("test"))
 

@@ -26,10 +26,9 @@ SIZE_ERRORS = (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionEr
 
 LAYERS_WITH_WEIGHTS = (nn.Conv2d, nn.Linear, LocallyConnected2d)
 
-# from uint8 images [n, height, width, channels] to probability and logit, float32 [n, classes]
-Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32]]]
-# from the same to how unfamiliar each image is, float32 [n]
-Unfamiliar = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+# from uint8 images [n, height, width, channels] to probability and logit, float32 [n, classes]; and, of a network that
+# tells it, to how unfamiliar each image is, float32 [n]
+Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], ...]]
 
 
 def build_network(recipe: Recipe, meta: dict[str, Any]) -> ServedNetwork:
@@ -133,30 +132,14 @@ def network_from_checkpoint(run: Run, state: dict[str, Any], weights: str = "ave
 
 def predictor(served: nn.Module, device: torch.device) -> Predict:
     """A network that is on `device` already, as a function on NumPy arrays."""
-    run = _runner(served, device)
-
-    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        probability, logit, *_ = run(images)
-        return probability, logit
-
-    return predict
-
-
-def unfamiliar_predictor(served: ServedNetwork, device: torch.device) -> Unfamiliar | None:
-    """As `predictor`, for how unfamiliar images are; None where the network does not tell."""
-    run = _runner(served, device)
-    return None if served.unfamiliarity is None else lambda images: run(images)[2]
-
-
-def _runner(served: nn.Module, device: torch.device) -> Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]:
     keep_freed_memory()
 
     @torch.inference_mode()
-    def run(images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         outputs = served(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-        return [output.cpu().numpy() for output in outputs]
+        return tuple(output.cpu().numpy() for output in outputs)
 
-    return run
+    return predict
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pipeline.exporting.parity_result import NamedBatch, Parity
 from pipeline.exporting.tolerances import PRECISIONS, TOLERANCES, Precision, Tolerance
 from pipeline.exporting.unfamiliar_fit import from_graph
 from pipeline.exporting.unfamiliar_proof import UnfamiliarProof
-from pipeline.network import Predict, Unfamiliar, load_network, predictor, unfamiliar_predictor
+from pipeline.network import Predict, load_network, predictor
 from pipeline.run import Run
 from serving.batch_size import SERVING_BATCH
 from serving.classifier import try_decode
@@ -36,13 +36,13 @@ from serving.session import Provider, provider_problem
 
 @dataclass(frozen=True)
 class Reference:
-    """What a file is compared with. `unfamiliar` is None where the reference does not tell how unfamiliar images are.
-    `model_names` name the reference and the file in the result.
+    """What a file is compared with. `tells_unfamiliar`: how unfamiliar images are, as well. `model_names` name the
+    reference and the file in the result.
     """
 
     predict: Predict
     tolerance: Tolerance
-    unfamiliar: Unfamiliar | None = None
+    tells_unfamiliar: bool = False
     model_names: tuple[str, str] = ("pytorch", "onnx")
 
 
@@ -54,10 +54,9 @@ def prove(reference: Reference, path: Path, model: OnnxModel, real: Iterator[Nam
     parity = Parity(
         list(model.classes), reference.tolerance, model.provider, usable_cpus(), model_names=reference.model_names
     )
-    if reference.unfamiliar is not None and model.tells_unfamiliar:
+    if reference.tells_unfamiliar and model.tells_unfamiliar:
         parity.unfamiliar = UnfamiliarProof(reference.tolerance)
-        real = parity.unfamiliar.watch(real, reference.unfamiliar, model.unfamiliar, model.spec)
-    compare_models(parity, reference.predict, model.run, real, model.spec)
+    compare_models(parity, reference.predict, model.run_all, real, model.spec)
     if model.any_size:
         parity.any_size = prove_any_size(path, model)
     return parity
@@ -113,8 +112,8 @@ def prove_again(
         if (other.classes, other.spec) != (model.classes, model.spec):
             raise ConvlineError(f"{against} has other classes or images than {path}: they cannot be compared")
         lower = max(precision, precision_of(other), key=PRECISIONS.index)
-        unfamiliar = other.unfamiliar if other.tells_unfamiliar else None
-        reference = Reference(other.run, TOLERANCES[lower], unfamiliar, (str(against), str(path)))
+        names = str(against), str(path)
+        reference = Reference(other.run_all, TOLERANCES[lower], other.tells_unfamiliar, names)
     else:
         run = run or _find_run(model, path, runs_dir)
         reference = network_reference(_checkpoint_network(run, model, path), precision)
@@ -143,8 +142,8 @@ def _find_file(name: str | None, runs_dir: Path) -> tuple[Path, Run | None]:
 
 def network_reference(served: ServedNetwork, precision: Precision) -> Reference:
     """PyTorch's network, on the CPU, as what a file of a precision is compared with."""
-    cpu = torch.device("cpu")
-    return Reference(predictor(served, cpu), TOLERANCES[precision], unfamiliar_predictor(served, cpu))
+    predict = predictor(served, torch.device("cpu"))
+    return Reference(predict, TOLERANCES[precision], served.unfamiliarity is not None)
 
 
 def _checkpoint_network(run: Run, model: OnnxModel, path: Path) -> ServedNetwork:

@@ -68,16 +68,13 @@ class OnnxModel:
 
     @property
     def tells_unfamiliar(self) -> bool:
-        """Whether `unfamiliar` may be called: whether the file was exported with --unfamiliar."""
+        """Whether the file tells how unfamiliar images are (`export --unfamiliar`)."""
         return tells_unfamiliar(self.metadata)
 
-    def unfamiliar(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """How far images are from the training images, float32 [batch]; 99 of 100 validation images were below 1."""
-        return self.run_all(images)[2]
-
-    def run_all(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """As `run`, and how unfamiliar the images are."""
-        return self.session.run([*OUTPUTS, UNFAMILIAR], {"image": images})
+    def run_all(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        """As `run`; and, where the file tells it, how far images are from the training images, float32 [batch]."""
+        outputs = [*OUTPUTS, UNFAMILIAR] if self.tells_unfamiliar else OUTPUTS
+        return tuple(self.session.run(outputs, {"image": images}))
 
     def run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Probability and logit, each float32 [batch, classes], of uint8 [batch, height, width, channels]."""

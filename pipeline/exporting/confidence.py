@@ -103,7 +103,7 @@ def confidence_metadata(
 def _measure(predict: Predict, run: Run, dataset: Dataset, split: str) -> Confidences:
     def parts() -> Iterator[tuple[NDArray[Any], ...]]:
         for batch in split_batches(run.split(dataset, split)):
-            probability, logit = predict(batch.images)
+            probability, logit, *_ = predict(batch.images)
             exponentials = np.exp(logit - logit.max(1, keepdims=True))
             uncalibrated = 1 / exponentials.sum(1)
             predicted = probability.argmax(1)

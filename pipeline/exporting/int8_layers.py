@@ -99,9 +99,9 @@ class AccuracyOnImages:
 
 def _cached(predict: Predict) -> Predict:
     """`predict`, with the outputs of batches that it has seen before from memory."""
-    outputs: dict[bytes, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    outputs: dict[bytes, tuple[NDArray[np.float32], ...]] = {}
 
-    def cached(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def cached(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
         key = hashlib.sha256(images.tobytes()).digest()
         if key not in outputs:
             outputs[key] = predict(images)

@@ -11,13 +11,14 @@ import onnx
 
 from convline.errors import ConvlineError
 from pipeline.dataset import Dataset
-from pipeline.exporting.onnx_predictor import onnx_predictor, onnx_unfamiliar
+from pipeline.exporting.onnx_predictor import onnx_predictor
 from pipeline.exporting.parity_result import Parity
 from pipeline.exporting.tolerances import Precision
-from pipeline.network import Predict, Unfamiliar
+from pipeline.network import Predict
 from pipeline.run import Run
 from serving.model import PROBE_IMAGES, probe_images
 from serving.model_file import FORMAT, PREFIX
+from serving.session import UNFAMILIAR
 
 # how far logits may be from the probe's, as a share of its largest logit: CPUs and GPUs sum in different orders, in
 # float16 with 11 bits; int8 rounds differently (0.2% was seen between onnxruntime's integer kernels and the same graph
@@ -49,24 +50,19 @@ def run_metadata(run: Run, dataset: Dataset, step: int) -> dict[str, Any]:
     }
 
 
-def probe_metadata(
-    model: onnx.ModelProto, run: Run, reference: Predict, unfamiliar: Unfamiliar | None, precision: Precision
-) -> dict[str, Any]:
-    """The logits that serving's self-test must reproduce, and how unfamiliar the images are, where `unfamiliar` tells
-    it: PyTorch's in fp32, the file's own in a lower precision."""
-    if precision != "fp32":
-        reference, unfamiliar = onnx_predictor(model), None if unfamiliar is None else onnx_unfamiliar(model)
-    images = probe_images(run.spec)
-    _, logits = reference(images)
-    distances = np.zeros(0, np.float32) if unfamiliar is None else unfamiliar(images)
-    if not (np.isfinite(logits).all() and np.isfinite(distances).all()):
+def probe_metadata(model: onnx.ModelProto, run: Run, reference: Predict, precision: Precision) -> dict[str, Any]:
+    """The logits that serving's self-test must reproduce, and how unfamiliar the images are, where the model tells it:
+    PyTorch's in fp32, the file's own in a lower precision."""
+    outputs = (reference if precision == "fp32" else onnx_predictor(model))(probe_images(run.spec))
+    if not all(np.isfinite(values).all() for values in outputs[1:]):
         raise ConvlineError(
             f"{run.folder} gives outputs in {precision} that are not finite; there is nothing to publish"
         )
+    _, logits, *unfamiliar = outputs
     return {
         "images": PROBE_IMAGES,
         "logits": [[float(str(value)) for value in row] for row in logits],
-        **({} if unfamiliar is None else {"unfamiliar": [float(str(value)) for value in distances]}),
+        **({UNFAMILIAR: [float(str(value)) for value in unfamiliar[0]]} if unfamiliar else {}),
         "tolerance": PROBE_TOLERANCE[precision] * max(1.0, float(np.abs(logits).max())),
     }
 

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 
-from pipeline.network import Predict, Unfamiliar
+from pipeline.network import Predict
 from serving.model import has_float16
-from serving.session import OUTPUTS, UNFAMILIAR, open_session
+from serving.session import open_session
 
 
 def onnx_predictor(model: onnx.ModelProto) -> Predict:
     """The model as a function on NumPy arrays."""
-    session = _session(model)
+    session, _ = open_session(model.SerializeToString(), "cpu", has_float16=has_float16(model))
+    outputs = [value.name for value in model.graph.output]
 
-    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        probability, logit = session.run(OUTPUTS, {"image": images})
-        return probability, logit
+    def predict(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
+        return tuple(session.run(outputs, {"image": images}))
 
     return predict
-
-
-def onnx_unfamiliar(model: onnx.ModelProto) -> Unfamiliar:
-    """As `onnx_predictor`, for how unfamiliar images are; the model must have this output."""
-    session = _session(model)
-
-    def unfamiliar(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        (distances,) = session.run([UNFAMILIAR], {"image": images})
-        return distances
-
-    return unfamiliar
-
-
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    session, _ = open_session(model.SerializeToString(), "cpu", has_float16=has_float16(model))
-    return session

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.exporting.any_size_proof import AnySizeProof
 from pipeline.exporting.tolerances import LEAST_RANGE, TIE, Tolerance
+from pipeline.exporting.unfamiliar_proof import UnfamiliarProof
 from pipeline.metrics import Evaluation
-
-if TYPE_CHECKING:
-    from pipeline.exporting.unfamiliar_proof import UnfamiliarProof
 
 LISTED_IMAGES, PRINTED_IMAGES = 20, 3  # of the images that differ, in parity.json and on the terminal
 DISPLAY_NAMES = {"pytorch": "PyTorch", "onnx": "ONNX"}
 
-Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]  # probability and logit, float32 [n, classes]
+Outputs = tuple[NDArray[np.float32], ...]  # as of `pipeline.network.Predict`
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,9 @@ class Parity:
 
     def add(self, batch: NamedBatch, reference: Outputs, candidate: Outputs, is_real: bool = True) -> None:
         """Compare the outputs of the reference and the candidate for a batch."""
-        (probability, logit), (candidate_probability, candidate_logit) = reference, candidate
+        (probability, logit, *unfamiliar), (candidate_probability, candidate_logit, *found) = reference, candidate
+        if self.unfamiliar is not None:
+            self.unfamiliar.add(unfamiliar[0], found[0], is_real)
         self.images += len(logit)
         self._add_logits(logit, candidate_logit)
         self._probability_differences.append(np.abs(probability - candidate_probability).max(1))

@@ -20,8 +20,9 @@ from models.served_network import ServedNetwork
 from models.unfamiliarity import ImageFeatures, Unfamiliarity
 from pipeline.dataset import Dataset
 from pipeline.exporting.comparison import split_batches
+from pipeline.exporting.confidence import SPLITS
 from pipeline.exporting.lower_precision import draw
-from pipeline.exporting.onnx_predictor import onnx_unfamiliar
+from pipeline.exporting.onnx_predictor import onnx_predictor
 from pipeline.metrics import wilson_interval
 from pipeline.run import Run
 from serving.model_file import CONSTANT_PREFIX
@@ -33,7 +34,6 @@ FITTED_IMAGES = 2000  # at most; on cifar10 6,000 are no better
 QUANTILE = 0.99  # of the validation images, whose distance is 1
 STAGE_DEPTH = 2  # names of stages have at most so many parts: "layer1", "blocks.0"
 SMALLEST_SHARE = 1e-9  # of the total variance: a smaller variance is this one
-SPLITS = ("validation", "test")
 PREFIX = f"{CONSTANT_PREFIX}unfamiliarity."  # of the names of the constants in the graph
 
 
@@ -140,8 +140,8 @@ def set_unit(served: ServedNetwork, models: Sequence[onnx.ModelProto], run: Run,
 
 
 def _distances(model: onnx.ModelProto, run: Run, dataset: Dataset, split: str) -> NDArray[np.float32]:
-    unfamiliar = onnx_unfamiliar(model)
-    return np.concatenate([unfamiliar(batch.images) for batch in split_batches(run.split(dataset, split))])
+    predict = onnx_predictor(model)
+    return np.concatenate([predict(batch.images)[2] for batch in split_batches(run.split(dataset, split))])
 
 
 def _shares(distances: NDArray[np.float32]) -> dict[str, Any]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convline.images import ImageSpec
-from pipeline.exporting.comparison import hostile_images
-from pipeline.exporting.parity_result import NamedBatch
 from pipeline.exporting.tolerances import Tolerance
-from pipeline.network import Unfamiliar
 
 LARGEST_DIFFERENCE = 1e-3  # in float32, as a share of the distance, or of 1 where that is larger
 
@@ -31,23 +26,15 @@ class UnfamiliarProof:
     largest: float = 0.0
     sides_differ: int = 0
 
-    def watch(
-        self, batches: Iterable[NamedBatch], reference: Unfamiliar, candidate: Unfamiliar, spec: ImageSpec
-    ) -> Iterator[NamedBatch]:
-        """Compare hostile images, and each batch that passes through."""
-        self.add(reference(hostile_images(spec)), candidate(hostile_images(spec)))
-        for batch in batches:
-            self.add(reference(batch.images), candidate(batch.images))
-            yield batch
-
-    def add(self, expected: NDArray[np.float32], found: NDArray[np.float32]) -> None:
-        """Compare the distances, float32 [n], of a batch."""
-        self.images += len(expected)
+    def add(self, expected: NDArray[np.float32], found: NDArray[np.float32], is_real: bool = True) -> None:
+        """Compare the distances, float32 [n], of a batch. Only real images count for the sides of 1."""
         with np.errstate(invalid="ignore"):
             differences = np.abs(expected - found) / np.maximum(1, np.abs(expected))
         # NaN stays: it fails every comparison
         self.largest = float(np.max([self.largest, differences.max()]))
-        self.sides_differ += int(((expected > 1) != (found > 1)).sum())
+        if is_real:
+            self.images += len(expected)
+            self.sides_differ += int(((expected > 1) != (found > 1)).sum())
 
     @property
     def problems(self) -> list[str]:
