@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # module in this folder: class
 NETWORKS = {
     "cifar10": "Cifar10",
+    "cifar10_fast": "Cifar10Fast",
     "cifar10_local": "Cifar10Local",
     "deep_mnist": "DeepMnist",
     "digits_convnet": "DigitsConvnet",

@@ -157,8 +157,9 @@ class Layer:
 
 @torch.inference_mode()
 def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
-    """The convolutions and linear layers, in the order in which an image of (channels, height, width) passes them."""
-    passed: list[Layer] = []
+    """The convolutions and linear layers, in the order in which an image of (channels, height, width) first passes
+    them; the `multiply_adds` of a layer that it passes several times are those of all."""
+    passed: dict[str, Layer] = {}
 
     def record(name: str) -> Callable[[Any, Any, Tensor], None]:
         def hook(layer: Any, inputs: Any, output: Tensor) -> None:
@@ -167,7 +168,8 @@ def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]
             products = weight.numel() * output.numel() // (len(weight) if bias is None else bias.numel())
             size = weight.numel() + (0 if bias is None else bias.numel())
             input_shape, output_shape = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
-            passed.append(Layer(name, _kind(layer), input_shape, output_shape, size, products))
+            products += passed[name].multiply_adds if name in passed else 0
+            passed[name] = Layer(name, _kind(layer), input_shape, output_shape, size, products)
 
         return hook
 
@@ -176,7 +178,7 @@ def layers(network: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]
     network.eval()(torch.zeros(1, *image_shape, device=next(network.parameters()).device))
     for hook in hooks:
         hook.remove()
-    return passed
+    return list(passed.values())
 
 
 def _kind(layer: nn.Module) -> str:

@@ -162,7 +162,8 @@ class TrainSection(RecipeSection):
     `log_every`, `checkpoint_every`, `summary_every`, `evaluate_every`: in steps; 0 is never, for the last two.
     `evaluate_limit`: evaluate the first N images of each of `evaluate_splits`; all of validation, where that decides
     by `keep` or `patience`. `precision`: of forward and backward pass ("bfloat16" and, on CUDA, "float16" by autocast;
-    the weights stay float32). `compile`: use torch.compile, on CUDA with CUDA graphs."""
+    the weights stay float32; "auto" is bfloat16 where the processor computes in it, and stands in the run's recipe as
+    what it was). `compile`: use torch.compile, on CUDA with CUDA graphs."""
 
     steps: NonNegativeInt = 0
     epochs: NonNegativeFloat = 0.0
@@ -186,7 +187,7 @@ class TrainSection(RecipeSection):
     evaluate_every: NonNegativeInt = 0
     evaluate_splits: list[SplitName] = Field(default=["test"], min_length=1)
     evaluate_limit: PositiveInt | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     compile: bool = False
 
     @model_validator(mode="after")
@@ -256,13 +257,22 @@ class ColorJitter(RecipeSection):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
+def _flip(value: Any) -> Any:
+    """Refuses other values here, because pydantic would describe each type that the field may have."""
+    if not isinstance(value, bool) and value != "alternating":
+        raise ValueError('use true, false or "alternating"')
+    return value
+
+
 class AugmentSection(RecipeSection):
     """Random changes of the training images, drawn for each image; evaluation sees the unchanged centre crop.
 
     `random_crop`: a crop of size `preprocess.crop` (default: the image's size) at a random position in the image with a
-    border of `padding` black pixels. `resized_crop`: a part of random size, shape and position, resized to that size
-    with antialiasing (torchvision's RandomResizedCrop). `flip`, `vertical_flip`: mirror left to right, or top to
-    bottom, with probability 1/2. `rotate`: by U(-rotate, rotate) degrees. `trivial`: one operation of TrivialAugment
+    border of `padding` pixels: black, or, with `padding_mode` "reflect", the image mirrored at its edge.
+    `resized_crop`: a part of random size, shape and position, resized to that size with antialiasing (torchvision's
+    RandomResizedCrop). `flip`, `vertical_flip`: mirror left to right, or top to bottom, with probability 1/2; `flip`
+    "alternating" draws that once for each image, and does the opposite in every other pass (Jordan 2024,
+    arXiv:2404.00498, section 3.6). `rotate`: by U(-rotate, rotate) degrees. `trivial`: one operation of TrivialAugment
     (Müller and Hutter, 2021). `color_jitter`: torchvision's ColorJitter. `brightness`: add U(-brightness, brightness),
     in pixel units of 0 to 255. `contrast`: multiply the distance from each channel's mean by U(lowest, highest);
     neither is clipped. `erasing`: with this probability, set a rectangle to black (Zhong et al., 2020). `mixup`,
@@ -274,8 +284,9 @@ class AugmentSection(RecipeSection):
 
     random_crop: bool = False
     padding: NonNegativeInt = 0
+    padding_mode: Literal["black", "reflect"] = "black"
     resized_crop: ResizedCrop | None = None
-    flip: bool = False
+    flip: Annotated[bool | Literal["alternating"], BeforeValidator(_flip)] = False
     vertical_flip: bool = False
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     trivial: bool = False
@@ -296,6 +307,8 @@ class AugmentSection(RecipeSection):
     def _check(self) -> AugmentSection:
         if self.padding and not self.random_crop:
             raise ValueError("padding has no effect without random_crop = true")
+        if self.padding_mode != "black" and not self.padding:
+            raise ValueError("padding_mode has no effect without padding")
         if self.random_crop and self.resized_crop:
             raise ValueError("random_crop and resized_crop exclude each other; choose one")
         if self.contrast[0] > self.contrast[1]:
@@ -328,6 +341,10 @@ class Recipe(RecipeSection):
     def _check(self) -> Recipe:
         if self.train.freeze == "backbone" and self.model.weights == "none":
             raise ValueError('train.freeze = "backbone" needs pretrained weights: set model.weights, or train.freeze')
+        if self.augment.flip == "alternating" and self.data.sampling != "epoch":
+            raise ValueError(
+                'augment.flip = "alternating" goes by passes over the images: it needs data.sampling = "epoch"'
+            )
         return self
 
     def learning_rate(self, step: int) -> float:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from convline.console import log
@@ -15,9 +16,10 @@ from convline.errors import ConvlineError
 from convline.files import atomic_write, restore_folder
 from models import head_layers
 from models.served_network import ServedNetwork
+from models.whitening import WhiteningConv2d
 from pipeline import checkpoint
 from pipeline.dataset import Dataset
-from pipeline.device import choose_device
+from pipeline.device import choose_device, native_precision
 from pipeline.network import build_network, check_trains
 from pipeline.preparing.official_datasets import known_datasets
 from pipeline.preprocess import preprocess
@@ -34,6 +36,8 @@ from pipeline.training.parameter_groups import description, parameter_groups
 from pipeline.training.progress_log import ProgressLog, progress_log
 from pipeline.training.rank_environment import restart_count
 from pipeline.training.training_state import TrainingState
+
+WHITENED_IMAGES = 5000  # of which a whitening layer is computed
 
 
 def train(
@@ -63,8 +67,9 @@ def train(
         ranks.on_main(lambda: _check_precision(recipe, chosen_device))
         ranks.on_main(lambda: _prepare_dataset(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, ranks)
-        with_steps = ranks.main_first(lambda: _with_steps(recipe, dataset))
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
+        recipe = ranks.on_main(lambda: _with_precision(recipe, chosen_device, folder, starts_new=starts_new))
+        with_steps = ranks.main_first(lambda: _with_steps(recipe, dataset))
         recipe, weights = ranks.main_first(
             lambda: resolve_weights(with_steps, dataset.meta, folder, starts_new=starts_new)
         )
@@ -191,6 +196,15 @@ def _check_precision(recipe: Recipe, device: torch.device) -> None:
         )
 
 
+def _with_precision(recipe: Recipe, device: torch.device, folder: Path, *, starts_new: bool) -> Recipe:
+    """The recipe with the precision that "auto" means on `device`; a run that is resumed keeps its own."""
+    if recipe.train.precision != "auto":
+        return recipe
+    precision = native_precision(device) if starts_new else Run.open(folder).recipe.train.precision
+    log(f"precision: {precision}")
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+
+
 def _check_batches(recipe: Recipe, dataset: Dataset, ranks: RankGroup) -> None:
     """Raises ConvlineError where the dataset lacks a split that is needed, or where batches are too large or uneven."""
     settings = recipe.train
@@ -222,15 +236,16 @@ def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
 
     Raises ConvlineError where it does, and the network has none.
     """
-    if recipe.train.freeze == "none" and recipe.optimizer.head_multiplier == 1:
+    optimizer = recipe.optimizer
+    if recipe.train.freeze == "none" and optimizer.head_multiplier == 1 and optimizer.name != "muon":
         return []
     image = dataset.meta["image"]
     shape = (image["channels"], *(recipe.preprocess.crop_size or (image["height"], image["width"])))
     head = head_layers(recipe.model.name, shape, len(dataset.classes), **recipe.model.options)
     if not head:
         raise ConvlineError(
-            f"train.freeze and optimizer.head_multiplier need a network with a head, and {recipe.model.name} has none; "
-            "leave them out, or choose another network"
+            "train.freeze and optimizer.head_multiplier need a network with a head, as Muon does, and "
+            f"{recipe.model.name} has none; leave them out, or choose another network"
         )
     return head
 
@@ -257,6 +272,14 @@ def _build_network(
 
 
 def _load_weights(served: ServedNetwork, recipe: Recipe, dataset: Dataset, weights: PretrainedWeights | None) -> None:
+    """Set the weights that training starts from and that are not drawn."""
+    whitening = [layer for layer in served.network.modules() if isinstance(layer, WhiteningConv2d)]
+    if whitening:
+        split = dataset.split("train", recipe.data.validation, recipe.train.seed)
+        spread = np.linspace(0, len(split) - 1, min(WHITENED_IMAGES, len(split))).astype(np.int64)
+        images = served.preprocessing(torch.from_numpy(split.images[np.sort(split.rows[spread])]))
+        for layer in whitening:
+            layer.fit(images)
     if weights is not None:
         log(load_pretrained(served, recipe.model, dataset.meta["image"]["channels"], dataset.meta["classes"], weights))
 

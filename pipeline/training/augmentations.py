@@ -55,10 +55,11 @@ class Augmentations:
         self._share = share
         self._drawn = slice(None) if self.needs_whole_batch else share
 
-    def __call__(self, images: Tensor, step: int) -> Tensor:
+    def __call__(self, images: Tensor, step: int, mirrored: Tensor | None = None) -> Tensor:
         """From uint8 [share, height, width, channels] as stored to images of the cropped size, from 0 to 255, not
         standardised yet: uint8, or float32 where an augmentation computes other values. Brightness and contrast may
-        leave the range. Where `needs_whole_batch`, the images are those of the whole batch.
+        leave the range. Where `needs_whole_batch`, the images are those of the whole batch. `mirrored`, bool [images]:
+        of alternating flips, which depend on the images and the pass (see `BatchLoader.mirrored`).
 
         The result is a function of the seed and `step`; every image has its own random numbers.
         """
@@ -68,7 +69,9 @@ class Augmentations:
         # one row each for top, left, flip, brightness, contrast; other augmentations have streams of their own
         rows = self._generator(randomness.AUGMENT, step).random((5, self._batch_size))
         uniform = self._on_device(rows, images)
-        images = self._crop_and_flip(images, uniform, step)
+        if mirrored is None:
+            mirrored = uniform[2] < (0.5 if settings.flip else 0)
+        images = self._crop_and_flip(images, uniform, mirrored, step)
         if settings.trivial:
             operations, strengths = draw_trivial(self._generator(randomness.TRIVIAL, step), self._batch_size)
             images = trivial_augment(images, operations[self._drawn], strengths[self._drawn])
@@ -97,9 +100,8 @@ class Augmentations:
         draws = mixing.draw_mix(rng, self._batch_size, size, settings.mixup, settings.cutmix)
         return mixing.mix(images, labels, draws, self._share)
 
-    def _crop_and_flip(self, images: Tensor, uniform: Tensor, step: int) -> Tensor:
+    def _crop_and_flip(self, images: Tensor, uniform: Tensor, mirrored: Tensor, step: int) -> Tensor:
         settings, size = self._settings, self._preprocessing.output_size
-        mirrored = uniform[2] < (0.5 if settings.flip else 0)
         upside_down = None
         if settings.vertical_flip:
             drawn = self._generator(randomness.VERTICAL_FLIP, step).random(self._batch_size) < 0.5
@@ -108,13 +110,14 @@ class Augmentations:
             rng, stored = self._generator(randomness.RESIZED_CROP, step), (images.shape[1], images.shape[2])
             boxes = draw_crops(rng, self._batch_size, stored, settings.resized_crop.scale, settings.resized_crop.ratio)
             return resized_crop(images, self._on_device(boxes, images), size, mirrored, upside_down)
+        border = settings.padding
         if not settings.random_crop:
             images = self._preprocessing.cropped(images)
-        elif settings.padding:
-            images = F.pad(images, (0, 0, *[settings.padding] * 4))
+        elif border and settings.padding_mode == "black":
+            images, border = F.pad(images, (0, 0, *[border] * 4)), 0
         if settings.random_crop or settings.flip or settings.vertical_flip:
-            top = (uniform[0] * (images.shape[1] - size[0] + 1)).long()
-            left = (uniform[1] * (images.shape[2] - size[1] + 1)).long()
+            top = (uniform[0] * (images.shape[1] + 2 * border - size[0] + 1)).long() - border
+            left = (uniform[1] * (images.shape[2] + 2 * border - size[1] + 1)).long() - border
             images = crop_and_flip(images, top, left, size, mirrored, upside_down)
         return images
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pipeline.dataset import Split
 from pipeline.device import copy_to_device, free_memory
-from pipeline.training.randomness import CLASSES, DRAW, MEMBERS, generator
+from pipeline.training.randomness import ALTERNATING_FLIP, CLASSES, DRAW, MEMBERS, generator
 
 PREFETCHED = 3  # batches that are read from disk ahead of time
 
@@ -105,6 +106,17 @@ class BatchLoader:
         offsets = np.arange(start, start + self._batch_size)
         passes = range(offsets[-1] // count + 1)
         return np.concatenate([self._permutation(epoch + k)[offsets[offsets // count == k] % count] for k in passes])
+
+    def mirrored(self, step: int) -> Tensor:
+        """Which images of this process's share of `step` alternating flips mirror, bool [share]: a half of the split in
+        even passes, the other half in odd ones. For sampling "epoch"."""
+        passes = np.arange(step * self._batch_size, (step + 1) * self._batch_size) // len(self._split)
+        mirrored = self._mirrored_in_even_passes[self.positions(step)] ^ (passes % 2 == 1)
+        return copy_to_device(torch.from_numpy(mirrored[self._share]), self._device)
+
+    @cached_property
+    def _mirrored_in_even_passes(self) -> NDArray[np.bool_]:
+        return generator(self._seed, ALTERNATING_FLIP, 0).random(len(self._split)) < 0.5
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         """The order of the images in one pass over the split; the last two passes are cached."""

@@ -85,16 +85,24 @@ def crop_and_flip(
     images: Tensor, top: Tensor, left: Tensor, size: Size, mirrored: Tensor, upside_down: Tensor | None = None
 ) -> Tensor:
     """The crop of `size` at `top`, `left` (int64 [batch]) of each image, left and right exchanged where `mirrored`, top
-    and bottom where `upside_down` (bool [batch])."""
+    and bottom where `upside_down` (bool [batch]). Beyond its border, an image goes on as its own reflection."""
     height, width = (torch.arange(side, device=images.device) for side in size)
     count, full_height, full_width, channels = images.shape
-    first_row = torch.arange(count, device=images.device) * full_height + top
     row = height if upside_down is None else torch.where(upside_down[:, None], height.flip(0), height)
-    rows = (first_row[:, None] + row) * full_width
-    columns = left[:, None] + torch.where(mirrored[:, None], width.flip(0), width)
+    column = torch.where(mirrored[:, None], width.flip(0), width)
+    first_row = torch.arange(count, device=images.device)[:, None] * full_height
+    rows = (first_row + _reflected(top[:, None] + row, full_height)) * full_width
+    columns = _reflected(left[:, None] + column, full_width)
     # one gather of pixels for crop and flips: 0.3 ms for 128 images on 2 cores
     pixels = images.reshape(-1, channels).index_select(0, (rows[:, :, None] + columns[:, None, :]).flatten())
     return pixels.view(count, *size, channels)
+
+
+def _reflected(position: Tensor, side: int) -> Tensor:
+    """Positions along a side, reflected at its first and its last pixel as often as needed."""
+    period = max(1, 2 * side - 2)
+    position = position.remainder(period)
+    return torch.minimum(position, period - position)
 
 
 def resized_crop(

@@ -27,11 +27,12 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 class _Optimizer(RecipeSection):
     """`learning_rate`: of the last layers; the schedule multiplies it. `head_multiplier`: what the head's is multiplied
-    by. `layer_decay`: what each layer's is multiplied by for every layer between it and the head (Clark et al., 2020,
-    arXiv:2003.10555)."""
+    by. `bias_multiplier`: what that of biases and of the parameters of norms is multiplied by. `layer_decay`: what each
+    layer's is multiplied by for every layer between it and the head (Clark et al., 2020, arXiv:2003.10555)."""
 
     learning_rate: PositiveFloat
     head_multiplier: PositiveFloat = 1.0
+    bias_multiplier: PositiveFloat = 1.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     # what BatchNorm normalises, and biases, are left out (see parameter_groups.py)
     weight_decay: NonNegativeFloat = 0.0
@@ -109,4 +110,30 @@ class AdaGrad(_Optimizer):
         return fused_optimizer(Adagrad, parameters, lr=self.learning_rate, eps=self.epsilon)
 
 
-OptimizerSection = Annotated[Sgd | Adam | AdamW | AdaGrad, Field(discriminator="name")]
+class Muon(_Optimizer):
+    """Muon for the convolutions and matrices before the head, SGD with Nesterov momentum for the head, biases and norms
+    (see muon.py). `momentum`: of Muon, `sgd_momentum` that of SGD. `iterations`: of the orthogonalisation. `normalize`:
+    keep each convolution at the norm √(out channels), for networks in which a norm follows each."""
+
+    name: Literal["muon"]
+    momentum: Momentum = 0.95
+    sgd_momentum: Momentum = 0.9
+    iterations: Annotated[int, Field(ge=1, lt=100)] = 5
+    normalize: bool = False
+
+    def build(self, parameters: Parameters) -> Optimizer:
+        from pipeline.training.muon import Muon as MuonWithSgd
+        from pipeline.training.torch_internals import plain_optimizer
+
+        return plain_optimizer(
+            MuonWithSgd,
+            parameters,
+            lr=self.learning_rate,
+            momentum=self.momentum,
+            sgd_momentum=self.sgd_momentum,
+            iterations=self.iterations,
+            normalize=self.normalize,
+        )
+
+
+OptimizerSection = Annotated[Sgd | Adam | AdamW | AdaGrad | Muon, Field(discriminator="name")]

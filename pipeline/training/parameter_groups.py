@@ -13,29 +13,36 @@ from pipeline.training.optimizers import OptimizerSection
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
-RATE = "rate"  # key of a group: what the recipe's learning rate is multiplied by for it
+# keys of a group: what the recipe's learning rate is multiplied by for it; whether Muon orthogonalises its updates
+RATE, ORTHOGONALIZED = "rate", "orthogonalized"
 
 
 def parameter_groups(network: nn.Module, head: Sequence[str], optimizer: OptimizerSection) -> list[dict[str, Any]]:
     """The parameters by learning rate and weight decay, as torch's optimisers take them, the lowest rates first.
 
-    Each group has "params", "weight_decay" and RATE. Weights decay, but not biases, the parameters of norms, and what
-    the network itself exempts (`no_weight_decay` of timm's). `head` names the layers whose rate is multiplied by
-    `head_multiplier`; `layer_decay` counts the layers of timm's `group_matcher`.
+    Each group has "params", "weight_decay", RATE and ORTHOGONALIZED. Weights decay, but not biases, the parameters of
+    norms, and what the network itself exempts (`no_weight_decay` of timm's). `head` names the layers whose rate is
+    multiplied by `head_multiplier`, and which Muon leaves to SGD; `layer_decay` counts the layers of timm's
+    `group_matcher`.
     Raises ConvlineError where there is a layer_decay and the network does not tell its layers.
     """
     depths = _depths(network) if optimizer.layer_decay < 1 else {}
     deepest = max(depths.values(), default=0)
     exempt: set[str] = getattr(network, "no_weight_decay", set)()
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    groups: dict[tuple[float, float, bool], list[Tensor]] = {}
     for name, parameter in network.named_parameters():
+        is_head, is_matrix = is_part_of(name, head), parameter.ndim > 1 and not name.endswith(".bias")
         rate = optimizer.layer_decay ** (deepest - depths.get(name, deepest))
-        if is_part_of(name, head):
+        if is_head:
             rate *= optimizer.head_multiplier
-        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in exempt
-        decay = optimizer.weight_decay if decays else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": groups[key], RATE: key[0], "weight_decay": key[1]} for key in sorted(groups)]
+        if not is_matrix:
+            rate *= optimizer.bias_multiplier
+        decay = optimizer.weight_decay if is_matrix and name not in exempt else 0.0
+        is_orthogonalized = optimizer.name == "muon" and is_matrix and not is_head
+        groups.setdefault((rate, decay, is_orthogonalized), []).append(parameter)
+    return [
+        {"params": groups[key], RATE: key[0], "weight_decay": key[1], ORTHOGONALIZED: key[2]} for key in sorted(groups)
+    ]
 
 
 def is_part_of(parameter: str, layers: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ DROPOUT = 2
 AUGMENT = 3  # random crop, flip, brightness, contrast
 CLASSES, MEMBERS = 4, 5  # of balanced sampling: the order of the classes, and of the images of each
 RESIZED_CROP, VERTICAL_FLIP, ROTATE, TRIVIAL, COLOR_JITTER, ERASING, MIX = range(10, 17)
+ALTERNATING_FLIP = 17
 
 
 def generator(seed: int, stream: int, number: int) -> np.random.Generator:

@@ -18,7 +18,16 @@ def fused_optimizer(
     kind: Callable[..., Optimizer], parameters: Iterable[Tensor] | list[dict[str, Any]], **settings: Any
 ) -> Optimizer:
     """An optimiser of torch that updates all parameters by one fused kernel (AdaGrad, which has one for CPUs alone: by
-    one kernel for each operation elsewhere), without importing torch's compiler.
+    one kernel for each operation elsewhere); see `plain_optimizer`."""
+    groups = [group if isinstance(group, dict) else {"params": [group]} for group in parameters]
+    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
+    return plain_optimizer(kind, groups, fused=on_cpu or kind is not torch.optim.Adagrad, **settings)
+
+
+def plain_optimizer(
+    kind: Callable[..., Optimizer], parameters: Iterable[Tensor] | list[dict[str, Any]], **settings: Any
+) -> Optimizer:
+    """An optimiser, without importing torch's compiler.
 
     torch marks some methods of Optimizer as not to be compiled; the first call of one of them imports torch._dynamo for
     it, which takes 2 s and 160 MB. The attribute `__dynamo_disable`, where torch._disable_dynamo caches the result,
@@ -27,13 +36,11 @@ def fused_optimizer(
     for method in (Optimizer.add_param_group, Optimizer.state_dict, Optimizer.load_state_dict):
         plain = inspect.unwrap(method)
         setattr(plain, "__dynamo_disable", plain)
-    groups = [group if isinstance(group, dict) else {"params": [group]} for group in parameters]
-    on_cpu = all(parameter.device.type == "cpu" for group in groups for parameter in group["params"])
-    return kind(groups, fused=on_cpu or kind is not torch.optim.Adagrad, **settings)
+    return kind(parameters, **settings)
 
 
 def update_weights(optimizer: Optimizer) -> None:
-    """One step of an optimiser from `fused_optimizer`, without the hooks, profiling and compiler checks that torch
+    """One step of an optimiser from `plain_optimizer`, without the hooks, profiling and compiler checks that torch
     wraps around `step`; the last of these would import torch._dynamo."""
     with torch.no_grad():
         inspect.unwrap(type(optimizer).step)(optimizer)
@@ -67,3 +74,11 @@ def seed_generator(device: torch.device, seed: int) -> None:
     every device that is not in use yet."""
     generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
     generator.manual_seed(seed)
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16: on a CPU AVX512-BF16 or AMX, without which convolutions in
+    bfloat16 are slower than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

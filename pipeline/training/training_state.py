@@ -197,7 +197,9 @@ class TrainingState:
         images, labels = self.batches.load(step)
         if not self._augments(step):
             return Batch(self.served.preprocessing(images[of_loaded]), labels[of_loaded])
-        images, mixed = self.augment(images, step), None
+        alternates = self.run.recipe.augment.flip == "alternating"
+        mirrored = self.batches.mirrored(step) if alternates else None
+        images, mixed = self.augment(images, step, mirrored), None
         if self.augment.needs_whole_batch:
             images, mixed = self.augment.mix(images, labels, step)
         inputs = self.served.preprocessing.standardized(images)

@@ -9,9 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.preprocessing import Preprocessing
+from pipeline.dataset import Dataset
+from pipeline.network import build_network
 from pipeline.recipe import AugmentSection, load
 from pipeline.train import train
 from pipeline.training.augmentations import Augmentations
+from pipeline.training.distributed import join
+from pipeline.training.training_state import TrainingState
 from tests.conftest import Cli
 
 COUNT = 400
@@ -20,6 +24,7 @@ JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 ALONE: dict[str, dict[str, Any]] = {
     "random_crop": {"random_crop": True, "padding": 2},
     "resized_crop": {"resized_crop": {}},
+    "reflection": {"random_crop": True, "padding": 2, "padding_mode": "reflect"},
     "flip": {"flip": True},
     "vertical_flip": {"vertical_flip": True},
     "rotate": {"rotate": 30.0},
@@ -31,7 +36,8 @@ ALONE: dict[str, dict[str, Any]] = {
     "mixup and cutmix": {"mixup": 0.5, "cutmix": 1.0},
 }
 MIXING = {"mixup", "cutmix", "mixup and cutmix"}
-EVERYTHING = {key: value for name in ALONE if name != "random_crop" for key, value in ALONE[name].items()}
+CROPS = {"random_crop", "reflection"}  # resized_crop excludes them
+EVERYTHING = {key: value for name in ALONE if name not in CROPS for key, value in ALONE[name].items()}
 TOGETHER = ALONE | {
     "resized_crop and flips": {"resized_crop": {}, "flip": True, "vertical_flip": True},
     "all": EVERYTHING,
@@ -95,6 +101,18 @@ def test_a_padded_crop_sees_black_beyond_the_border() -> None:
         assert len(fits) == 1
         positions.add(fits[0])
     assert positions == {(top, left) for top in range(5) for left in range(5)}
+
+
+def test_a_reflecting_border_is_numpys() -> None:
+    images = pictures(COUNT, (5, 7), 3)
+    crops = augmented(images, random_crop=True, padding=3, padding_mode="reflect").numpy()
+    padded = np.pad(images.numpy(), ((0, 0), (3, 3), (3, 3), (0, 0)), "reflect")
+    positions = set()
+    for number, crop in enumerate(crops):
+        fits = [(t, x) for t in range(7) for x in range(7) if (crop == padded[number, t : t + 5, x : x + 7]).all()]
+        assert len(fits) == 1
+        positions.add(fits[0])
+    assert positions == {(top, left) for top in range(7) for left in range(7)}
 
 
 def test_half_of_the_images_are_turned_upside_down() -> None:
@@ -233,6 +251,28 @@ def test_flips_and_resized_crop_are_drawn_as_for_other_crops() -> None:
     torch.testing.assert_close(resized, expected, atol=1e-3, rtol=0)
 
 
+def test_alternating_flips_mirror_each_image_in_every_other_pass(project: Path, tmp_path: Path) -> None:
+    """What a training sees of each image in four passes, whose batches begin and end within them."""
+    settings = ["train.batch_size=100", "train.steps=1", "augment.flip=alternating", "train.seed=3"]
+    run = train(load("digits", settings), tmp_path / "run", project / "data", tracking=False)
+    dataset = Dataset.open(project / "data", "digits")
+    served = build_network(run.recipe, run.info["dataset"])
+    with join("cpu") as ranks:
+        training = TrainingState.create(run, dataset, served, [], torch.device("cpu"), ranks)
+    split = training.split
+    count = len(split)
+    originals = served.preprocessing(torch.from_numpy(split.images[split.rows]))
+    mirrored: dict[int, list[bool]] = {image: [] for image in range(count)}
+    for step in range(4 * count // 100 + 1):
+        inputs = training.load(step).inputs
+        for image, seen in zip(training.batches.positions(step), inputs, strict=True):
+            original = originals[image]
+            assert torch.equal(seen, original) != torch.equal(seen, original.flip(2))  # no digit is symmetric
+            mirrored[image].append(torch.equal(seen, original.flip(2)))
+    assert all(flips[:4] in ([True, False] * 2, [False, True] * 2) for flips in mirrored.values())
+    assert 0.4 * count < sum(flips[0] for flips in mirrored.values()) < 0.6 * count
+
+
 def test_training_sees_augmented_images(project: Path, tmp_path: Path) -> None:
     """Brightness changes by up to half of the range: the loss before the first update differs."""
     first = []
@@ -251,7 +291,9 @@ def test_training_sees_augmented_images(project: Path, tmp_path: Path) -> None:
         ("augment.contrast=[0.2]", "augment.contrast"),
         ("augment.random_crop=true", "random_crop has no effect"),
         ("augment.padding=4", "random_crop = true"),
-        ("augment.brightnes=63", "augment accepts random_crop, padding, resized_crop, flip"),
+        ("augment.padding_mode=reflect", "padding_mode has no effect without padding"),
+        ("augment.flip=sometimes", 'augment.flip: use true, false or "alternating"'),
+        ("augment.brightnes=63", "augment accepts random_crop, padding, padding_mode, resized_crop, flip"),
     ],
 )
 def test_an_invalid_augmentation_is_refused(cli: Cli, setting: str, message: str) -> None:
