@@ -26,6 +26,7 @@ from PIL import Image
 from convline.errors import ConvlineError, ImageError
 from convline.inputs.archives import close_archives
 from convline.inputs.input_file import InMemory, InputFile, Rejected
+from convline.malloc import KEPT_FOR_DECODING, keep_freed_memory
 from convline.time_limit import SECONDS, end_this_process_after
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ class ProcessPool:
         # otherwise the other workers would not notice the parent's end, and its journal would stay locked
         os.closerange(3, pipe.fileno())
         os.closerange(pipe.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        keep_freed_memory(KEPT_FOR_DECODING)
         try:
             while True:
                 command, files, buffer = pipe.recv()

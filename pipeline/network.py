@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convline.errors import ConvlineError
+from convline.malloc import keep_freed_memory
 from models import build
 from models.layers import LocallyConnected2d
 from models.preprocessing import Preprocessing
 from models.served_network import ServedNetwork
 from pipeline import checkpoint
-from pipeline.malloc import keep_freed_memory
 from pipeline.recipe import Recipe
 from pipeline.run import Run
 

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from convline.console import progress
 from convline.errors import ConvlineError
+from convline.malloc import keep_freed_memory
 from models import build, head_layers
 from models.preprocessing import Preprocessing
 from models.served_network import ServedNetwork
 from pipeline.device import choose_device
-from pipeline.malloc import keep_freed_memory
 from pipeline.network import load_network
 from pipeline.preparing.mapped_arrays import release_memory
 from pipeline.pretrained.load import load_pretrained

@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from convline.console import log
+from convline.malloc import keep_freed_memory
 from models.served_network import ServedNetwork
 from pipeline import checkpoint
 from pipeline.average import MovingAverage
 from pipeline.dataset import Dataset, Split
-from pipeline.malloc import keep_freed_memory
 from pipeline.metrics import evaluate
 from pipeline.network import predictor
 from pipeline.run import Run
