@@ -20,6 +20,7 @@ from models.served_network import ServedNetwork
 from pipeline import checkpoint
 from pipeline.average import MovingAverage
 from pipeline.dataset import Dataset, Split
+from pipeline.device import copy_to_device
 from pipeline.metrics import evaluate
 from pipeline.network import predictor
 from pipeline.run import Run
@@ -192,7 +193,7 @@ class TrainingState:
         # of the whole batch where images are to be mixed, because any image may be another's partner
         of_loaded = share if self.augment.needs_whole_batch else slice(None)
         if self.features is not None:
-            positions = torch.from_numpy(self.batches.positions(step)[share]).to(self.device)
+            positions = copy_to_device(torch.from_numpy(self.batches.positions(step)[share]), self.device)
             return Batch(self.features[positions], self.batches.labels(step)[of_loaded])
         images, labels = self.batches.load(step)
         if not self._augments(step):

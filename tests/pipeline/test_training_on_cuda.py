@@ -1,91 +1,170 @@
-"""What can be known of training on a GPU without one: torch's fake tensors run no kernel, but they raise where a value
-is needed on the host, and where two devices meet in one operation."""
+"""What can be known of training on a GPU without one (see fake_cuda.py), and in float16."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
 
+from models import head_layers
 from pipeline import recipe
 from pipeline.network import build_network
+from pipeline.preparing.official_datasets import known_datasets
+from pipeline.recipe import AugmentSection, ColorJitter, Recipe, ResizedCrop
 from pipeline.run import Run
 from pipeline.tracking.points import PointWriter, read_points
 from pipeline.training.distributed import RankGroup
-from pipeline.training.loss import CrossEntropy, balanced_class_weights
-from pipeline.training.training_state import TrainingState
+from pipeline.training.progress_log import ProgressLog, progress_log
+from pipeline.training.training_state import Batch, TrainingState
+from pipeline.training.trivial_augment import OPERATIONS, trivial_augment
 from tests.conftest import Cli
-from tests.pipeline.small_datasets import write_dataset
+from tests.pipeline.fake_cuda import DEVICE, DeviceAlone, fake_cuda, values_may_be_read, zero_gradients
+from tests.pipeline.small_datasets import GREY, write_dataset
 
-FINE_TUNING = ["augment.mixup=0.2", "augment.cutmix=1.0", "train.class_weights=balanced", "data.sampling=balanced"]
-CUDA: list[tuple[str, list[str]]] = [(name, []) for name in recipe.names()] + [
-    ("photos", FINE_TUNING),
-    ("photos", ["train.accumulate=2"]),
-]
+IMAGES = 16
+# a value for each field that is not its default; with what it needs
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "random_crop": {"random_crop": True},
+    "padding": {"padding": 2, "random_crop": True},
+    "resized_crop": {"resized_crop": ResizedCrop()},
+    "flip": {"flip": True},
+    "vertical_flip": {"vertical_flip": True},
+    "rotate": {"rotate": 20.0},
+    "trivial": {"trivial": True},
+    "color_jitter": {"color_jitter": ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)},
+    "brightness": {"brightness": 63.0},
+    "contrast": {"contrast": (0.2, 1.8)},
+    "erasing": {"erasing": 0.5},
+    "mixup": {"mixup": 0.2},
+    "cutmix": {"cutmix": 1.0},
+    "while_frozen": {"while_frozen": True, "flip": True},
+}
+WAYS = {
+    "label smoothing": ["train.label_smoothing=0.1"],
+    "class weights": ["train.class_weights=balanced", "data.sampling=balanced"],
+    "all that mixes": [
+        *("augment.mixup=0.2", "augment.cutmix=1.0", "train.class_weights=balanced", "train.label_smoothing=0.1")
+    ],
+    "sum": ["train.loss=sum", "train.accumulate=2", "data.sampling=independent"],
+    "limited gradients": ["train.clip_norm=1.0"],
+}
+OPTIMIZERS = get_args(Recipe.model_fields["optimizer"].annotation)
 
 
-def fake_state(folder: Path, name: str, overrides: list[str]) -> TrainingState:
-    """A training of a recipe on noise, built on the CPU; its tensors are to be replaced by fake ones."""
-    settings = [
-        "train.batch_size=4",
-        "train.evaluate_every=0",
-        "data.validation=0",
-        "data.dataset=noise",
-        "train.l2={}",
-    ]
-    pixels = ["preprocess.standardize={mean=[0.5,0.5,0.5], std=[0.5,0.5,0.5]}"] if name == "photos" else []
-    loaded = recipe.load(name, [*settings, *pixels, *overrides])
-    side = 64 if name == "photos" else 32 if loaded.preprocess.crop or name == "svhn" else 28
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (8, side, side, 3), np.uint8), np.arange(8) % 2
+def small_recipe(name: str, overrides: list[str]) -> Recipe:
+    """A shipped recipe for a training of a few steps on `noise`, with given numbers instead of those of its weights."""
+    settings = ["train.batch_size=4", "data.validation=4", "data.dataset=noise", "train.evaluate_every=4"]
+    if recipe.load(name).preprocess.standardize == "weights":
+        settings.append(GREY)
+    loaded = recipe.load(name, [*settings, *overrides])
+    return loaded.model_copy(update={"train": loaded.train.with_steps(IMAGES)})
+
+
+def run_on_noise(folder: Path, name: str, settled: Recipe) -> tuple[Run, Any]:
+    """A run of a recipe, and its dataset: noise of the size of the dataset that it names, or of small photographs."""
+    known = known_datasets().get(recipe.load(name).data.dataset)
+    shape = known.image if known else [64, 64, 3]
+    noise = np.random.default_rng(0).integers(0, 256, (IMAGES, *shape), np.uint8), np.arange(IMAGES) % 2
     dataset = write_dataset(folder / "data", "noise", {"train": noise, "test": noise})
-    settled = loaded.model_copy(update={"train": loaded.train.with_steps(8)})
-    head = ["classifier"] if name == "photos" else []
-    served = build_network(settled, dataset.meta)
-    run = Run.create(folder / "run", settled, dataset)
-    return TrainingState.create(run, dataset, served, head, torch.device("cpu"), RankGroup())
+    return Run.create(folder / "run", settled, dataset), dataset
 
 
-@pytest.mark.parametrize(("name", "overrides"), CUDA)
-def test_a_recipe_computes_its_loss_on_cuda_without_waiting_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, overrides: list[str]
+def head_of(settled: Recipe, image: dict[str, int]) -> list[str]:
+    if settled.train.freeze == "none" and settled.optimizer.head_multiplier == 1:
+        return []
+    shape = (image["channels"], *(settled.preprocess.crop_size or (image["height"], image["width"])))
+    return head_layers(settled.model.name, shape, 2, **settled.model.options)
+
+
+def check_trains_on_cuda(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, settled: Recipe, memory_limit: int | None = None
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    state = fake_state(tmp_path, name, overrides)
-    settings = state.run.recipe.train
-    whole_batch = state.augment.needs_whole_batch
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        state.device = torch.device("cuda", 0)
-        for module in (state.served, state.average.network):
-            for layer in module.modules():
-                for key, weight in layer.named_parameters(recurse=False):
-                    layer._parameters[key] = torch.nn.Parameter(mode.from_tensor(weight.detach()).to("cuda"))
-                for key, buffer in layer.named_buffers(recurse=False):
-                    layer._buffers[key] = mode.from_tensor(buffer).to("cuda")
-        images, labels = (mode.from_tensor(tensor).to("cuda") for tensor in state.batches.load(0))
-        monkeypatch.setattr(state.batches, "load", lambda _: (images, labels))
-        if settings.class_weights == "balanced":
-            weights = mode.from_tensor(balanced_class_weights([4, 4])).to("cuda")
-            state.loss = CrossEntropy(settings.loss, settings.label_smoothing, weights)
-        step = settings.frozen_steps
-        state.begin(step)
+    """Take a step of each phase, with everything that a step may need: no part may wait for the device."""
+    run, dataset = run_on_noise(folder, name, settled)
+    served = build_network(settled, dataset.meta)
+    with fake_cuda(monkeypatch):
+        head = head_of(settled, dataset.meta["image"])
+        state = TrainingState.create(run, dataset, served, head, DEVICE, RankGroup(), memory_limit)
+        with progress_log(run, RankGroup()) as progress:
+            for step in sorted({0, settled.train.frozen_steps} - {settled.train.steps}):
+                with values_may_be_read(monkeypatch):
+                    state.begin(step)
+                batch = take_step(monkeypatch, state, step, progress)
+            with values_may_be_read(monkeypatch):
+                if state.features is None:
+                    progress.summarize_layers(step, served.network, batch.inputs)
+                state.evaluate(step, progress)
+
+
+def take_step(monkeypatch: pytest.MonkeyPatch, state: TrainingState, step: int, progress: ProgressLog) -> Batch:
+    """What train_steps does at every step. Fails where it waits for the device."""
+    augments = not state.augment.is_off and (state.run.recipe.augment.while_frozen or not state.is_frozen)
+    with zero_gradients(monkeypatch, state.parameters), DeviceAlone():
         batch = state.load(step)
-        assert whole_batch == (batch.mixing is not None)
-        for part in batch.parts(settings.accumulate):
-            loss = state.loss(state.network(part.inputs), part.labels, part.mixing)
-            assert (loss.device.type, loss.shape) == ("cuda", ())
-        state.served.eval()
-        probability, logit = state.served(images)
-        assert probability.device.type == logit.device.type == "cuda"
+        state.begin_step(step)
+        result = state.compute_gradients(batch, step)
+        norm = state.update()
+        state.average.update(step)
+        progress.smooth(result.loss)
+        tensors = [*batch.tensors(), result.logits, result.cross_entropy, *result.penalties.values(), result.loss]
+        tensors += [state.gradient_norm() if norm is None else norm]
+    assert {tensor.device for tensor in tensors} == {DEVICE}
+    assert (batch.mixing is not None) == (augments and state.augment.needs_whole_batch)
+    assert result.penalties.keys() == {f"l2/{layer}" for layer in state.run.recipe.train.l2}
+    assert (norm is not None) == (state.run.recipe.train.clip_norm > 0)
+    return batch
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_recipe_trains_and_evaluates_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    check_trains_on_cuda(tmp_path, monkeypatch, name, small_recipe(name, []))
+
+
+@pytest.mark.parametrize("field", AugmentSection.model_fields)
+def test_an_augmentation_runs_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """A new field of AugmentSection needs a value in AUGMENTATIONS."""
+    augment = AugmentSection(**AUGMENTATIONS[field])
+    assert getattr(augment, field) != getattr(AugmentSection(), field)
+    name, settings = ("photos", ["train.freeze_steps=0"]) if field == "while_frozen" else ("cifar10", [])
+    settled = small_recipe(name, settings).model_copy(update={"augment": augment})
+    check_trains_on_cuda(tmp_path, monkeypatch, name, settled)
+
+
+def test_every_operation_of_trivial_augment_runs_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_cuda(monkeypatch), DeviceAlone():
+        images = torch.empty((len(OPERATIONS), 24, 24, 3), dtype=torch.uint8, device=DEVICE)
+        changed = trivial_augment(images, np.arange(len(OPERATIONS)), np.full(len(OPERATIONS), 0.5))
+    assert (changed.device, changed.shape) == (DEVICE, images.shape)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_to_train_runs_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    check_trains_on_cuda(tmp_path, monkeypatch, "cifar10", small_recipe("cifar10", WAYS[way]))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda section: section.__name__)
+def test_an_optimizer_updates_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Any) -> None:
+    (name,) = get_args(optimizer.model_fields["name"].annotation)
+    settled = small_recipe("cifar10", [f"optimizer.name={name}", "optimizer.weight_decay=0.01"])
+    check_trains_on_cuda(tmp_path, monkeypatch, "cifar10", settled)
+
+
+def test_images_that_are_streamed_to_cuda_come_from_pinned_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_trains_on_cuda(tmp_path, monkeypatch, "cifar10", small_recipe("cifar10", []), memory_limit=0)
 
 
 def test_a_float16_step_that_overflows_changes_no_weight_and_the_next_ones_go_on(tmp_path: Path) -> None:
     """By torch's autocast and gradient scaler for the CPU, which behave as those for CUDA do."""
-    state = fake_state(tmp_path, "digits", ["train.precision=float16", "train.steps=9", "train.clip_norm=1.0"])
+    settled = small_recipe("digits", ["train.precision=float16", "train.clip_norm=1.0"])
+    run, dataset = run_on_noise(tmp_path, "digits", settled)
+    state = TrainingState.create(
+        run, dataset, build_network(settled, dataset.meta), [], torch.device("cpu"), RankGroup()
+    )
     state.scaler = GradScaler("cpu", init_scale=2.0**100)
     state.begin(0)
 
