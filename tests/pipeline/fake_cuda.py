@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.training.layer_summary import _sample_positions
+
 DEVICE = torch.device("cuda", 0)
 MEMORY = 2**33
 
@@ -33,17 +35,18 @@ class DeviceAlone(TorchDispatchMode):
             assert {tensor.device for tensor in tensors} == {DEVICE}
             return None
         if function is torch.ops.aten._to_copy.default:
-            refuse_waiting_copy(args[0].device, kwargs.get("device", args[0].device), kwargs.get("non_blocking", False))
+            returns_at_once = kwargs.get("non_blocking", False) and hasattr(args[0], "is_pinned_memory")
+            refuse_waiting_copy(args[0].device, kwargs.get("device", args[0].device), returns_at_once)
         if function is torch.ops.aten.copy_.default:
-            refuse_waiting_copy(args[1].device, args[0].device, kwargs.get("non_blocking", args[2:] == (True,)))
+            refuse_waiting_copy(args[1].device, args[0].device, args[2:] == (True,))
         if function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default):
             for index in args[1]:
                 refuse_waiting_copy(args[0].device if index is None else index.device, args[0].device, False)
         return function(*args, **kwargs)
 
 
-def refuse_waiting_copy(source: torch.device, target: torch.device, non_blocking: bool) -> None:
-    if source != target and not non_blocking:
+def refuse_waiting_copy(source: torch.device, target: torch.device, returns_at_once: bool) -> None:
+    if source != target and not returns_at_once:
         raise AssertionError(f"a copy from {source} to {target} waits for the device")
 
 
@@ -60,6 +63,10 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 layer._buffers[name] = mode.from_tensor(buffer).to(device)
         return network
 
+    def pin_memory(tensor: Tensor) -> Tensor:
+        setattr(tensor, "is_pinned_memory", True)  # noqa: B010
+        return tensor
+
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with monkeypatch.context() as patched, warnings.catch_warnings(), mode:
         # copy.deepcopy asks whether there is data to copy
@@ -67,8 +74,12 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patched.setattr(torch.cuda, "mem_get_info", lambda _: (MEMORY, MEMORY))
         patched.setattr(torch.cuda, "default_generators", (torch.Generator(),))
         patched.setattr(nn.Module, "to", to)
-        patched.setattr(Tensor, "pin_memory", lambda tensor: tensor)
-        yield
+        patched.setattr(Tensor, "pin_memory", pin_memory)
+        try:
+            _sample_positions.cache_clear()
+            yield
+        finally:
+            _sample_positions.cache_clear()  # it may hold fake tensors
 
 
 @contextmanager
