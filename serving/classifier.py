@@ -21,7 +21,7 @@ from serving.external_model import ExternalModel
 from serving.image_inputs import DecodedImage, ImageInput, as_input_files
 from serving.model import open_model
 from serving.records import UNSURE, Entry, Prediction, Reject, decide
-from serving.session import Provider
+from serving.session import OUTPUTS, UNFAMILIAR, Provider
 from serving.tables import optional_columns
 
 BATCHES_AHEAD = 2
@@ -159,8 +159,27 @@ class Classifier:
         """The entries of one batch, of what `pack` filled in and returned; a file with a problem becomes a Reject in
         its own place.
         """
+        return self.entries(files, problems, self.run(pixels) if None in problems else (), top_k)
+
+    def run(self, pixels: NDArray[np.uint8]) -> Sequence[NDArray[np.float32]]:
+        """The outputs of the model that predictions need, `outputs`, for a batch."""
+        return self.model.run_all(pixels) if self.unfamiliar else self.model.run(pixels)
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs of the model that predictions need."""
+        return [*OUTPUTS, UNFAMILIAR] if self.unfamiliar else OUTPUTS
+
+    def entries(
+        self,
+        files: Sequence[InputFile],
+        problems: Sequence[ImageError | None],
+        outputs: Sequence[NDArray[np.float32]],
+        top_k: int,
+    ) -> list[Entry]:
+        """As `label`, of the `outputs` for the pixels; they are not needed where no file is usable."""
         usable = sum(problem is None for problem in problems)
-        rows = self._rows(pixels, usable, top_k) if usable else iter(())
+        rows = self._rows(outputs, usable, top_k) if usable else iter(())
         entries: list[Entry] = []
         for file, problem in zip(files, problems, strict=True):
             row = next(rows) if problem is None else None
@@ -175,11 +194,10 @@ class Classifier:
         return entries
 
     def _rows(
-        self, pixels: NDArray[np.uint8], usable: int, top_k: int
+        self, outputs: Sequence[NDArray[np.float32]], usable: int, top_k: int
     ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...], float | None] | None]:
         """Labels and probabilities, most probable first, of the first `usable` images, and how unfamiliar these are;
         None if a number is not finite."""
-        outputs = self.model.run_all(pixels) if self.unfamiliar else self.model.run(pixels)
         probability, logit, *others = (values[:usable] for values in outputs)
         is_finite = _finite(probability, logit, *(values[:, None] for values in others))
         # ties: the earlier class first

@@ -2,7 +2,8 @@
 
 On a CPU each process takes a batch, decodes it and runs the model on it, on one thread: only names and results pass
 between processes, and no thread waits for another. With an accelerator, the processes decode into shared memory and
-this process runs the model. A job of a single batch runs in the same way: each process decodes a part of the batch.
+this process runs the model (serving/bound_runs.py). A job of a single batch runs in a similar way: each process
+decodes a part of the batch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import mmap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -24,7 +25,9 @@ from convline.inputs.input_file import InputFile
 from convline.inputs.remote_files import RemoteFile
 from convline.process_pool import Finish, Pool, Work, open_pool
 from convline.time_limit import SECONDS
+from serving.bound_runs import BoundRuns, Outputs, one_behind
 from serving.classifier import Classifier, batched, pack, try_decode
+from serving.model import probe_images
 from serving.records import Entry
 
 CONNECTIONS = 16  # files that a process downloads at once
@@ -64,10 +67,17 @@ def batch_predictor(
                 (batch, _share_batch(classifier, workers, buffers, batch, top_k)) for batch in batches
             )
         return
-    is_cpu = classifier.provider == "cpu"
-    work, finish = _on_cpu(classifier, top_k) if is_cpu else _on_accelerator(classifier, top_k, processes)
-    with open_pool(processes, work, try_out, limit) as workers:
-        yield lambda batches: workers.map(batches, finish)
+    if classifier.provider == "cpu":
+        work, finish = _on_cpu(classifier, top_k)
+        with open_pool(processes, work, try_out, limit) as workers:
+            yield lambda batches: workers.map(batches, finish)
+        return
+    buffers = _shared_buffers(classifier, classifier.batch_size, processes)
+    with (
+        _checked_runs(classifier) as runs,
+        open_pool(processes, _decoder(classifier, buffers), try_out, limit) as workers,
+    ):
+        yield lambda batches: _on_accelerator(classifier, workers.map(batches, _starter(runs, buffers)), top_k)
 
 
 Steps = tuple[Work, Finish]  # what a worker process does with a batch, and what this process does with the result
@@ -85,15 +95,33 @@ def _on_cpu(classifier: Classifier, top_k: int) -> Steps:
     return work, lambda batch, entries, _buffer: (batch, entries)
 
 
-def _on_accelerator(classifier: Classifier, top_k: int, processes: int) -> Steps:
-    buffers = _shared_buffers(classifier, classifier.batch_size, processes)
+def _checked_runs(classifier: Classifier) -> BoundRuns:
+    """Raises ModelError where they give other results than `classifier.run`."""
+    shape = classifier.buffer().shape
+    runs = BoundRuns(classifier.model.session, classifier.outputs, shape)
+    images = np.resize(probe_images(classifier.spec), shape)
+    runs.check(images, list(classifier.run(images)))
+    return runs
 
-    def finish(
-        batch: list[InputFile], problems: list[ImageError | None], buffer: int
-    ) -> tuple[list[InputFile], list[Entry]]:
-        return batch, classifier.label(batch, buffers[buffer], problems, top_k)
 
-    return _decoder(classifier, buffers), finish
+Started = tuple[BatchT, list[ImageError | None], Future[Outputs] | None]  # files, their problems, the model's outputs
+
+
+def _starter(runs: BoundRuns, buffers: NDArray[np.uint8]) -> Finish:
+    """What starts the model on a decoded batch, unless no file of it is usable."""
+
+    def start(batch: BatchT, problems: list[ImageError | None], buffer: int) -> Started[BatchT]:
+        return batch, problems, runs.start(buffers[buffer]) if None in problems else None
+
+    return start
+
+
+def _on_accelerator(
+    classifier: Classifier, started: Iterable[Started[BatchT]], top_k: int
+) -> Iterator[tuple[BatchT, list[Entry]]]:
+    """Each batch with its entries, which are made while the model runs on the next batch."""
+    for batch, problems, outputs in one_behind(started):
+        yield batch, classifier.entries(batch, problems, outputs.result() if outputs else (), top_k)
 
 
 def _decoder(classifier: Classifier, buffers: NDArray[np.uint8]) -> Work:

@@ -15,7 +15,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from convline.inputs.listing import find
 from convline.process_pool import BATCHES_AHEAD, Pool, ProcessPool, ThreadPool, Work
 from convline.time_limit import time_limited
 from serving.classifier import Classifier, batched, try_decode
-from serving.predict import _on_accelerator, batch_predictor
+from serving.predict import batch_predictor
 from serving.records import Prediction, Reject
 from tests.serving.helpers import encode, noise, slow_jpeg, write
 
@@ -296,9 +296,9 @@ def test_every_way_of_dividing_the_work_gives_the_same_entries(
 ) -> None:
     monkeypatch.setattr("convline.process_pool.can_fork", lambda: forks)
     found = [InputFile(path.name, OnDisk(str(path))) for path in sorted(folder.iterdir())]
-    if on_accelerator:  # the processes leave pixels in shared memory, the model runs here
-        monkeypatch.setattr("serving.predict._on_cpu", lambda classifier, top_k: _on_accelerator(classifier, top_k, 2))
     with Classifier(model, "cpu", 1, batch_size=4) as classifier:
+        if on_accelerator:  # the processes leave pixels in shared memory, the model runs here
+            classifier.model = replace(classifier.model, provider="cuda")
         expected = [entry for batch in classifier.classify_batches(batched(found, 4), 3) for entry in batch]
         with batch_predictor(classifier, 3, processes=2) as predict:
             entries = [entry for _, entries in predict(batched(found, 4)) for entry in entries]

@@ -32,9 +32,10 @@ from pipeline.recipe import load, names
 from pipeline.run import Run
 from serving.inspect import inspect
 from serving.model import open_model
-from serving.session import open_session
+from serving.session import OUTPUTS, open_session
 from tests.conftest import run_command
 from tests.pipeline.test_export import metadata
+from tests.serving.test_bound_runs import assert_same_bits
 from tests.shared import shared_folder
 
 LOWER = ("fp16", "int8")
@@ -87,6 +88,11 @@ def test_nothing_of_the_machine_is_inside_a_lower_precision(files: dict[str, Pat
     content = files[precision].read_bytes()
     for trace in ("/tmp", "/work", "site-packages", ".py", "onnx.quant"):
         assert trace.encode() not in content
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_io_binding_gives_the_same_bits_in_a_lower_precision(files: dict[str, Path], precision: str) -> None:
+    assert_same_bits(open_model(files[precision], "cpu", 1), OUTPUTS, (7, 8, 8, 1))
 
 
 @pytest.mark.parametrize("precision", LOWER)
