@@ -7,6 +7,7 @@ import os
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,12 @@ class Finished:
 
 
 def finish(folder: Path, *words: object) -> Finished:
-    """Run `python words…` in `folder`, in the environment of a user: what this process sets for itself is left out."""
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    """Run `python words…` in `folder`, in the environment of a user."""
     printed = folder / "printed.txt"
     began, memory = time.time(), 0
     with printed.open("w") as output, (folder / "log.txt").open("w") as log:
         command = [sys.executable, *map(str, words)]
-        process = psutil.Popen(command, cwd=folder, env=environment, stdout=output, stderr=log)
+        process = psutil.Popen(command, cwd=folder, env=user_environment(), stdout=output, stderr=log)
         while True:
             try:
                 status = process.wait(SAMPLED_EVERY)
@@ -54,15 +54,24 @@ def finish(folder: Path, *words: object) -> Finished:
     return Finished(began, seconds, printed.read_text(), memory)
 
 
+def user_environment() -> dict[str, str]:
+    """The environment without what this process sets for itself."""
+    return {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+
+
 def held(process: psutil.Process) -> int:
     """The memory of a process and its children now, in bytes."""
-    total = 0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            total += each.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # ended in between
-            continue
-    return total
+    return sum(held_by_each(process))
+
+
+def held_by_each(process: psutil.Process) -> list[int]:
+    """The memory of a process, and of each of its children, now, in bytes."""
+    sizes = []
+    with suppress(psutil.NoSuchProcess):
+        for each in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # ended in between
+                sizes.append(each.memory_full_info().pss)
+    return sizes
 
 
 def pipeline(folder: Path, *words: object) -> Finished:
