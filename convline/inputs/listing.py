@@ -80,8 +80,9 @@ def _files_of_input(name: str, is_prefixed: bool) -> Iterator[InputFile]:
         return _files_of_list_file(Path(name[1:]))
     if not glob.has_magic(name):
         raise ConvlineError(f"no such file or folder: {name}")
-    # as if the shell had expanded it
-    matches = sorted(glob.glob(name, recursive=True), key=lambda match: os.fsencode(match).split(b"/"))
+    # as if the shell had expanded it; folder by folder, as no name has a byte below NUL
+    matches = glob.glob(name, recursive=True)
+    matches.sort(key=lambda match: os.fsencode(match).replace(b"/", b"\0"))
     if "**" in name:  # it matches folders and the files in them: each file must come once
         matches = [match for match in matches if not Path(match).is_dir()]
     if not matches:
