@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.preparing.mapped_arrays import release_memory
+
 FOLDS = 4
 MOST_FITTED = 50_000  # images that a classifier is fitted to
 # of the weights: penalty / images * ‖weight‖² / 2. On 10,000 and 60,000 images of CIFAR-10 the best of values that are
@@ -83,7 +85,7 @@ class CrossValidation:
             seen = np.flatnonzero(self._fold != number)
             if len(seen) > MOST_FITTED:
                 seen = np.sort(rng.choice(seen, MOST_FITTED, replace=False))
-            self._classifiers.append(_LinearClassifier(features[rows[seen]], labels[rows[seen]], classes))
+            self._classifiers.append(_LinearClassifier(_read(features, rows[seen]), labels[rows[seen]], classes))
 
     def probabilities(self) -> Iterator[tuple[Rows, Probabilities]]:
         """Positions in `rows`, int64 [n], and the probability of each class, float32 [n, classes], in chunks: those of
@@ -92,7 +94,16 @@ class CrossValidation:
             left_out = np.flatnonzero(self._fold == number)
             for start in range(0, len(left_out), CHUNK):
                 chunk = left_out[start : start + CHUNK]
-                yield chunk, classifier.probabilities(self._features[self._rows[chunk]])
+                yield chunk, classifier.probabilities(_read(self._features, self._rows[chunk]))
+
+
+def _read(features: NDArray[np.floating], rows: Rows) -> NDArray[np.floating]:
+    """Some rows of features, which may be mapped from a file: their pages are released again."""
+    copied = np.empty((len(rows), features.shape[1]), features.dtype)
+    for start in range(0, len(rows), CHUNK):
+        copied[start : start + CHUNK] = features[rows[start : start + CHUNK]]
+        release_memory(features)
+    return copied
 
 
 class _LinearClassifier:

@@ -119,6 +119,7 @@ def _of_each(
                 features[row : row + len(batch)] = batch
                 row += len(batch)
                 release_memory(images)
+                release_memory(features)
                 bar.advance(bar.task_ids[0], len(batch))
     assert features is not None
     return features

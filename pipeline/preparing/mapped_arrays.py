@@ -1,9 +1,10 @@
-"""Memory-mapped image arrays: read in chunks of bounded size, released from memory when read."""
+"""Memory-mapped arrays: read in chunks of bounded size, released from memory when read."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ def chunks(images: NDArray[np.uint8]) -> Iterator[slice]:
         release_memory(images)
 
 
-def release_memory(images: NDArray[np.uint8]) -> None:
+def release_memory(array: NDArray[Any]) -> None:
     """Drop the pages of a memory map that were read or written: they count as memory of this process. What was written
     goes to the file all the same."""
-    base: object = images.base
+    base: object = array.base
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # which Windows lacks
         base.madvise(mmap.MADV_DONTNEED)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.check import check
+from pipeline.checking import image_features
 from pipeline.checking.doubtful_labels import PENALTY, CrossValidation, doubtful_labels
 from pipeline.checking.labels_table import write_labels
 from pipeline.dataset import Dataset
@@ -41,6 +43,32 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int, same
         assert np.isnan(found[positions]).all()
         found[positions] = probabilities
     return found
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that count as memory of this process."""
+    found = re.findall(rf"{file}\n.*?Rss: +(\d+) kB", Path("/proc/self/smaps").read_text(), re.DOTALL)
+    assert found
+    return sum(map(int, found)) * 1024
+
+
+def test_features_on_disk_do_not_stay_in_memory(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20_000, 4, 4, 1), np.uint8)
+    labels, sizes = images[:, 0, 0, 0] // 128, []
+    tracked = tmp_path / "features.npy"
+
+    def compute(batch: torch.Tensor) -> torch.Tensor:
+        if tracked.exists():
+            sizes.append(resident(tracked))
+        return batch.flatten(1).float().tile(1, 32)
+
+    features = image_features._of_each([images], tmp_path, torch.nn.Identity(), compute)  # type: ignore[arg-type]
+    assert features.nbytes == 20_000 * 512 * 2
+    rows = np.arange(len(images))
+    judges = CrossValidation(features, labels.astype(np.int64), 2, rows, rows)
+    sizes.append(resident(tracked))
+    sizes += [resident(tracked) for _ in judges.probabilities()]
+    assert max(sizes) < features.nbytes / 4
 
 
 def test_probabilities_are_those_of_scikit_learns_classifier_fitted_without_the_image(
