@@ -234,9 +234,9 @@ def print_courses(parts: dict[str, Fields]) -> None:
     for name, course in courses.items():
         if course is not None:
             speed = course["files"] / course["seconds"]
-            early, half, last = (f"{held / 1e6:,.0f}" for held in course["memory"])
-            most, largest = (f"{course[key] / 1e6:,.0f}" for key in ("most", "largest"))
-            print(f"{name:29}{course['seconds']:9,.1f}{speed:9,.0f}{early:>12}{half:>8}{last:>8}{most:>8}{largest:>9}")
+            held = "".join(f"{size / 1e6:8,.0f}" for size in (*course["memory"], course["most"]))
+            largest = course["largest"] / 1e6
+            print(f"{name:29}{course['seconds']:9,.1f}{speed:9,.0f}{held:>36}{largest:9,.0f}")
 
 
 def print_details(parts: dict[str, Fields]) -> None:
