@@ -347,6 +347,12 @@ class Recipe(RecipeSection):
             )
         return self
 
+    @property
+    def treats_head_apart(self) -> bool:
+        """Whether the network's last layers are trained differently from the others."""
+        optimizer = self.optimizer
+        return self.train.freeze != "none" or optimizer.head_multiplier != 1 or optimizer.name == "muon"
+
     def learning_rate(self, step: int) -> float:
         """The highest learning rate at `step`, before head_multiplier. The schedule runs from its beginning to its end
         while the backbone is frozen, and once more after that."""

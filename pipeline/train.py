@@ -236,8 +236,7 @@ def _head(recipe: Recipe, dataset: Dataset) -> list[str]:
 
     Raises ConvlineError where it does, and the network has none.
     """
-    optimizer = recipe.optimizer
-    if recipe.train.freeze == "none" and optimizer.head_multiplier == 1 and optimizer.name != "muon":
+    if not recipe.treats_head_apart:
         return []
     image = dataset.meta["image"]
     shape = (image["channels"], *(recipe.preprocess.crop_size or (image["height"], image["width"])))

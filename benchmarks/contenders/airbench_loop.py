@@ -68,13 +68,18 @@ def main(dataset: Path, epochs: float, seed: int, threads: int, precision: str) 
     answer_cuda_on_the_cpu()
     import airbench
 
+    def make_network() -> nn.Module:
+        network = airbench.make_net94()
+        if precision == "bfloat16":  # not in the statistics of patches, which do not bear it
+            network.forward = torch.autocast("cpu", torch.bfloat16)(network.forward)
+        return network
+
     write_images(dataset)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        start = time.perf_counter()
-        network = airbench.train94(epochs=epochs, verbose=False)
-        seconds = time.perf_counter() - start
-        test = airbench.CifarLoader("cifar10", train=False, batch_size=2000)
-        accuracy = airbench.evaluate(network, test, tta_level=TTA_LEVEL)
+    start = time.perf_counter()
+    network = airbench.train94(epochs=epochs, make_net=make_network, verbose=False)
+    seconds = time.perf_counter() - start
+    test = airbench.CifarLoader("cifar10", train=False, batch_size=2000)
+    accuracy = airbench.evaluate(network, test, tta_level=TTA_LEVEL)
     count = len(test.labels)
     print(json.dumps({"seconds": seconds, "right": round(accuracy * count), "count": count}))
 

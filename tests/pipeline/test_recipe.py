@@ -339,6 +339,13 @@ def test_every_system_of_the_sources_is_listed_with_its_size_and_published_figur
     # by hand, from the sources' layer sizes
     assert {row[0]: row[1:] for row in rows} == {
         "cifar10": ["cifar10", "cifar10", "1,068,298", "18,470,784", "86.00%"],
+        "cifar10-fast": [
+            "cifar10",
+            "cifar10_fast",
+            "1,972,504",
+            "236,294,720",
+            "-",
+        ],  # of the image and its mirror image
         "cifar10-local": ["cifar10", "cifar10_local", "2,112,970", "19,512,576", "87.00%"],
         "deep-mnist": ["mnist", "deep_mnist", "3,274,634", "13,883,904", "99.20%"],
         "digits": ["digits", "digits_convnet", "53,002", "347,392", "-"],

@@ -29,6 +29,7 @@ IMAGES = 16
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "random_crop": {"random_crop": True},
     "padding": {"padding": 2, "random_crop": True},
+    "padding_mode": {"padding_mode": "reflect", "padding": 2, "random_crop": True},
     "resized_crop": {"resized_crop": ResizedCrop()},
     "flip": {"flip": True},
     "vertical_flip": {"vertical_flip": True},
@@ -43,6 +44,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "while_frozen": {"while_frozen": True, "flip": True},
 }
 WAYS = {
+    "alternating flips": ["augment.flip=alternating"],
     "label smoothing": ["train.label_smoothing=0.1"],
     "class weights": ["train.class_weights=balanced", "data.sampling=balanced"],
     "all that mixes": [
@@ -73,7 +75,7 @@ def run_on_noise(folder: Path, name: str, settled: Recipe) -> tuple[Run, Any]:
 
 
 def head_of(settled: Recipe, image: dict[str, int]) -> list[str]:
-    if settled.train.freeze == "none" and settled.optimizer.head_multiplier == 1:
+    if not settled.treats_head_apart:
         return []
     shape = (image["channels"], *(settled.preprocess.crop_size or (image["height"], image["width"])))
     return head_layers(settled.model.name, shape, 2, **settled.model.options)
