@@ -16,7 +16,7 @@ def keep_freed_memory(at_most: int = 2**31 - 1) -> None:
     pages of every large tensor to the system and fetches them back, zeroed, in the next step, which takes a fifth of
     the time of a step of cifar10, and more than half of the time of inference on photographs (two cores,
     EfficientNet-Lite0 at 224 px: 44 images/s, then 118). So it does with images above 8 megapixels: a JPEG of 12
-    megapixels takes 77 ms in place of 106 to decode and resize.
+    megapixels takes 73 ms in place of 99 to decode and resize.
 
     Where the C library is not glibc, nothing changes.
     """
