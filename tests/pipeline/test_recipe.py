@@ -252,7 +252,8 @@ def test_a_section_that_is_a_number_is_refused(own: Path) -> None:
 def test_another_optimizer_keeps_the_learning_rate_and_drops_the_other_options(own: Path) -> None:
     changed = load(str(own), ["optimizer.name=adam"]).to_dict()["optimizer"]
     assert changed == {
-        "name": "adam", "learning_rate": 0.5, "head_multiplier": 1.0, "layer_decay": 1.0, "weight_decay": 0.0,
+        "name": "adam", "learning_rate": 0.5, "head_multiplier": 1.0,
+        "bias_multiplier": 1.0, "layer_decay": 1.0, "weight_decay": 0.0,
         "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8,
     }  # fmt: skip
 
