@@ -347,6 +347,10 @@ class Recipe(RecipeSection):
             )
         return self
 
+    def with_precision(self, precision: str) -> Recipe:
+        """The same, trained in this precision."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"precision": precision})})
+
     @property
     def treats_head_apart(self) -> bool:
         """Whether the network's last layers are trained differently from the others."""

@@ -68,8 +68,8 @@ def train(
         ranks.on_main(lambda: _prepare_dataset(recipe, data_dir, folder))
         dataset = _open_dataset(recipe, data_dir, ranks)
         starts_new = ranks.on_main(lambda: overwrite or not checkpoint.paths(folder / "checkpoints"))
-        recipe = ranks.on_main(lambda: _with_precision(recipe, chosen_device, folder, starts_new=starts_new))
-        with_steps = ranks.main_first(lambda: _with_steps(recipe, dataset))
+        precision = ranks.on_main(lambda: _precision(recipe, chosen_device, folder, starts_new=starts_new))
+        with_steps = ranks.main_first(lambda: _with_steps(recipe.with_precision(precision), dataset))
         recipe, weights = ranks.main_first(
             lambda: resolve_weights(with_steps, dataset.meta, folder, starts_new=starts_new)
         )
@@ -196,13 +196,13 @@ def _check_precision(recipe: Recipe, device: torch.device) -> None:
         )
 
 
-def _with_precision(recipe: Recipe, device: torch.device, folder: Path, *, starts_new: bool) -> Recipe:
-    """The recipe with the precision that "auto" means on `device`; a run that is resumed keeps its own."""
+def _precision(recipe: Recipe, device: torch.device, folder: Path, *, starts_new: bool) -> str:
+    """The recipe's precision; where it is "auto", that of the run which is resumed, or what it means on `device`."""
     if recipe.train.precision != "auto":
-        return recipe
+        return recipe.train.precision
     precision = native_precision(device) if starts_new else Run.open(folder).recipe.train.precision
     log(f"precision: {precision}")
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
+    return precision
 
 
 def _check_batches(recipe: Recipe, dataset: Dataset, ranks: RankGroup) -> None:

@@ -42,6 +42,15 @@ SYSTEMS = {
     "fine-tuning, augmented from the start": (*PHOTOS, "augment.while_frozen=true", "train.loss=sum"),
     "BatchNorm of timm": (*BATCH_NORM, "model.name=timm/test_efficientnet"),
     "BatchNorm of torchvision": (*BATCH_NORM, "model.name=torchvision/resnet18"),
+    "BatchNorm, Muon and alternating flips": (
+        "cifar10-fast",
+        "data.dataset=rgb",
+        "model.width=8",
+        "train.batch_size=16",
+        "train.steps=15",
+        "train.precision=float32",
+        "optimizer.learning_rate=1e-9",
+    ),
 }
 FULL = {"cifar10 of 128": ("cifar10", "data.dataset=rgb")}
 

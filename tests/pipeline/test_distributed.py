@@ -53,7 +53,7 @@ def test_two_ranks_compute_what_one_does(data: Path, shared: dict[str, np.ndarra
     alone = ranks.compute(data, {system: ranks.SYSTEMS[system]}, RankGroup())
     np.testing.assert_allclose(shared[f"{system}/losses"], alone[f"{system}/losses"], rtol=1e-10)
     np.testing.assert_allclose(shared[f"{system}/state"], alone[f"{system}/state"], rtol=1e-7, atol=1e-9)
-    gradients, tolerance = alone[f"{system}/gradients"], 1e-4 if "BatchNorm" in system else 1e-5
+    gradients, tolerance = alone[f"{system}/gradients"], 3e-4 if "BatchNorm" in system else 1e-5
     assert np.abs(shared[f"{system}/gradients"] - gradients).max() <= tolerance * np.abs(gradients).max()
 
 
