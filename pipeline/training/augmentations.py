@@ -118,7 +118,7 @@ class Augmentations:
         if settings.random_crop or settings.flip or settings.vertical_flip:
             top = (uniform[0] * (images.shape[1] + 2 * border - size[0] + 1)).long() - border
             left = (uniform[1] * (images.shape[2] + 2 * border - size[1] + 1)).long() - border
-            images = crop_and_flip(images, top, left, size, mirrored, upside_down)
+            images = crop_and_flip(images, top, left, size, mirrored, upside_down, reflects=border > 0)
         return images
 
     def _generator(self, stream: int, step: int) -> np.random.Generator:

@@ -82,17 +82,27 @@ def _draw_positions(
 
 
 def crop_and_flip(
-    images: Tensor, top: Tensor, left: Tensor, size: Size, mirrored: Tensor, upside_down: Tensor | None = None
+    images: Tensor,
+    top: Tensor,
+    left: Tensor,
+    size: Size,
+    mirrored: Tensor,
+    upside_down: Tensor | None = None,
+    *,
+    reflects: bool = False,
 ) -> Tensor:
     """The crop of `size` at `top`, `left` (int64 [batch]) of each image, left and right exchanged where `mirrored`, top
-    and bottom where `upside_down` (bool [batch]). Beyond its border, an image goes on as its own reflection."""
+    and bottom where `upside_down` (bool [batch]). Where it `reflects`, a crop may reach beyond the border of its image,
+    which goes on there as its own reflection."""
     height, width = (torch.arange(side, device=images.device) for side in size)
     count, full_height, full_width, channels = images.shape
     row = height if upside_down is None else torch.where(upside_down[:, None], height.flip(0), height)
-    column = torch.where(mirrored[:, None], width.flip(0), width)
+    rows = top[:, None] + row
+    columns = left[:, None] + torch.where(mirrored[:, None], width.flip(0), width)
+    if reflects:
+        rows, columns = _reflected(rows, full_height), _reflected(columns, full_width)
     first_row = torch.arange(count, device=images.device)[:, None] * full_height
-    rows = (first_row + _reflected(top[:, None] + row, full_height)) * full_width
-    columns = _reflected(left[:, None] + column, full_width)
+    rows = (first_row + rows) * full_width
     # one gather of pixels for crop and flips: 0.3 ms for 128 images on 2 cores
     pixels = images.reshape(-1, channels).index_select(0, (rows[:, :, None] + columns[:, None, :]).flatten())
     return pixels.view(count, *size, channels)
