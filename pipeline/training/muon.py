@@ -31,10 +31,10 @@ class Muon(Optimizer):
         sgd_momentum: float,
         iterations: int,
         normalize: bool,
-        fused: bool = False,
     ) -> None:
         settings = {"momentum": momentum, "sgd_momentum": sgd_momentum, "iterations": iterations}
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "normalize": normalize, "fused": fused, **settings})
+        # "fused" as in torch's optimisers: there is no such kernel
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "normalize": normalize, "fused": False, **settings})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
