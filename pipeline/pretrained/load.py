@@ -14,7 +14,7 @@ from models.served_network import ServedNetwork
 from pipeline.pretrained.resolve import resolve_weights
 from pipeline.pretrained.timm_conversions import TimmMisfit, converted_by_timm
 from pipeline.pretrained.weight_sources import PretrainedWeights
-from pipeline.recipe import ModelSection
+from pipeline.recipe_sections import ModelSection
 from pipeline.run import Run
 
 # as torchvision.models.densenet converts its older files, whose names have a dot before the number

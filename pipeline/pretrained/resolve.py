@@ -8,7 +8,8 @@ from typing import Any
 from convline.errors import ConvlineError
 from convline.files import sha256
 from pipeline.pretrained.weight_sources import PretrainedWeights, WeightSource, find_source
-from pipeline.recipe import Recipe, Standardization
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import Standardization
 from pipeline.run import Run
 
 NAMED_BY_HAND = "set preprocess.standardize={mean=[...], std=[...]}, in units of x / 255, as they were trained"

@@ -20,7 +20,7 @@ from pipeline.pretrained.downloads import file_of_repository, file_of_url, hub_p
 from pipeline.pretrained.packages import packaged_weights
 from pipeline.pretrained.tensor_files import read_tensors
 from pipeline.pretrained.weight_names import HUB, PACKAGE, RUN, is_name
-from pipeline.recipe import ModelSection, Standardization
+from pipeline.recipe_sections import ModelSection, Standardization
 from pipeline.run import Run
 
 # timm's word for the 1,000 classes of its networks

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from models.preprocessing import Preprocessing
 from pipeline.device import copy_to_device
-from pipeline.recipe import AugmentSection, ColorJitter
+from pipeline.recipe_sections import AugmentSection, ColorJitter
 from pipeline.training import mixing, randomness
 from pipeline.training.color_operations import adjust_brightness, adjust_contrast, color_jitter, draw_jitter
 from pipeline.training.geometric_operations import (

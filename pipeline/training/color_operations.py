@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.device import copy_to_device
-from pipeline.recipe import ColorJitter
+from pipeline.recipe_sections import ColorJitter
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 

@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models.preprocessing import Preprocessing
 from pipeline.dataset import Dataset
 from pipeline.network import build_network
-from pipeline.recipe import AugmentSection, load
+from pipeline.recipe import load
+from pipeline.recipe_sections import AugmentSection
 from pipeline.train import train
 from pipeline.training.augmentations import Augmentations
 from pipeline.training.distributed import join

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kstest
 from torchvision.transforms.v2 import functional
 
-from pipeline.recipe import ColorJitter
+from pipeline.recipe_sections import ColorJitter
 from pipeline.training.color_operations import (
     BRIGHTNESS,
     CONTRAST,

@@ -30,7 +30,8 @@ from pipeline.pretrained.load import load_pretrained
 from pipeline.pretrained.packages import packaged_weights
 from pipeline.pretrained.resolve import resolve_weights
 from pipeline.pretrained.weight_sources import PretrainedWeights
-from pipeline.recipe import Recipe, Standardization, load, parse
+from pipeline.recipe import Recipe, load, parse
+from pipeline.recipe_sections import Standardization
 from pipeline.run import Run
 from tests.conftest import Cli, run_command
 from tests.pipeline.helpers import dataset_meta, refused

@@ -15,7 +15,8 @@ from PIL import Image
 from models.preprocessing import Preprocessing
 from pipeline.network import build_network, load_network
 from pipeline.preprocess import image_size_for
-from pipeline.recipe import AugmentSection, Recipe, load, parse
+from pipeline.recipe import Recipe, load, parse
+from pipeline.recipe_sections import AugmentSection
 from pipeline.run import Run
 from pipeline.training.augmentations import Augmentations
 from serving import Classifier

@@ -13,7 +13,8 @@ from models import head_layers
 from pipeline import recipe
 from pipeline.network import build_network
 from pipeline.preparing.official_datasets import known_datasets
-from pipeline.recipe import AugmentSection, ColorJitter, Recipe, ResizedCrop
+from pipeline.recipe import Recipe
+from pipeline.recipe_sections import AugmentSection, ColorJitter, ResizedCrop
 from pipeline.run import Run
 from pipeline.tracking.points import PointWriter, read_points
 from pipeline.training.distributed import RankGroup
