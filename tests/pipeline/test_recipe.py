@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline import recipe
 from pipeline.recipe import differences, load, parse
+from pipeline.recipe_sections import TrainSection
 from pipeline.run import Run
 from tests.conftest import ROOT, Cli
 from tests.pipeline.helpers import contents, refused
@@ -417,7 +418,7 @@ def test_a_refused_recipe_exits_1_with_one_sentence_and_leaves_nothing(cli: Cli,
 )
 def test_epochs_are_passes_over_the_training_images(fields: dict[str, Any], steps: int) -> None:
     """Of 95 images in batches of 10."""
-    settled = recipe.TrainSection(batch_size=10, **fields).with_steps(95)
+    settled = TrainSection(batch_size=10, **fields).with_steps(95)
     assert (settled.steps, settled.epochs) == (steps, 0)
 
 
