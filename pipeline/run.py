@@ -175,17 +175,6 @@ class Run:
         return dataset.split(name, self.recipe.data.validation, self.recipe.train.seed)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the run while it is trained; a killed process releases it, too.
-
-        Raises ConvlineError if another process is training it.
-        """
-        with open_in_place(self.folder / "lock", "w") as file:
-            if not locks.acquire(file.fileno(), LOCK_SECONDS):
-                raise ConvlineError(f"{self.folder} is being trained by another process; wait for it")
-            yield
-
-    @contextmanager
     def sending(self, wait: bool = True) -> Iterator[None]:
         """Lock the run for sending to MLflow, which one process at a time may do.
 
@@ -214,3 +203,15 @@ class Run:
                 return locks.is_held(file.fileno())
         except FileNotFoundError:
             return False
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Lock the run in `folder`, readable or not, while it is trained; a killed process releases it, too.
+
+    Raises ConvlineError if another process is training it.
+    """
+    with open_in_place(folder / "lock", "w") as file:
+        if not locks.acquire(file.fileno(), LOCK_SECONDS):
+            raise ConvlineError(f"{folder} is being trained by another process; wait for it")
+        yield

@@ -27,7 +27,7 @@ from pipeline.pretrained.load import load_pretrained
 from pipeline.pretrained.resolve import resolve_weights
 from pipeline.pretrained.weight_sources import PretrainedWeights
 from pipeline.recipe import Recipe, check_warmup, differences
-from pipeline.run import Run
+from pipeline.run import Run, lock_run
 from pipeline.tracking.follower import Follower
 from pipeline.training.best_checkpoint import BestCheckpoint
 from pipeline.training.distributed import RankGroup, join
@@ -83,7 +83,7 @@ def train(
             log(f"{folder} is finished; there is nothing to do")
             return run
         ranks.on_main(lambda: run.check_dataset(dataset))
-        ranks.on_main(lambda: locks.enter_context(run.lock()))
+        ranks.on_main(lambda: locks.enter_context(lock_run(folder)))
         follower = Follower(run) if tracking and ranks.is_main else None
         with _log_what_is_saved(run):
             state = ranks.on_main(lambda: checkpoint.load_newest(folder / "checkpoints"))
@@ -295,7 +295,7 @@ def _open_run(
     """Create the run, or open it to resume it. Raises ConvlineError where it cannot be resumed with this recipe."""
     origin = None if weights is None else weights.to_dict()
     if overwrite and (folder / "run.json").exists():
-        with Run.open(folder).lock():  # refused while it is being trained
+        with lock_run(folder):  # refused while it is being trained
             return Run.create(folder, recipe, dataset, origin)
     if not folder.exists() or not any(folder.iterdir()):
         return Run.create(folder, recipe, dataset, origin)
@@ -322,7 +322,7 @@ def _open_run(
 def _change_steps(run: Run, recipe: Recipe) -> None:
     """Change the number of steps of a run. Raises ConvlineError where its learning rates up to now would have been
     different with the new number."""
-    with run.lock():
+    with lock_run(run.folder):
         state = checkpoint.load_newest(run.folder / "checkpoints")
         done = 0 if state is None else int(state["step"])
         before, steps = run.recipe.train.steps, recipe.train.steps

@@ -18,7 +18,7 @@ from convline.errors import ConvlineError
 from convline.mlflow_client import tracking_uri
 from convline.secrets import redacted, redacting_stream, without_credentials
 from pipeline.reporting.result_files import read_result_file
-from pipeline.run import Run
+from pipeline.run import Run, lock_run
 from pipeline.sync import sync
 from pipeline.tracking import deadline
 from pipeline.tracking.cursor import Cursor
@@ -161,7 +161,7 @@ def test_a_database_whose_creation_is_interrupted_is_not_used(own_project: Path)
 @pytest.mark.all
 def test_a_server_that_starts_late_gets_everything(own_project: Path, server: Server) -> None:
     run = Run.open(own_project / "runs/digits")
-    with run.lock():
+    with lock_run(run.folder):
         follower = subprocess.Popen(
             command("pipeline", "sync", "--follow"),
             cwd=own_project,

@@ -16,7 +16,7 @@ import models
 from convline.errors import ConvlineError
 from pipeline.checkpoint import load_newest, paths, step_of
 from pipeline.recipe import load
-from pipeline.run import Run
+from pipeline.run import Run, lock_run
 from pipeline.train import train
 from pipeline.training.progress_log import sparkline
 from pipeline.training.threads import default_threads
@@ -236,6 +236,24 @@ def test_overwrite_replaces_the_run(own_project: Path) -> None:
     assert final_state(own_project / "runs/digits")["step"] == 5
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("recipe.toml", "[train]", "[train", "is damaged"),
+        ("recipe.toml", "[train]", "[train]\nof_a_newer_version = 1", "train.of_a_newer_version is not a known field"),
+        ("run.json", "{", "", "is damaged"),
+    ],
+)
+def test_overwrite_replaces_a_run_that_cannot_be_read(
+    own_project: Path, file: str, old: str, new: str, problem: str
+) -> None:
+    path = own_project / "runs/digits" / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert problem in run_command(own_project, *TRAIN, "--steps", 5, "--resume", status=1).stderr
+    run_command(own_project, *TRAIN, "--steps", 5, "--overwrite")
+    assert final_state(own_project / "runs/digits")["step"] == 5
+
+
 @pytest.mark.all
 def test_two_trainings_into_one_run_are_refused(tmp_path: Path, cli: Cli) -> None:
     process = start(tmp_path)
@@ -401,7 +419,7 @@ def test_a_link_in_place_of_a_runs_lock_is_refused(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_bytes(b"precious")
     run = Run(tmp_path, {}, load("digits"))
-    for name, held in (("lock", run.lock()), ("sync.lock", run.sending())):
+    for name, held in (("lock", lock_run(run.folder)), ("sync.lock", run.sending())):
         (tmp_path / name).symlink_to(precious)
         with pytest.raises(ConvlineError, match=rf"{name} is a link, .*; remove it"), held:
             pass
