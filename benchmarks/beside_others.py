@@ -1,11 +1,11 @@
 """What trainings and sessions keep of their speed beside other work, which keeps every CPU busy.
 
-    python benchmarks/beside_others.py [--rounds 5]
+    python benchmarks/beside_others.py [--rounds 5] [--spins 20000]
 
 Three recipes, from tiny steps to large ones, and the exported file of the tiniest in batches of 64; each alone, and
 beside one busy process per CPU. `before` is the same with threads that spin for work as long as libgomp's and
-onnxruntime's defaults let them; trainings are also timed with `--threads 1`. Each side is a process of its own; the
-sides take turns within a round.
+onnxruntime's defaults let them; trainings are also timed with `--threads 1`, and with the rounds of spinning that
+`--spins` asks for. Each side is a process of its own; the sides take turns within a round.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from machine import hardware, versions
@@ -53,7 +54,11 @@ print((time.perf_counter() - began) / 500)
 """
 
 
-def main(rounds: int = 5) -> None:
+def main(
+    rounds: int = 5,
+    spins: Annotated[list[int] | None, typer.Option(help="A value of GOMP_SPINCOUNT to time as well.")] = None,
+) -> None:
+    sides = SIDES | {f"{count} spins": ({"GOMP_SPINCOUNT": str(count)}, ()) for count in spins or ()}
     print(f"{hardware(usable_cpus())}; {versions('torch', 'onnxruntime-gpu', 'convline')}")
     rates: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
@@ -63,17 +68,17 @@ def main(rounds: int = 5) -> None:
         model = exported(folder)
         for _ in range(rounds):
             for where, others in (("alone", 0), ("beside", usable_cpus())):
-                for side, (environment, options) in SIDES.items():
+                for side, (environment, options) in sides.items():
                     with busy(others):
                         for recipe, (dataset, steps, size) in TRAININGS.items():
                             seconds = trained(folder, recipe, dataset, steps, environment, options)
                             rates[recipe, where, side].append(size / seconds)
                         rates["session", where, side].append(BATCH / session(model, side))
     print(f"images/s, medians of {rounds} rounds; shares of the speed alone before\n")
-    print(f"{'':10}" + "".join(f"{where + ', ' + side:>22}" for where in ("alone", "beside") for side in SIDES))
+    print(f"{'':10}" + "".join(f"{where + ', ' + side:>22}" for where in ("alone", "beside") for side in sides))
     for what in (*TRAININGS, "session"):
         base = statistics.median(rates[what, "alone", "before"])
-        medians = (statistics.median(rates[what, where, side]) for where in ("alone", "beside") for side in SIDES)
+        medians = (statistics.median(rates[what, where, side]) for where in ("alone", "beside") for side in sides)
         print(f"{what:10}" + "".join(f"{rate:15,.0f} ({rate / base:4.2f})" for rate in medians))
 
 

@@ -10,7 +10,7 @@
 import os
 
 # How often torch's threads look for work before they sleep (libgomp reads it when torch is imported). By default they
-# look for 6 ms, and beside other work keep each other from the CPU. With 2,000, some 40 µs, digits keeps two fifths of
-# its speed there, and all of it alone; with 0 it loses a quarter alone (benchmarks/beside_others.py).
+# look for 6 ms, and beside other work keep each other from the CPU. With 2,000, some 40 µs, trainings keep twice as
+# much of their speed there, and 0.8 to 1 of it alone (benchmarks/beside_others.py).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
