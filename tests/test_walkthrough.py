@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,8 @@ pytestmark = [pytest.mark.all, pytest.mark.usefixtures("all_cpus")]
 # test_documents parses these
 ELSEWHERE = re.compile(r"torchrun|--address|^make (ui|test|check|fix|report)")
 RUN = re.compile(r"(find .*\| )?(pipeline|serving|make) ")
-COMMENT = re.compile(r"\s+# .*")
-# what needs no shell, and changes nothing of its process for good, as the low priority of --watch does
-PLAIN = re.compile(r"(pipeline|serving) (?!.*--(watch|devices))[\w ./:=,@+-]+")
+# what needs no shell, starts no ranks (their output is not captured) and does not lower its priority, as --watch does
+PLAIN = re.compile(r"(pipeline|serving) (?!.*--(watch|devices))[\w ./:=,@+-]+(# .*)?")
 INCOMPLETE = re.compile(r" [A-Z]{3,}|^(pipeline|serving) \w+$")  # quoted, without what it needs
 SMALL = (
     (r"make train export RECIPE=(\S+)$", r"pipeline train \1 && pipeline export \1"),  # once through make is enough
@@ -104,11 +104,10 @@ def test_the_commands_work_one_after_the_other(home: Path, monkeypatch: pytest.M
     for line in lines():
         for pattern, small in SMALL:
             line = re.sub(pattern, small, line)
-        line = COMMENT.sub("", line)
         if line in printed:
             continue
         if PLAIN.fullmatch(line):
-            printed[line] = run_command(home, *line.split()).stdout
+            printed[line] = run_command(home, *shlex.split(line, comments=True)).stdout
             continue
         result = subprocess.run(
             ["bash", "-c", line], cwd=home, capture_output=True, text=True, timeout=300, check=False
