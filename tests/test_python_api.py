@@ -190,7 +190,8 @@ def test_ctrl_c_saves_and_raises_keyboard_interrupt(folders: Folders) -> None:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    options: dict[str, Any] = {"run": "interrupted", "tracking": "none", **folders}
+    constant = {"schedule.name": "constant"}  # with cosine's learning rates it could not go on to fewer steps
+    options: dict[str, Any] = {"run": "interrupted", "tracking": "none", "set": constant, **folders}
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
