@@ -442,10 +442,11 @@ def _image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def run() -> None:
-    """Run the command line; the entry point of the console script `pipeline`."""
-    if is_rank():
-        from pipeline.training.distributed import rank_process
-
-        with rank_process():
-            console.main(app)
+    """Run the command line. Raises SystemExit with its status."""
     console.main(app)
+
+
+def main() -> None:
+    """The console script `pipeline`."""
+    with console.exiting_at_once():
+        run()

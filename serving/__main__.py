@@ -1,3 +1,3 @@
-from serving.cli import run
+from serving.cli import main
 
-run()
+main()

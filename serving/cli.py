@@ -260,5 +260,11 @@ def _text(value: Any) -> str:
 
 
 def run() -> None:
-    """The console script `serving`."""
+    """Run the command line. Raises SystemExit with its status."""
     console.main(app)
+
+
+def main() -> None:
+    """The console script `serving`."""
+    with console.exiting_at_once():
+        run()

@@ -5,7 +5,6 @@ torchrun starts the ranks, or `--devices` (launch.py) does; environment variable
 
 from __future__ import annotations
 
-import atexit
 import io
 import os
 import signal
@@ -212,21 +211,3 @@ def _end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def rank_process() -> Iterator[None]:
-    """Exit this rank's process at the end of the block without finalising the Python interpreter.
-
-    DistributedDataParallel keeps gloo's threads alive after `destroy_process_group`, and a thread that releases a
-    tensor during finalisation aborts the process (pytorch/pytorch#179291).
-    """
-    status = 0
-    try:
-        yield
-    except SystemExit as end:
-        status = int(end.code or 0)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from convline.console import exiting_at_once
 from models import head_layers
 from pipeline.dataset import Dataset
 from pipeline.network import build_network
 from pipeline.recipe import load
 from pipeline.run import Run
-from pipeline.training.distributed import RankGroup, join, rank_process
+from pipeline.training.distributed import RankGroup, join
 from pipeline.training.training_state import TrainingState
 
 # as the recipe photos: 6 steps with a frozen backbone, then all layers, with the frozen statistics of BatchNorm
@@ -95,7 +96,7 @@ def train(
 
 
 if __name__ == "__main__":
-    with rank_process(), join("cpu") as ranks:
+    with exiting_at_once(), join("cpu") as ranks:
         torch.set_num_threads(1)
         results: dict[str, Any] = compute(Path(sys.argv[1]), FULL if "--full" in sys.argv else SYSTEMS, ranks)
         if ranks.is_main:

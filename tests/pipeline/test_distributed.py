@@ -215,21 +215,3 @@ def test_settings_that_ranks_cannot_share_are_refused_in_one_sentence(
     error = cli_process(*TRAIN, *options, status=1).stderr
     assert error.count("error: ") == 1 and message in error
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_process_of_a_rank_ends_with_its_status_without_finalising_python() -> None:
-    script = """
-import atexit, sys
-from pipeline.training.distributed import rank_process
-
-class Leftover:
-    def __del__(self):
-        print("finalised")
-
-leftover = Leftover()
-with rank_process():
-    atexit.register(print, "at exit")
-    sys.exit(3)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert (done.returncode, done.stdout) == (3, "at exit\n")
