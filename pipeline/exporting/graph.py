@@ -11,12 +11,12 @@ import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convline.errors import ConvlineError
 from convline.images import ImageSpec
@@ -41,7 +41,7 @@ def to_onnx(served: ServedNetwork, spec: ImageSpec) -> onnx.ModelProto:
     """
     shapes = {"image": {0: torch.export.Dim("batch")}}
     program = torch.export.export(served, (torch.from_numpy(probe_images(spec)),), dynamic_shapes=shapes)
-    program = program.run_decompositions({torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d})
+    _pool_by_mean(program)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")  # the exporter's own deprecation warnings
         exported = torch.onnx.export(
@@ -88,11 +88,11 @@ def _module_of(node: onnx.NodeProto) -> str:
     return str(node.name).rpartition("/")[0]
 
 
-def _adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
-    """A pool to a size of 1x1 is a mean; PyTorch's own decomposition adds a gather over computed indices."""
-    if tuple(size) == (1, 1):
-        return x.mean((2, 3), keepdim=True)
-    return torch.ops.aten._adaptive_avg_pool2d(x, size)
+def _pool_by_mean(program: torch.export.ExportedProgram) -> None:
+    """Make a pool to a size of 1x1 a mean; the exporter adds a gather over computed indices."""
+    for node in program.graph.nodes:
+        if node.target == torch.ops.aten.adaptive_avg_pool2d.default and list(node.args[1]) == [1, 1]:
+            node.target, node.args = torch.ops.aten.mean.dim, (node.args[0], [2, 3], True)
 
 
 def _rename(model: onnx.ModelProto, served: nn.Module) -> None:
