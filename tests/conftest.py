@@ -39,6 +39,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, mine or CPUS)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: a test process that began it last would be left alone with it."""
+
+    def seconds(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("timeout")
+        return marker.args[0] if marker else 0
+
+    items.sort(key=lambda item: seconds(item) <= 600)
+
+
 @pytest.fixture(scope="module")
 def all_cpus() -> Iterator[None]:
     """For tests of what more than one CPU does."""

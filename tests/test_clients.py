@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 
 from pipeline.register import register
 from pipeline.run import Run
-from tests.commands import python_warnings
+from tests.commands import command_state
 from tests.conftest import ROOT, run_command
 from tests.serving.helpers import csv_rows
 from tests.test_documents import FENCED
@@ -92,15 +91,12 @@ def test_the_javascript_client_gives_servings_answers(folder: Path, tmp_path: Pa
 
 @pytest.mark.all
 def test_mlflows_own_server_gives_servings_answers_for_images_of_any_size(
-    insects: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    insects: Path, folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(insects / "runs", tmp_path / "runs")  # what is sent to MLflow is noted in the run
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.chdir(tmp_path)
     run = Run.find(tmp_path / "runs", None)
-    with warnings.catch_warnings():
-        python_warnings()  # MLflow's own are no errors
+    with command_state(tmp_path, [], {"MLFLOW_TRACKING_URI": uri}):  # MLflow sets other variables besides
         register(folder / "any-size.onnx", run, "insects")
     printed = []
     with scoring_server(tmp_path, "models:/insects/1", uri) as score:

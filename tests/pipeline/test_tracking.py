@@ -20,11 +20,13 @@ from tests.trainings import points
 pytestmark = pytest.mark.all
 
 
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_server_that_fails_costs_a_training_nothing(tmp_path: Path, server: Server, fault: signal.Signals) -> None:
+@pytest.mark.parametrize(("fault", "steps"), [(signal.SIGKILL, 4000), (signal.SIGSTOP, 8000)])
+def test_a_server_that_fails_costs_a_training_nothing(
+    tmp_path: Path, server: Server, fault: signal.Signals, steps: int
+) -> None:
     server.start()
     env = {**os.environ, "MLFLOW_TRACKING_URI": server.uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
-    training = command("pipeline", "train", "digits", "--steps", 10000)
+    training = command("pipeline", "train", "digits", "--steps", steps)
     run = tmp_path / "runs/digits"
     with (tmp_path / "errors").open("wb") as errors:  # a pipe that is not read would block it
         process = subprocess.Popen(training, cwd=tmp_path, env=env, stderr=errors)
