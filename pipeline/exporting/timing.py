@@ -37,7 +37,8 @@ def measure_speed(
 
 
 def seconds_per_call(calls: Mapping[str, Callable[[], object]], seconds: float, rounds: int) -> dict[str, float]:
-    """For each contender, the median over `rounds` rounds; in each round every contender runs for `seconds`."""
+    """For each contender, the median over `rounds` rounds; in each round every contender runs for `seconds`, or once
+    where that takes longer."""
     measured: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
