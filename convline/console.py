@@ -39,17 +39,16 @@ def main(app: typer.Typer) -> NoReturn:
     try:
         try:
             app([argument for argument in sys.argv[1:] if argument != "--debug"])
-        finally:
-            sys.stdout.flush()
+        except SystemExit:
+            sys.stdout.flush()  # a full disk may show only now
+            raise
         sys.exit(0)
     except Exception as error:
-        if isinstance(error, BrokenPipeError):
-            # whatever reads our stdout has closed it, as `head` does: end without a message
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        elif debug:
-            raise
-        else:
+        if not isinstance(error, BrokenPipeError):  # whatever reads our stdout has closed it, as `head` does
+            if debug:
+                raise
             print(f"error: {error_message(error)}", file=sys.stderr)
+        _end_stdout()
         sys.exit(1)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -61,7 +60,7 @@ def exiting_at_once() -> Iterator[None]:
     """Spare a process whose program is this block the finalisation of the Python interpreter when it exits.
 
     Threads are waited for and exit handlers run as always. Only taking every module and object apart is left out: with
-    PyTorch and its exporter this takes one to three seconds. And DistributedDataParallel keeps gloo's threads alive
+    PyTorch and its exporter this takes up to three seconds. And DistributedDataParallel keeps gloo's threads alive
     after `destroy_process_group`; one that releases a tensor meanwhile aborts the process (pytorch/pytorch#179291).
     """
     status = 1
@@ -78,6 +77,14 @@ def exiting_at_once() -> Iterator[None]:
     except SystemExit as end:
         status = int(end.code or 0)
         raise
+
+
+def _end_stdout() -> None:
+    """Write what stdout still holds, and drop what cannot be written: else Python reports it again when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _replace_missing_streams() -> None:

@@ -43,19 +43,17 @@ def seconds_per_call(calls: Mapping[str, Callable[[], object]], seconds: float, 
     for _ in range(rounds):
         for name, call in calls.items():
             time.sleep(PAUSE)
-            first, count = _timed(call), 0
-            if first >= seconds:  # what waking its threads up takes does not matter
-                measured[name].append(first)
-                continue
-            began = time.perf_counter()
-            while (passed := time.perf_counter() - began) < seconds:
-                call()
-                count += 1
-            measured[name].append(passed / count)
+            mean = _mean_seconds(call, 0)
+            if mean < seconds:  # it only woke its threads up
+                mean = _mean_seconds(call, seconds)
+            measured[name].append(mean)
     return {name: statistics.median(values) for name, values in measured.items()}
 
 
-def _timed(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+def _mean_seconds(call: Callable[[], object], seconds: float) -> float:
+    """Of as many calls as take `seconds`, at least one."""
+    began, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - began < seconds:
+        call()
+        count += 1
+    return (time.perf_counter() - began) / count

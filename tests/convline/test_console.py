@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -38,3 +39,49 @@ with exiting_at_once():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (status, "thread\nat exit\n")
     assert done.stderr.endswith("ValueError\n") if status == 1 else not done.stderr
+
+
+NO_SPACE = "No space left on device; free some space and run the command again"
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [("", NO_SPACE), ("raise typer.Exit(3)", NO_SPACE), ("raise ConvlineError('not this')", "not this")],
+)
+def test_output_that_cannot_be_written_is_one_sentence(end: str, message: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = printing(end, full.fileno())
+    assert (done.returncode, done.stderr) == (1, f"error: {message}\n")
+
+
+@pytest.mark.parametrize(("end", "message"), [("", ""), ("raise ConvlineError('not this')", "error: not this\n")])
+def test_output_that_nobody_reads_is_no_error(end: str, message: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = printing(end, writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+def printing(end: str, stdout: int) -> subprocess.CompletedProcess[str]:
+    """A command that prints a line, which stays in Python's buffer, and ends by `end`."""
+    script = f"""
+import typer
+from convline import console
+from convline.errors import ConvlineError
+
+app = typer.Typer()
+
+@app.command()
+def command() -> None:
+    print("a line")
+    {end}
+
+with console.exiting_at_once():
+    console.main(app)
+"""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", script]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=buffered, cwd=ROOT, check=False
+    )
